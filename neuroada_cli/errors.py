@@ -1,0 +1,82 @@
+"""What a user is told when something is wrong: one line (what, where, what to do) and an exit code.
+
+Anything else that escapes is our bug and exits 70. Raise the narrowest class; never exit from a library
+function.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A problem the user can mend.
+
+    what   the problem with its value: "select.k=4096, but model.layers.0.mlp.gate_proj has 2048 inputs"
+    where  the place, as "file:line", a folder, or a module name; printed in front
+    fix    the remedy as an imperative: "choose 1..2048"; printed behind
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, where: str | None = None, fix: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.fix = fix
+        super().__init__(self.line())
+
+    def line(self) -> str:
+        """The message as one line, with control characters (terminal escapes of hostile files) removed."""
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        if self.fix:
+            text += f"; {self.fix}"
+        text = " ".join(text.split())
+        return "".join(c for c in text if c.isprintable())
+
+
+class RecipeError(UserError):
+    """A recipe, flag or combination of settings is wrong (exit 2)."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """A data set is missing, malformed, empty or unusable (exit 3)."""
+
+    exit_code = 3
+
+
+class ModelError(UserError):
+    """A model folder, adapter or selection is missing, broken, or not the one that is needed (exit 4)."""
+
+    exit_code = 4
+
+
+class NumericsError(UserError):
+    """NaN or infinity, nothing trainable, or frozen weights that moved (exit 5)."""
+
+    exit_code = 5
+
+
+class ResourceError(UserError):
+    """Out of memory or disk, no permission, or a package that is not installed (exit 6)."""
+
+    exit_code = 6
+
+
+class OutputError(UserError):
+    """The output exists, or another process holds it (exit 7)."""
+
+    exit_code = 7
+
+
+class PeerError(UserError):
+    """A peer process of a distributed run failed (exit 8)."""
+
+    exit_code = 8
+
+
+class Stopped(UserError):
+    """Stopped by a signal after everything was saved (exit 130 for SIGINT, 143 for SIGTERM)."""
+
+    def __init__(self, signal_number: int, what: str, fix: str | None = None) -> None:
+        super().__init__(what, fix=fix)
+        self.exit_code = 128 + signal_number
