@@ -183,7 +183,7 @@ def _refuse_tricks(text: str, where: str) -> None:
     """Depth, anchors and tags are checked on the event stream, before any object is built."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line = f"{where}:{event.start_mark.line + 1}"
+        line = f"{where}:{event.start_mark.line + 1}" if event.start_mark else where
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise RecipeError("anchors and aliases are not used in recipes", line, "write the value out")
         if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None):
@@ -207,9 +207,9 @@ def _parse_yaml(text: str, where: str) -> tuple[Any, _Lines]:
             lines: _Lines = {}
             if node is not None:
                 _collect_lines(node, (), lines)
-            return (loader.construct_document(node) if node is not None else None), lines  # type: ignore[no-untyped-call]
+            return (loader.construct_document(node) if node is not None else None), lines
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}" if mark else where
