@@ -1,0 +1,95 @@
+"""Which K connections of every neuron train.
+
+O = output neurons, I = inputs, K = chosen inputs per neuron
+
+A criterion scores every weight; the K highest scores of each row are chosen. The choice is deterministic
+on every device: among equal scores the lower column wins, so a selection can be checked by anybody. (It is
+stored and reused all the same, never recomputed from a later weight.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Rows are handled in blocks so that the scores of a 100k-row matrix never stand in full beside the weight.
+BLOCK_ELEMENTS = 1 << 22
+
+
+def by_magnitude(weight_OI: Tensor, generator: torch.Generator | None) -> Tensor:
+    """|W|: the paper's criterion (NeuroAda eq. 1, arXiv:2510.18940)."""
+    return weight_OI.abs()
+
+
+def by_reverse(weight_OI: Tensor, generator: torch.Generator | None) -> Tensor:
+    """-|W|: the smallest weights, the paper's control."""
+    return weight_OI.abs().neg_()
+
+
+def by_random(weight_OI: Tensor, generator: torch.Generator | None) -> Tensor:
+    """K positions per neuron at random, the paper's other control; needs a seeded generator."""
+    return torch.rand(weight_OI.shape, generator=generator, dtype=torch.float32)
+
+
+Criterion = Callable[[Tensor, torch.Generator | None], Tensor]
+
+CRITERIA: dict[str, Criterion] = {
+    "magnitude": by_magnitude,
+    "reverse": by_reverse,
+    "random": by_random,
+}
+
+
+def choose(
+    weight_OI: Tensor, k: int, criterion: str = "magnitude", generator: torch.Generator | None = None
+) -> Tensor:
+    """The K columns of every row with the highest score: int32 `[O, K]`, ascending within a row.
+
+    weight_OI  any float dtype, rows are neurons (transpose a GPT-2 Conv1D first)
+    generator  used by `random` only
+    Raises ValueError for k outside 1..I, an unknown criterion, or a weight that is not finite.
+    """
+    outputs, inputs = weight_OI.shape
+    if not 1 <= k <= inputs:
+        raise ValueError(f"k={k}, but a neuron has {inputs} inputs; choose 1..{inputs}")
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion {criterion} is not one of {', '.join(CRITERIA)}")
+    score = CRITERIA[criterion]
+    index_OK = torch.empty(outputs, k, dtype=torch.int32, device=weight_OI.device)
+    block = max(1, BLOCK_ELEMENTS // inputs)
+    for start in range(0, outputs, block):
+        rows = slice(start, start + block)
+        score_OI = score(weight_OI[rows], generator).to(weight_OI.device)
+        index_OK[rows] = top_k_stable(score_OI, k)
+    return index_OK
+
+
+def top_k_stable(score_OI: Tensor, k: int) -> Tensor:
+    """Columns of the K highest scores per row, ascending; of equal scores the lower column is taken.
+
+    Plain `topk` picks ties as it likes. One value more than K tells where that matters: only rows whose
+    K-th and (K+1)-th scores are equal (common in bf16) are chosen again by the rule.
+    Raises ValueError where a chosen score is NaN or infinite (`topk` puts NaN first).
+    """
+    inputs = score_OI.shape[1]
+    top = score_OI.topk(min(k + 1, inputs), dim=1)
+    if not torch.isfinite(top.values[:, :k]).all():
+        raise ValueError("a score is NaN or infinite")
+    column_OK = top.indices[:, :k].sort(dim=1).values.to(torch.int32)
+    if k < inputs:
+        tied = top.values[:, k] == top.values[:, k - 1]
+        if tied.any():
+            column_OK[tied] = _lowest_tied_columns(score_OI[tied], top.values[tied, k - 1], k)
+    return column_OK
+
+
+def _lowest_tied_columns(score_RI: Tensor, threshold_R: Tensor, k: int) -> Tensor:
+    """The same for rows R with a tie at the K-th score: all above it, then the lowest columns equal to it."""
+    above_RI = score_RI > threshold_R[:, None]
+    equal_RI = score_RI == threshold_R[:, None]
+    room_R1 = k - above_RI.sum(dim=1, keepdim=True)
+    chosen_RI = above_RI | (equal_RI & (equal_RI.cumsum(dim=1, dtype=torch.int32) <= room_R1))
+    # exactly K per row, and nonzero walks rows and columns in ascending order
+    return chosen_RI.nonzero()[:, 1].view(-1, k).to(torch.int32)
