@@ -101,6 +101,7 @@ class DeltaLayer(nn.Module):
         # in a list, so that the original is kept for detaching but is no submodule (names stay the base's)
         self._base = [base]
         self.transposed = transposed
+        self.shares_deltas = False  # True for every user of a tied weight but the one that was targeted
         self.weight = cast(nn.Parameter, base.weight)
         self.train(base.training)
 
@@ -117,6 +118,7 @@ class DeltaLayer(nn.Module):
         self.delta = nn.Parameter(torch.zeros(index_OK.shape, dtype=torch.float32, device=device))
 
     def _share_deltas(self, owner: DeltaLayer) -> None:
+        self.shares_deltas = True
         self.register_buffer("index", owner.index)
         self.register_buffer("base_values", owner.base_values)
         self.delta = owner.delta
@@ -180,7 +182,7 @@ class DeltaLinear(DeltaLayer):
     def _wrap(cls, base: nn.Module) -> DeltaLinear:
         if not (isinstance(base, nn.Linear) or is_conv1d(base)):
             raise ValueError(f"{type(base).__name__} is not a linear layer")
-        base.weight.requires_grad_(False)  # type: ignore[operator,union-attr]
+        cast(nn.Parameter, base.weight).requires_grad_(False)
         return cls(base, transposed=not isinstance(base, nn.Linear))
 
     def plain_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -192,7 +194,8 @@ class DeltaLinear(DeltaLayer):
         return y_TO.view(*x.shape[:-1], self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, _FoldedLinear.apply(x, self.delta, self, self.weight, self.bias))
+        y = _FoldedLinear.apply(x, self.delta, self, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return cast(Tensor, y)
 
 
 class DeltaEmbedding(DeltaLayer):
@@ -205,5 +208,7 @@ class DeltaEmbedding(DeltaLayer):
         self._share_deltas(owner)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        y = _FoldedEmbedding.apply(tokens, self.delta, self.weight, self.index, self.padding_idx)
+        y = _FoldedEmbedding.apply(  # type: ignore[no-untyped-call]
+            tokens, self.delta, self.weight, self.index, self.padding_idx
+        )
         return cast(Tensor, y)

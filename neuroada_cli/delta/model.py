@@ -148,13 +148,11 @@ def _sharing_layer(base: nn.Module, owner: DeltaLinear, name: str) -> DeltaLayer
 
 def delta_layers(model: nn.Module) -> dict[str, DeltaLinear]:
     """Name -> attached layer, one per delta: of layers that share a weight, the one that was targeted."""
-    layers: dict[str, DeltaLinear] = {}
-    seen: set[int] = set()
-    for name, module in model.named_modules():
-        if isinstance(module, DeltaLinear) and id(module.delta) not in seen:
-            seen.add(id(module.delta))
-            layers[name] = module
-    return layers
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, DeltaLinear) and not module.shares_deltas
+    }
 
 
 def refold(model: nn.Module) -> None:

@@ -10,10 +10,14 @@ a sampled dense-dense product with O*K*T multiplications where the dense gradien
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+# torch announces once that CSR tensors are in beta; the one operation used here is held to the oracle
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 TILE_ELEMENTS = 1 << 20  # largest temporary of the tiled back-end, in elements
 
@@ -56,7 +60,8 @@ def sampled_addmm(grad_TO: Tensor, x_TI: Tensor, index_OK: Tensor) -> Tensor:
     )
     grad_OT = grad_TO.float().T.contiguous()
     x_IT = x_TI.float().T.contiguous()
-    return torch.sparse.sampled_addmm(pattern, grad_OT, x_IT.T, beta=0.0).values().view(outputs, k)
+    sampled: Tensor = torch.sparse.sampled_addmm(pattern, grad_OT, x_IT.T, beta=0.0).values()
+    return sampled.view(outputs, k)
 
 
 Backend = Callable[[Tensor, Tensor, Tensor], Tensor]

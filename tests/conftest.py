@@ -1,0 +1,80 @@
+"""Shared fixtures: tiny models with random weights, and where the real data sets lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+torch.set_num_threads(2)
+
+
+def pico_llama(tied: bool = False, vocabulary: int = 96, **changes: object) -> LlamaForCausalLM:
+    settings: dict[str, object] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": tied,
+        "initializer_range": 0.2,
+    }
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**(settings | changes))).eval()
+
+
+def pico_gpt2(**changes: object) -> GPT2LMHeadModel:
+    settings: dict[str, object] = {
+        "vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
+        "initializer_range": 0.2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(**(settings | changes))).eval()
+
+
+def pico_bert(**changes: object) -> BertForSequenceClassification:
+    settings: dict[str, object] = {
+        "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 64, "num_labels": 2, "initializer_range": 0.2,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(**(settings | changes))).eval()
+
+
+PICO_MODELS = {"llama": pico_llama, "gpt2": pico_gpt2, "bert": pico_bert}
+
+
+@pytest.fixture(params=sorted(PICO_MODELS))
+def pico(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """A tiny Llama, GPT-2 (Conv1D) and BERT classifier in turn, fp32."""
+    return PICO_MODELS[request.param]()
+
+
+@pytest.fixture
+def llama() -> LlamaForCausalLM:
+    return pico_llama()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real models and data sets beside the checkout; tests that need it skip without it."""
+    folder = Path(os.environ.get("NEUROADA_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(
+            f"needs the real data sets: no {folder.name}/ beside the checkout, $NEUROADA_SHARED unset"
+        )
+    return folder

@@ -1,0 +1,66 @@
+"""Every back-end of the sampled gradient equals the dense gradient gathered at the index (I7)."""
+
+import pytest
+import torch
+
+from neuroada_cli.delta.sampled_grad import BACKENDS, dense_oracle, sampled_grad
+from neuroada_cli.delta.selection import choose
+
+SHAPES = [(1, 1, 1, 1), (5, 7, 3, 2), (33, 65, 17, 1), (70, 48, 130, 20), (129, 31, 64, 31), (256, 96, 96, 4)]
+FAST = [name for name in BACKENDS if name != "dense_oracle"]
+
+
+def case(tokens: int, inputs: int, outputs: int, k: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(tokens)
+    grad_TO, x_TI = torch.randn(tokens, outputs).to(dtype), torch.randn(tokens, inputs).to(dtype)
+    return grad_TO, x_TI, choose(torch.randn(outputs, inputs), k)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_back_ends_equal_the_oracle(backend: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    grad_TO, x_TI, index_OK = case(*shape, dtype)  # type: ignore[arg-type]
+    sampled_OK = sampled_grad(grad_TO, x_TI, index_OK, backend)
+    assert sampled_OK.dtype == torch.float32
+    # `tiled` rounds the product to the input's dtype once; the others accumulate in fp32
+    tolerance = {"rtol": 1e-4, "atol": 1e-4}
+    if backend == "tiled" and dtype != torch.float32:
+        tolerance = {"rtol": 1e-2, "atol": 5e-2}
+    torch.testing.assert_close(sampled_OK, dense_oracle(grad_TO, x_TI, index_OK), **tolerance)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_repeated_and_unsorted_columns(backend: str) -> None:
+    grad_TO, x_TI, _ = case(19, 11, 6, 1, torch.float32)
+    index_OK = torch.tensor([[10, 0, 3], [3, 3, 3], [1, 0, 2], [9, 8, 7], [0, 10, 5], [4, 4, 0]]).int()
+    expected = dense_oracle(grad_TO, x_TI, index_OK)
+    torch.testing.assert_close(sampled_grad(grad_TO, x_TI, index_OK, backend), expected)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_inputs_that_are_not_contiguous(backend: str) -> None:
+    grad_OT, x_IT = torch.randn(14, 21), torch.randn(10, 21)
+    index_OK = choose(torch.randn(14, 10), 3)
+    expected = dense_oracle(grad_OT.T, x_IT.T, index_OK)
+    torch.testing.assert_close(sampled_grad(grad_OT.T, x_IT.T, index_OK, backend), expected)
+    wide_TO, wide_TI = torch.randn(21, 28)[:, ::2], torch.randn(21, 30)[:, 5:15]
+    expected = dense_oracle(wide_TO, wide_TI, index_OK)
+    torch.testing.assert_close(sampled_grad(wide_TO, wide_TI, index_OK, backend), expected)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_results_are_deterministic(backend: str) -> None:
+    arguments = case(256, 96, 96, 4, torch.float32)
+    first = sampled_grad(*arguments, backend)
+    assert all(torch.equal(first, sampled_grad(*arguments, backend)) for _ in range(5))
+
+
+def test_no_tokens_give_zeros() -> None:
+    index_OK = choose(torch.randn(4, 5), 2)
+    assert torch.equal(sampled_grad(torch.zeros(0, 4), torch.zeros(0, 5), index_OK), torch.zeros(4, 2))
+
+
+def test_an_unknown_back_end_is_refused() -> None:
+    with pytest.raises(ValueError, match="sampled_addmm"):
+        sampled_grad(*case(5, 7, 3, 2, torch.float32), "cublas")
