@@ -16,6 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from neuroada_cli.delta.native import available, native
+
 # torch announces once that CSR tensors are in beta; the one operation used here is held to the oracle
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
@@ -71,13 +73,14 @@ BACKENDS: dict[str, Backend] = {
     "tiled": tiled,
     "gathered": gathered,
     "sampled_addmm": sampled_addmm,
+    "native": native,
 }
 
 
-def pick_backend(tokens: int, inputs: int, outputs: int, k: int, dtype: torch.dtype, device: str) -> str:
-    """The back-end for a shape."""
-    if device == "cpu" and dtype == torch.float32 and k * 8 <= inputs:
-        return "sampled_addmm"
+def pick_backend(inputs: int, k: int, dtype: torch.dtype, device: str) -> str:
+    """The back-end for a layer. Sampling beats the dense product until K is about a quarter of the inputs."""
+    if device == "cpu" and 4 * k <= inputs:
+        return "native" if available(dtype) else "sampled_addmm"
     return "tiled"
 
 
@@ -89,11 +92,9 @@ def sampled_grad(grad_TO: Tensor, x_TI: Tensor, index_OK: Tensor, backend: str |
     index_OK  int32, the chosen columns of every row
     Raises ValueError for an unknown back-end.
     """
-    tokens, outputs = grad_TO.shape
-    inputs, k = x_TI.shape[1], index_OK.shape[1]
-    if tokens == 0:
+    if grad_TO.shape[0] == 0:
         return torch.zeros(index_OK.shape, dtype=torch.float32, device=grad_TO.device)
-    name = backend or pick_backend(tokens, inputs, outputs, k, x_TI.dtype, grad_TO.device.type)
+    name = backend or pick_backend(x_TI.shape[1], index_OK.shape[1], x_TI.dtype, grad_TO.device.type)
     if name not in BACKENDS:
         raise ValueError(f"back-end {name} is not one of {', '.join(BACKENDS)}")
     return BACKENDS[name](grad_TO, x_TI, index_OK)

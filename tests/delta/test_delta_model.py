@@ -206,7 +206,7 @@ class LargestAllocation(TorchDispatchMode):
 
 
 def test_a_step_allocates_nothing_of_the_size_of_a_weight() -> None:
-    outputs, inputs, tokens = 300, 500, 8
+    outputs, inputs, tokens = 3000, 500, 8
     layer = DeltaLinear.from_base(nn.Linear(inputs, outputs), choose(torch.randn(outputs, inputs), 5))
     x_TI = torch.randn(tokens, inputs, requires_grad=True)
     with LargestAllocation() as seen:

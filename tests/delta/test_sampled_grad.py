@@ -1,13 +1,27 @@
 """Every back-end of the sampled gradient equals the dense gradient gathered at the index (I7)."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+from neuroada_cli.delta.native import available
 from neuroada_cli.delta.sampled_grad import BACKENDS, dense_oracle, sampled_grad
 from neuroada_cli.delta.selection import choose
 
 SHAPES = [(1, 1, 1, 1), (5, 7, 3, 2), (33, 65, 17, 1), (70, 48, 130, 20), (129, 31, 64, 31), (256, 96, 96, 4)]
 FAST = [name for name in BACKENDS if name != "dense_oracle"]
+
+
+@pytest.fixture(autouse=True)
+def _native_takes_fp32_and_bf16(request: pytest.FixtureRequest) -> None:
+    arguments = getattr(getattr(request.node, "callspec", None), "params", {})
+    dtype = arguments.get("dtype", torch.float32)
+    if arguments.get("backend") == "native" and not available(dtype):
+        pytest.skip(f"the native kernel has no {dtype} here (it needs cc, and knows fp32 and bf16)")
 
 
 def case(tokens: int, inputs: int, outputs: int, k: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -64,3 +78,37 @@ def test_no_tokens_give_zeros() -> None:
 def test_an_unknown_back_end_is_refused() -> None:
     with pytest.raises(ValueError, match="sampled_addmm"):
         sampled_grad(*case(5, 7, 3, 2, torch.float32), "cublas")
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("k", [1, 3])
+def test_nan_and_infinity_are_not_swallowed(backend: str, bad: float, k: int) -> None:
+    grad_TO, x_TI, index_OK = case(33, 12, 9, k, torch.float32)
+    grad_TO[7, 4] = bad
+    assert not torch.isfinite(sampled_grad(grad_TO, x_TI, index_OK, backend)[4]).any()
+    assert torch.isfinite(sampled_grad(grad_TO, x_TI, index_OK, backend)[5]).all()
+
+
+def test_native_gives_the_same_bits_with_any_number_of_threads() -> None:
+    if not available(torch.float32):
+        pytest.skip("no C compiler here")
+    arguments = case(300, 96, 130, 4, torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        single = sampled_grad(*arguments, "native")
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(sampled_grad(*arguments, "native"), single)
+
+
+def test_without_a_compiler_torch_serves(tmp_path: Path) -> None:
+    script = (
+        "import torch; from neuroada_cli.delta import native, sampled_grad as s;"
+        "assert not native.available(torch.float32);"
+        "print(s.pick_backend(64, 1, torch.float32, 'cpu'))"
+    )
+    environment = os.environ | {"PATH": str(tmp_path), "NEUROADA_CACHE": str(tmp_path), "CC": ""}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "sampled_addmm", done.stderr

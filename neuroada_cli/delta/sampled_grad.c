@@ -1,0 +1,106 @@
+/* The sampled gradient on the CPU:  out[o][k] = sum_t g[t][o] * x[t][index[o][k]]
+ *
+ * T tokens, I inputs, O neurons, K chosen inputs per neuron. g and x lie token by token (rows of length O
+ * and I, strides in elements); index and out are dense [O][K].
+ *
+ * One column per neuron (`gather`): walk the tokens and pick, no layout change at all.
+ * More (`blocks`): dot products over tokens want tokens side by side, so blocks of TOKENS tokens are
+ * transposed while they are in cache: x once for all threads, g a tile of TILE neurons at a time. No
+ * transposed copy of g or x ever stands in full.
+ *
+ * Every out[o][k] is summed by one thread in one order, so results do not depend on the thread count.
+ * OpenMP comes from the process (torch's own thread pool); see native.py.
+ */
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define TOKENS 128
+#define TILE 16
+#define LANES 16
+
+static inline float from_f32(float value) { return value; }
+
+static inline float from_bf16(uint16_t value) {
+    uint32_t bits = (uint32_t)value << 16;
+    float wide;
+    memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
+static inline float dot(const float *restrict a, const float *restrict b) {
+    float lane[LANES] = {0};
+    for (int t = 0; t < TOKENS; t += LANES)
+        for (int l = 0; l < LANES; l++) lane[l] += a[t + l] * b[t + l];
+    float sum = 0;
+    for (int l = 0; l < LANES; l++) sum += lane[l];
+    return sum;
+}
+
+#define DEFINE(NAME, ELEMENT, WIDEN)                                                                       \
+                                                                                                           \
+    /* rows [t0, t0 + TOKENS) x columns [c0, c0 + count) of m, as count rows of TOKENS; zeros past T */    \
+    static inline void transpose_##NAME(const ELEMENT *restrict m, ptrdiff_t stride, int t0, int T,        \
+                                        int c0, int count, float *restrict out) {                          \
+        int rows = T - t0 < TOKENS ? T - t0 : TOKENS;                                                      \
+        for (int t = 0; t < rows; t++) {                                                                   \
+            const ELEMENT *row = m + (ptrdiff_t)(t0 + t) * stride + c0;                                    \
+            for (int c = 0; c < count; c++) out[(size_t)c * TOKENS + t] = WIDEN(row[c]);                   \
+        }                                                                                                  \
+        for (int c = 0; c < count; c++)                                                                    \
+            for (int t = rows; t < TOKENS; t++) out[(size_t)c * TOKENS + t] = 0;                           \
+    }                                                                                                      \
+                                                                                                           \
+    static void gather_##NAME(const ELEMENT *restrict g, ptrdiff_t g_stride, const ELEMENT *restrict x,    \
+                              ptrdiff_t x_stride, const int32_t *restrict index, int T, int O, int K,      \
+                              float *restrict out) {                                                       \
+        _Pragma("omp parallel for schedule(static)") for (int o0 = 0; o0 < O; o0 += 256) {                 \
+            int count = O - o0 < 256 ? O - o0 : 256;                                                       \
+            for (int k = 0; k < K; k++) {                                                                  \
+                float sum[256] = {0};                                                                      \
+                int32_t column[256];                                                                       \
+                for (int j = 0; j < count; j++) column[j] = index[(size_t)(o0 + j) * K + k];               \
+                for (int t = 0; t < T; t++) {                                                              \
+                    const ELEMENT *g_row = g + (ptrdiff_t)t * g_stride + o0;                               \
+                    const ELEMENT *x_row = x + (ptrdiff_t)t * x_stride;                                    \
+                    for (int j = 0; j < count; j++) sum[j] += WIDEN(g_row[j]) * WIDEN(x_row[column[j]]);   \
+                }                                                                                          \
+                for (int j = 0; j < count; j++) out[(size_t)(o0 + j) * K + k] = sum[j];                    \
+            }                                                                                              \
+        }                                                                                                  \
+    }                                                                                                      \
+                                                                                                           \
+    static void blocks_##NAME(const ELEMENT *restrict g, ptrdiff_t g_stride, const ELEMENT *restrict x,    \
+                              ptrdiff_t x_stride, const int32_t *restrict index, int T, int I, int O,      \
+                              int K, float *restrict x_block, float *restrict out) {                       \
+        memset(out, 0, (size_t)O * K * sizeof *out);                                                       \
+        _Pragma("omp parallel") for (int t0 = 0; t0 < T; t0 += TOKENS) {                                   \
+            _Pragma("omp for schedule(static)") for (int i = 0; i < I; i += TILE)                          \
+                transpose_##NAME(x, x_stride, t0, T, i, I - i < TILE ? I - i : TILE,                       \
+                                 x_block + (size_t)i * TOKENS);                                            \
+            _Pragma("omp for schedule(static)") for (int o0 = 0; o0 < O; o0 += TILE) {                     \
+                float g_tile[TILE * TOKENS] __attribute__((aligned(64)));                                  \
+                int count = O - o0 < TILE ? O - o0 : TILE;                                                 \
+                transpose_##NAME(g, g_stride, t0, T, o0, count, g_tile);                                   \
+                for (int j = 0; j < count; j++) {                                                          \
+                    const int32_t *column = index + (size_t)(o0 + j) * K;                                  \
+                    float *sum = out + (size_t)(o0 + j) * K;                                               \
+                    for (int k = 0; k < K; k++)                                                            \
+                        sum[k] += dot(g_tile + j * TOKENS, x_block + (size_t)column[k] * TOKENS);          \
+                }                                                                                          \
+            }                                                                                              \
+        }                                                                                                  \
+    }                                                                                                      \
+                                                                                                           \
+    /* x_block: room for I * TOKENS floats, 64-byte aligned; NULL asks for `gather`             */         \
+    void sampled_grad_##NAME(const ELEMENT *g, ptrdiff_t g_stride, const ELEMENT *x, ptrdiff_t x_stride,   \
+                             const int32_t *index, int T, int I, int O, int K, float *x_block,             \
+                             float *out) {                                                                 \
+        if (x_block == NULL)                                                                               \
+            gather_##NAME(g, g_stride, x, x_stride, index, T, O, K, out);                                  \
+        else                                                                                               \
+            blocks_##NAME(g, g_stride, x, x_stride, index, T, I, O, K, x_block, out);                      \
+    }
+
+DEFINE(f32, float, from_f32)
+DEFINE(bf16, uint16_t, from_bf16)
