@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.delta.linear import DeltaEmbedding, DeltaLayer, DeltaLinear, is_conv1d
+from neuroada_cli.delta.triton_grad import last_transpose
 
 ALL_LINEAR = "all-linear"
 
@@ -159,6 +160,7 @@ def refold(model: nn.Module) -> None:
     """Bring every weight up to date with its delta; call after each optimizer step."""
     for layer in delta_layers(model).values():
         layer.refold()
+    last_transpose.clear()
 
 
 @torch.no_grad()

@@ -10,13 +10,19 @@ a sampled dense-dense product with O*K*T multiplications where the dense gradien
 
 from __future__ import annotations
 
+import functools
+import json
+import math
+import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from neuroada_cli.delta.native import available, native
+from neuroada_cli.delta import native, triton_grad
 
 # torch announces once that CSR tensors are in beta; the one operation used here is held to the oracle
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -73,15 +79,61 @@ BACKENDS: dict[str, Backend] = {
     "tiled": tiled,
     "gathered": gathered,
     "sampled_addmm": sampled_addmm,
-    "native": native,
+    "native": native.native,
+    "triton": triton_grad.triton_grad,
 }
 
+# Measured winners; `make bench-op` rewrites the file on the machine it runs on (see docs/performance.md).
+TABLE = Path(__file__).with_name("backend_table.json")
 
-def pick_backend(inputs: int, k: int, dtype: torch.dtype, device: str) -> str:
-    """The back-end for a layer. Sampling beats the dense product until K is about a quarter of the inputs."""
-    if device == "cpu" and 4 * k <= inputs:
-        return "native" if available(dtype) else "sampled_addmm"
-    return "tiled"
+
+def usable(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Back-ends that can run here, without the oracle."""
+    names = ["tiled", "gathered"]
+    if device.type != "cpu" or dtype in (torch.float32, torch.bfloat16, torch.float16):
+        names.append("sampled_addmm")
+    if device.type == "cpu" and native.available(dtype):
+        names.append("native")
+    if triton_grad.available(device):
+        names.append("triton")
+    return names
+
+
+@functools.cache
+def pick_backend(
+    tokens: int, inputs: int, outputs: int, k: int, dtype: torch.dtype, device: torch.device
+) -> str:
+    """The back-end for a shape: $NEUROADA_BACKEND, else the nearest measured shape's winner, else a rule.
+
+    Near means close in the logarithms of T, I, O and K, on the same kind of device in the same dtype. The
+    rule for what the table lacks: sampling beats the dense product until K is about a quarter of I.
+    """
+    forced = os.environ.get("NEUROADA_BACKEND")
+    if forced:
+        return forced
+    here = usable(device, dtype)
+    kind = f"{device.type} {str(dtype).removeprefix('torch.')}"
+    measured = [row for row in _table() if row["kind"] == kind and row["fastest"] in here]
+    if measured:
+
+        def distance(row: dict[str, Any]) -> float:
+            pairs = (
+                (tokens, row["tokens"]),
+                (inputs, row["inputs"]),
+                (outputs, row["outputs"]),
+                (k, row["k"]),
+            )
+            return sum(math.log(ours / theirs) ** 2 for ours, theirs in pairs)
+
+        return str(min(measured, key=distance)["fastest"])
+    if 4 * k > inputs:
+        return "tiled"
+    return next(name for name in ("triton", "native", "sampled_addmm", "tiled") if name in here)
+
+
+@functools.cache
+def _table() -> list[dict[str, Any]]:
+    return list(json.loads(TABLE.read_text(encoding="utf-8"))["rows"]) if TABLE.is_file() else []
 
 
 def sampled_grad(grad_TO: Tensor, x_TI: Tensor, index_OK: Tensor, backend: str | None = None) -> Tensor:
@@ -92,9 +144,10 @@ def sampled_grad(grad_TO: Tensor, x_TI: Tensor, index_OK: Tensor, backend: str |
     index_OK  int32, the chosen columns of every row
     Raises ValueError for an unknown back-end.
     """
-    if grad_TO.shape[0] == 0:
+    (tokens, outputs), (inputs, k) = grad_TO.shape, (x_TI.shape[1], index_OK.shape[1])
+    if tokens == 0:
         return torch.zeros(index_OK.shape, dtype=torch.float32, device=grad_TO.device)
-    name = backend or pick_backend(x_TI.shape[1], index_OK.shape[1], x_TI.dtype, grad_TO.device.type)
+    name = backend or pick_backend(tokens, inputs, outputs, k, x_TI.dtype, grad_TO.device)
     if name not in BACKENDS:
         raise ValueError(f"back-end {name} is not one of {', '.join(BACKENDS)}")
     return BACKENDS[name](grad_TO, x_TI, index_OK)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from neuroada_cli.delta.native import available
-from neuroada_cli.delta.sampled_grad import BACKENDS, dense_oracle, sampled_grad
+from neuroada_cli.delta.sampled_grad import BACKENDS, dense_oracle, pick_backend, sampled_grad
 from neuroada_cli.delta.selection import choose
 
 SHAPES = [(1, 1, 1, 1), (5, 7, 3, 2), (33, 65, 17, 1), (70, 48, 130, 20), (129, 31, 64, 31), (256, 96, 96, 4)]
-FAST = [name for name in BACKENDS if name != "dense_oracle"]
+FAST = [name for name in BACKENDS if name not in ("dense_oracle", "triton")]  # triton has its own file
 
 
 @pytest.fixture(autouse=True)
@@ -107,8 +107,30 @@ def test_without_a_compiler_torch_serves(tmp_path: Path) -> None:
     script = (
         "import torch; from neuroada_cli.delta import native, sampled_grad as s;"
         "assert not native.available(torch.float32);"
-        "print(s.pick_backend(64, 1, torch.float32, 'cpu'))"
+        "print(s.pick_backend(8, 64, 64, 1, torch.float32, torch.device('cpu')))"
     )
     environment = os.environ | {"PATH": str(tmp_path), "NEUROADA_CACHE": str(tmp_path), "CC": ""}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == "sampled_addmm", done.stderr
+
+
+def test_the_environment_overrides_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (9, 1000, 1000, 1, torch.float32, torch.device("cpu"))
+    pick_backend.cache_clear()
+    assert pick_backend(*shape) != "gathered"
+    monkeypatch.setenv("NEUROADA_BACKEND", "gathered")
+    pick_backend.cache_clear()
+    assert pick_backend(*shape) == "gathered"
+    pick_backend.cache_clear()
+
+
+def test_the_nearest_measured_shape_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"kind": "cpu float32", "tokens": 512, "inputs": 512, "outputs": 512}
+    rows = [row | {"k": 1, "fastest": "gathered"}, row | {"k": 100, "fastest": "tiled"}]
+    monkeypatch.setattr("neuroada_cli.delta.sampled_grad._table", lambda: rows)
+    pick_backend.cache_clear()
+    cpu = torch.device("cpu")
+    assert pick_backend(600, 500, 700, 3, torch.float32, cpu) == "gathered"
+    assert pick_backend(600, 500, 700, 60, torch.float32, cpu) == "tiled"
+    assert pick_backend(600, 500, 700, 200, torch.float64, cpu) == "tiled"  # not in the table: the rule
+    pick_backend.cache_clear()
