@@ -1,0 +1,365 @@
+"""The `neuroada` command: reads the command line, runs one command, turns failures into one line.
+
+Every command imports what it needs when it runs, so that `neuroada --help` imports neither torch, nor
+transformers, nor pydantic. What a command does lies in `neuroada_cli.commands`; here are only its options.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuroada_cli import __version__, failures
+from neuroada_cli.errors import RecipeError
+from neuroada_cli.options import (
+    DataDirOption,
+    Dtype,
+    OverwriteOption,
+    Protocol,
+    RecipeArgument,
+    SetOption,
+    load,
+    parse_bytes,
+    parse_counts,
+    run_folder,
+    split,
+)
+
+app = typer.Typer(
+    name="neuroada",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
+app.add_typer(recipes_app, name="recipes")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"neuroada {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _neuroada(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. Works behind a command, too.")
+    ] = False,
+) -> None:
+    """Fine-tune a language model by a few weights per neuron, and merge them into a plain checkpoint.
+
+    \b
+    New here?   neuroada quickstart
+    Usual way:  neuroada train RECIPE  →  neuroada merge runs/NAME OUT  →  neuroada eval OUT
+    """
+
+
+@app.command()
+def quickstart(
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the run; default runs/quickstart.")
+    ] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="Another recipe for the same tour.")] = "quickstart",
+    overrides: SetOption = [],  # noqa: B006  (typer copies it)
+    data_dir: DataDirOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """The whole route on a real model in a few minutes: select, train, merge, and score each stage.
+
+    \b
+    neuroada quickstart
+    neuroada quickstart --set select.k=4 --set train.max_steps=40
+    neuroada quickstart --set model.path=path/to/model --out runs/mine
+    """
+    from neuroada_cli import quickstart as tour
+
+    # the default folder is the tour's own, so a second tour may replace the first
+    tour.run(load(recipe, overrides, data_dir, out), overwrite=overwrite or out is None)
+
+
+@app.command()
+def select(
+    recipe: RecipeArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write; default runs/NAME/selection.safetensors.")
+    ] = None,
+    overrides: SetOption = [],  # noqa: B006
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Choose the K inputs that each neuron may train, and store them (`train` does it, too, if need be).
+
+    \b
+    neuroada select llama7b_commonsense
+    neuroada select my.yaml --set select.k=4 --out k4.safetensors
+    """
+    from neuroada_cli.commands import select as command
+
+    command.run(load(recipe, overrides), out=out, overwrite=overwrite)
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default runs/NAME.")] = None,
+    selection: Annotated[
+        Path | None, typer.Option("--selection", help="A stored selection, instead of choosing anew.")
+    ] = None,
+    overrides: SetOption = [],  # noqa: B006
+    data_dir: DataDirOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    overwrite: OverwriteOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, show size, steps and memory; train nothing.")
+    ] = False,
+) -> None:
+    """Train the chosen connections; checkpoints, metrics and a picture go to runs/NAME.
+
+    \b
+    neuroada train commonsense15k --dry-run
+    neuroada train llama7b_math --data-dir ~/data --set optim.lr=1e-3
+    neuroada train llama7b_math --resume
+    """
+    from neuroada_cli.commands import train as command
+
+    loaded = load(recipe, overrides, data_dir, out)
+    command.run(loaded, selection=selection, resume=resume, overwrite=overwrite, dry_run=dry_run)
+
+
+@app.command()
+def merge(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A run or adapter folder, or the recipe of a run.")
+    ],
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="Folder to write; default RUN/merged.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="The base model, if it has moved since training.")
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option("--dtype", help="Of the written weights; default: the one trained in.")
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option("--max-shard-size", help="Like 5GB; default: the base's own shards.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Fold the trained connections into a plain Hugging Face checkpoint that needs no code of ours.
+
+    \b
+    neuroada merge runs/llama7b_math out/
+    neuroada merge runs/llama7b_math/checkpoint-500 out/ --dtype fp16 --max-shard-size 2GB
+    """
+    from neuroada_cli.commands import merge as command
+
+    folder = run_folder(source)
+    command.run(
+        folder,
+        out if out is not None else folder / "merged",
+        base=base,
+        dtype=dtype,
+        max_shard_bytes=parse_bytes(max_shard_size, "--max-shard-size"),
+        overwrite=overwrite,
+    )
+
+
+@app.command(name="eval")
+def eval_(
+    target: Annotated[
+        str | None, typer.Argument(metavar="TARGET", help="A model, adapter or run folder, or a hub id.")
+    ] = None,
+    tasks: Annotated[
+        str, typer.Option("--tasks", metavar="A,B", help="Tasks to score; default: those of the recipe.")
+    ] = "",
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Recipe with the settings; default: the one of the run.")
+    ] = None,
+    protocol: Annotated[
+        Protocol | None, typer.Option("--protocol", help="Prompts and scoring rules; default: reft.")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Score this JSONL of another tool; needs no model.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Results folder; default TARGET/eval.")] = None,
+    overrides: SetOption = [],  # noqa: B006
+    data_dir: DataDirOption = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows a task.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows at once.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Default: the protocol's own number.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Load the weights as this.")] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Score a base model, an adapter or a merged folder by the papers' own rules.
+
+    \b
+    neuroada eval out/ --tasks boolq,piqa
+    neuroada eval runs/llama7b_math --limit 200
+    neuroada eval --predictions theirs.jsonl --tasks gsm8k --protocol reft
+    """
+    from neuroada_cli.commands import eval as command
+
+    names = tuple(split(tasks))
+    if predictions is not None:
+        if target is not None or len(names) != 1:
+            raise RecipeError("scores one task without a model", "--predictions", "add --tasks TASK only")
+        command.run_predictions(predictions, names[0], protocol or "reft")
+        return
+    if target is None:
+        raise RecipeError("nothing to score", "eval", "name a model folder, a run folder or a hub id")
+    if overrides and recipe is None:
+        raise RecipeError("has nothing to override without a recipe", "--set", "add --recipe RECIPE")
+    command.run(
+        target,
+        recipe=load(recipe, overrides, data_dir) if recipe is not None else None,
+        tasks=names,
+        protocol=protocol,
+        out=out,
+        data_dir=str(data_dir) if data_dir is not None else None,
+        limit=limit,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        device=device,
+        dtype=dtype,
+        overwrite=overwrite,
+    )
+
+
+@app.command()
+def bench(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="Measure this recipe's model and K.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", help="Without a recipe: a built-in shape with random weights.")
+    ] = "smollm2-135m",
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Use only so many blocks.")] = None,
+    compare: Annotated[
+        str, typer.Option("--compare", metavar="A,B", help="Peers: mask, full, scatter, lora, dora, shira, …")
+    ] = "mask",
+    k: Annotated[str, typer.Option("--k", metavar="N,M", help="Connections per neuron to measure.")] = "1",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Rows per step.")] = 4,
+    sequence: Annotated[int, typer.Option("--seq", min=2, help="Tokens per row.")] = 256,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds measured.")] = 8,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds left out first.")] = 2,
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="Of the weights.")] = "fp32",
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")] = None,
+    memory_budget: Annotated[
+        str | None, typer.Option("--memory-budget", help="Like 40GB: also find the largest batch that fits.")
+    ] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    plot_out: Annotated[Path | None, typer.Option("--plot", help="Draw time against memory here.")] = None,
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Time and memory of a training step against its peers and the frozen floor, in the same run.
+
+    \b
+    neuroada bench --compare mask
+    neuroada bench --model llama-7b --layers 2 --k 1,20 --compare mask,lora --plot bench.png
+    """
+    from neuroada_cli.commands import bench as command
+
+    if overrides and recipe is None:
+        raise RecipeError("has nothing to override without a recipe", "--set", "name a recipe")
+    command.run(
+        recipe=load(recipe, overrides) if recipe is not None else None,
+        model=model,
+        layers=layers,
+        compare=tuple(split(compare)),
+        k=parse_counts(k, "--k"),
+        batch=batch,
+        sequence=sequence,
+        rounds=rounds,
+        warmup=warmup,
+        dtype=dtype,
+        device=device,
+        json_out=json_out,
+        plot_out=plot_out,
+        memory_budget=parse_bytes(memory_budget, "--memory-budget"),
+    )
+
+
+@app.command()
+def validate(recipe: RecipeArgument, overrides: SetOption = [], data_dir: DataDirOption = None) -> None:  # noqa: B006
+    """Check a recipe without running it; says in one line what it would do.
+
+    \b
+    neuroada validate my.yaml
+    neuroada validate llama7b_math --set optim.lr=1e-3
+    """
+    from neuroada_cli.commands import validate as command
+
+    command.run(load(recipe, overrides, data_dir))
+
+
+@app.command()
+def env() -> None:
+    """One screen about this machine and its packages, to paste into a bug report."""
+    from neuroada_cli.commands import env as command
+
+    command.run()
+
+
+@recipes_app.callback()
+def _recipes(context: typer.Context) -> None:
+    """List, show and copy the recipes that come with neuroada.
+
+    \b
+    neuroada recipes
+    neuroada recipes copy llama7b_math my.yaml
+    """
+    if context.invoked_subcommand is None:
+        list_recipes()
+
+
+@recipes_app.command(name="ls")
+def list_recipes() -> None:
+    """List the bundled recipes with what they do."""
+    from neuroada_cli.commands import recipes as command
+
+    command.list_all()
+
+
+@recipes_app.command(name="show")
+def show_recipe(
+    name: RecipeArgument,
+    resolved: Annotated[bool, typer.Option("--resolved", help="With every default written out.")] = False,
+) -> None:
+    """Print a recipe."""
+    from neuroada_cli.commands import recipes as command
+
+    command.show(name, resolved=resolved)
+
+
+@recipes_app.command(name="copy")
+def copy_recipe(
+    name: RecipeArgument,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="Default: ./NAME.yaml.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Copy a bundled recipe to start your own from."""
+    from neuroada_cli.commands import recipes as command
+
+    command.copy(name, out, overwrite=overwrite)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and exit with its code. `--debug` may stand anywhere in it."""
+    given = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in given
+    try:
+        code = app([word for word in given if word != "--debug"], prog_name="neuroada", standalone_mode=False)
+    except BaseException as error:
+        code = failures.report(error, debug)
+    sys.exit(code if isinstance(code, int) else 0)

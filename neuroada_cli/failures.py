@@ -1,0 +1,66 @@
+"""How a command ends when it fails: one line on stderr and an exit code, a traceback only if asked for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+
+from neuroada_cli.errors import UserError
+
+USAGE = 2
+RESOURCES = 6
+BUG = 70
+INTERRUPTED = 130
+# What the machine refused, rather than what we did wrong.
+RESOURCE_ERRNOS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM,
+     errno.EMFILE}
+)  # fmt: skip
+LESS_MEMORY = (
+    "lower train.micro_batch_size, data.max_length or eval.batch_size, or set train.gradient_checkpointing"
+)
+
+
+def report(error: BaseException, debug: bool = False) -> int:
+    """Tell the user about whatever ended the command, and return the exit code."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, OSError) and error.errno == errno.EPIPE:
+        # the reader of our output (head, a pager) has gone; keep the interpreter from flushing into it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    line, code = explain(error)
+    if debug:
+        traceback.print_exception(error)
+    print(line, file=sys.stderr)
+    return code
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """One line and an exit code for any exception.
+
+    Out of memory is told by name and text, since naming torch's class would mean importing torch: on the CPU
+    it arrives as a plain RuntimeError that mentions DefaultCPUAllocator.
+    """
+    if isinstance(error, UserError):
+        return f"error: {error.line()}", error.exit_code
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+        return "stopped", INTERRUPTED
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "neuroada"
+        message = " ".join(error.format_message().split()).rstrip(".")
+        return f"error: {message[:1].lower()}{message[1:]}; see `{command} --help`", USAGE
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _cpu_allocator(error):
+        return f"error: out of memory; {LESS_MEMORY}", RESOURCES
+    if isinstance(error, OSError) and error.errno in RESOURCE_ERRNOS:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"error: {place}{error.strerror}", RESOURCES
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return f"error: this is a bug in neuroada ({text}); run again with --debug and report it", BUG
+
+
+def _cpu_allocator(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
