@@ -1,0 +1,49 @@
+"""Model folders: finding them, checking them, reading their tensors, loading them.
+
+    resolve_model     path, packaged model or hub id  ->  a local folder
+    open_weights      a folder's tensors by name, one in memory at a time
+    fingerprint       what makes this base this base
+    skeleton          the module graph without weights
+    load_model        the model with its weights
+
+This package is the only importer of transformers' loaders.
+"""
+
+from neuroada_cli.hub.fingerprint import fingerprint
+from neuroada_cli.hub.loading import (
+    TORCH_DTYPES,
+    LoadedModel,
+    Task,
+    default_exclude,
+    load_model,
+    load_tokenizer,
+    skeleton,
+)
+from neuroada_cli.hub.resolve import read_config, resolve_model
+from neuroada_cli.hub.weights import (
+    TensorInfo,
+    Weights,
+    open_weights,
+    stored_name,
+    tensor_name,
+    total_parameters,
+)
+
+__all__ = [
+    "TORCH_DTYPES",
+    "LoadedModel",
+    "Task",
+    "TensorInfo",
+    "Weights",
+    "default_exclude",
+    "fingerprint",
+    "load_model",
+    "load_tokenizer",
+    "open_weights",
+    "read_config",
+    "resolve_model",
+    "skeleton",
+    "stored_name",
+    "tensor_name",
+    "total_parameters",
+]

@@ -1,0 +1,187 @@
+"""Models and tokenizers from a local folder, through transformers, with errors that a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from neuroada_cli.delta.model import is_linear
+from neuroada_cli.errors import ModelError, ResourceError, UserError
+from neuroada_cli.hub.resolve import check_folder
+
+Task = Literal["causal-lm", "sequence-classification"]
+
+# The recipe's names of data types.
+TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """model   in evaluation mode, as transformers leaves it
+    fresh   parameters that the folder lacks and that were initialised here (a classification head)
+    folder  where it came from
+    """
+
+    model: nn.Module
+    fresh: list[str]
+    folder: Path
+
+
+def skeleton(
+    folder: Path, task: Task, num_labels: int | None = None, trust_remote_code: bool = False
+) -> nn.Module:
+    """The module graph on the meta device: names, classes, shapes and ties, no weights and no memory.
+
+    Raises ModelError for a config that transformers cannot build.
+    """
+    with _explained(folder), torch.device("meta"):
+        config = _config(folder, num_labels, trust_remote_code)
+        model: nn.Module = _auto_class(task).from_config(config, trust_remote_code=trust_remote_code)
+        model.tie_weights()  # type: ignore[operator]
+    return model
+
+
+def load_model(
+    folder: Path,
+    task: Task,
+    dtype: torch.dtype | str,
+    device: str | torch.device = "cpu",
+    num_labels: int | None = None,
+    attention: str | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """The model with its weights rounded to `dtype` ("bf16", "fp16", "fp32" or a torch dtype).
+
+    A head that the folder lacks, or holds for another number of labels, is initialised from `seed` alone.
+    Raises ModelError (not loadable, or a weight inside the pretrained part is missing), ResourceError (out
+    of memory, or a package that the attention implementation needs).
+    """
+    check_folder(folder, trust_remote_code)
+    with _explained(folder), _silent_transformers(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model, info = _auto_class(task).from_pretrained(
+            folder,
+            config=_config(folder, num_labels, trust_remote_code),
+            dtype=TORCH_DTYPES[dtype] if isinstance(dtype, str) else dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+        missing = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
+        fresh = [name for name, _ in model.named_parameters() if name in missing]
+        _refuse_missing(model, fresh, task, folder)
+        return LoadedModel(model.to(device), fresh, folder)
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The folder's tokenizer (a PreTrainedTokenizerBase). Raises ModelError when there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        with _silent_transformers():
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except ImportError as error:
+        raise ResourceError(f"the tokenizer needs a package: {_first_line(error)}", str(folder)) from error
+    except Exception as error:  # the folder's content is foreign: anything may come out of it
+        raise ModelError(
+            f"no tokenizer can be loaded: {_first_line(error)}", str(folder), "copy its tokenizer files there"
+        ) from error
+
+
+def default_exclude(model: nn.Module) -> list[str]:
+    """The linear layers that `all-linear` leaves out: the output embeddings and everything outside the
+    pretrained body (classification heads).
+    """
+    output = model.get_output_embeddings()  # type: ignore[operator]
+    body = f"{getattr(model, 'base_model_prefix', '')}."
+    has_body = any(name.startswith(body) for name, _ in model.named_modules())
+    return [
+        name
+        for name, module in model.named_modules()
+        if is_linear(module) and (module is output or (has_body and not name.startswith(body)))
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------
+
+
+def _auto_class(task: Task) -> Any:
+    import transformers
+
+    return {
+        "causal-lm": transformers.AutoModelForCausalLM,
+        "sequence-classification": transformers.AutoModelForSequenceClassification,
+    }[task]
+
+
+def _config(folder: Path, num_labels: int | None, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    if num_labels is not None:
+        config.num_labels = num_labels
+    return config
+
+
+def _refuse_missing(model: Any, fresh: list[str], task: Task, folder: Path) -> None:
+    """Only a task head (and the pooler that feeds it) may be fresh; anything else is a damaged model."""
+    body = f"{model.base_model_prefix}."
+    for name in fresh:
+        if task == "causal-lm" or (name.startswith(body) and ".pooler." not in f".{name}"):
+            raise ModelError(
+                f"{name} is missing from the weights, or has another shape than config.json says", str(folder)
+            )
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Whatever transformers raises on a foreign folder, as one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        raise ResourceError(f"a package is missing: {_first_line(error)}", str(folder)) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ResourceError("the model does not fit into memory", str(folder)) from error
+    except Exception as error:  # anything may come out of a foreign folder
+        if "DefaultCPUAllocator" in str(error):
+            raise ResourceError("the model does not fit into memory", str(folder)) from error
+        raise ModelError(f"cannot be loaded: {_first_line(error)}", str(folder)) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """No bars and no warnings of transformers: what a user must know is said by our own messages."""
+    import huggingface_hub.utils
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    downloads = not huggingface_hub.utils.are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # turns the download bars off as well
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        if downloads:
+            huggingface_hub.utils.enable_progress_bars()

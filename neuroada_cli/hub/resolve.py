@@ -1,0 +1,188 @@
+"""From what the user named to a checked local folder: a path, a packaged model, or a hub id."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from neuroada_cli.errors import ModelError, ResourceError
+
+MAX_CONFIG_BYTES = 16 << 20
+PROBE_SECONDS = 1.5
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+# The top level's small files that a model needs; weights are added, pickles and code never are.
+SMALL_FILES = re.compile(r"^([\w.-]+\.(json|model|txt|jinja)|README\.md)$")
+WEIGHT_FILES = re.compile(r"^model(-\d+-of-\d+)?\.safetensors$")
+
+
+def resolve_model(path_or_id: str, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+    """The local folder of a model, its files checked before anything is loaded.
+
+    path_or_id  a folder; the name of a packaged model (smollm2-135m); or a hub id, of which only config,
+                safetensors, tokenizer and templates are downloaded (and Python files when trusted)
+    revision    branch, tag or commit of a hub id
+    Raises ModelError (missing, gated, unreachable, pickles only, truncated or contradictory files), and
+    ResourceError for a full disk or a packaged model that is not installed.
+    """
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        check_folder(path, trust_remote_code)
+        return path
+    from neuroada_cli.packaged_models import PACKAGED
+
+    if path_or_id in PACKAGED:
+        folder = PACKAGED[path_or_id]()
+    elif path.exists():
+        raise ModelError("is a file, not a model folder", path_or_id, "name the folder that holds it")
+    elif not HUB_ID.match(path_or_id):
+        raise ModelError("no such model folder", path_or_id, "check the path")
+    else:
+        folder = _from_hub(path_or_id, revision, trust_remote_code)
+    check_folder(folder, trust_remote_code)
+    return folder
+
+
+def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
+    """Everything that can be known without loading: config, pickles, shards against their index and sizes.
+
+    Raises ModelError.
+    """
+    from neuroada_cli.hub.weights import open_weights
+
+    config = read_config(folder)
+    open_weights(folder)
+    if "auto_map" in config and not trust_remote_code and not _is_native(config):
+        raise ModelError(
+            f"model type {config.get('model_type')} runs Python code that comes with the model",
+            str(folder),
+            "set model.trust_remote_code to true if you trust it",
+        )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as a mapping. Raises ModelError when it is missing or broken."""
+    file = folder / "config.json"
+    try:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise ModelError("is too large for a config", str(file))
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError("is an adapter, not a model", str(folder), "name its base model") from None
+        raise ModelError("has no config.json", str(folder), "name a Hugging Face model folder") from None
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror}", str(file)) from None
+    except json.JSONDecodeError as error:
+        raise ModelError(f"not valid JSON: {error.msg}", f"{file}:{error.lineno}") from None
+    except (ValueError, RecursionError):
+        raise ModelError("not valid JSON text", str(file)) from None
+    if not isinstance(config, dict):
+        raise ModelError("is not a JSON object", str(file))
+    return config
+
+
+def _is_native(config: dict[str, Any]) -> bool:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return config.get("model_type") in CONFIG_MAPPING
+
+
+# ---------------------------------------------------------------------------------------------------
+# The hub
+
+
+def _from_hub(hub_id: str, revision: str | None, trust_remote_code: bool) -> Path:
+    from huggingface_hub import constants, snapshot_download
+
+    def cached() -> Path:
+        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+
+    def download() -> Path:
+        files = _wanted_files(hub_id, revision, trust_remote_code)
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=files))
+
+    if constants.HF_HUB_OFFLINE:
+        return _ask_hub(hub_id, cached, "HF_HUB_OFFLINE is set")
+    if not hub_answers(constants.ENDPOINT):
+        return _ask_hub(hub_id, cached, f"{constants.ENDPOINT} cannot be reached")
+    return _ask_hub(hub_id, download, f"{constants.ENDPOINT} did not answer")
+
+
+def _ask_hub(hub_id: str, ask: Callable[[], Path], unreachable: str) -> Path:
+    from huggingface_hub import errors
+
+    try:
+        return ask()
+    except errors.GatedRepoError:
+        raise ModelError(
+            "is gated: its owner must grant access",
+            hub_id,
+            "accept its licence on the hub, then `hf auth login`",
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ModelError(
+            "has no such model.revision", hub_id, "name a branch, tag or commit it has"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise ModelError(
+            "is neither a folder here nor a model on the hub", hub_id, "check the name (or `hf auth login`)"
+        ) from None
+    except errors.LocalEntryNotFoundError:
+        raise ModelError(
+            f"is neither a folder here nor in the cache, and {unreachable}", hub_id, "give a local folder"
+        ) from None
+    except errors.HFValidationError:
+        raise ModelError("is neither a folder here nor a valid hub id", hub_id, "check the path") from None
+    except errors.HTTPError as error:  # of whichever HTTP library the hub client uses
+        raise ModelError(f"the hub failed: {error}", hub_id, "try again, or give a local folder") from None
+    except OSError as error:
+        raise ResourceError(
+            f"cannot be stored: {error}", hub_id, "make room, or move the cache (HF_HOME)"
+        ) from None
+
+
+def _wanted_files(hub_id: str, revision: str | None, trust_remote_code: bool) -> list[str]:
+    from huggingface_hub import HfApi
+
+    listed = [entry.rfilename for entry in HfApi().model_info(hub_id, revision=revision).siblings or []]
+    weights = [name for name in listed if WEIGHT_FILES.match(name)]
+    if not weights:
+        raise ModelError(
+            "has no safetensors weights (pickles can run code when opened, so they are refused)",
+            hub_id,
+            "look for a revision or a copy with model.safetensors",
+        )
+    small = [name for name in listed if SMALL_FILES.match(name)]
+    code = [name for name in listed if trust_remote_code and name.endswith(".py") and "/" not in name]
+    return weights + small + code
+
+
+def hub_answers(endpoint: str) -> bool:
+    """Whether the hub, or the proxy on the way to it, accepts a connection within PROBE_SECONDS.
+
+    The probe runs in its own thread because a name look-up without a network cannot be given a timeout.
+    """
+    host = urllib.parse.urlsplit(endpoint).hostname or ""
+    proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get("https")
+    address = urllib.parse.urlsplit(proxy or endpoint)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    answered = threading.Event()
+
+    def connect() -> None:
+        try:
+            socket.create_connection((address.hostname or "", port), timeout=PROBE_SECONDS).close()
+        except OSError:
+            return
+        answered.set()
+
+    probe = threading.Thread(target=connect, daemon=True)
+    probe.start()
+    probe.join(PROBE_SECONDS)
+    return answered.is_set()

@@ -1,0 +1,288 @@
+"""The tensors of a model folder: which file holds each, and one of them at a time.
+
+Headers are parsed here rather than by a library because a wrong header must name the file and the tensor,
+and because nothing but the header may be read to learn what a 13 GB folder holds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import struct
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from neuroada_cli.errors import ModelError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reference reader
+MAX_INDEX_BYTES = 256 << 20
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies. offset and nbytes are bytes, offset from the start of the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+
+class Weights:
+    """The tensors of a folder, sharded or not, in the order in which they lie on disk."""
+
+    def __init__(self, folder: Path, infos: dict[str, TensorInfo], metadata: dict[str, str]) -> None:
+        self.folder = folder
+        self.metadata = metadata
+        self._infos = infos
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._infos)
+
+    @property
+    def files(self) -> list[Path]:
+        """The weight files, in the order of the shards."""
+        return list(dict.fromkeys(info.file for info in self._infos.values()))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self._infos.values())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._infos
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def info(self, name: str) -> TensorInfo:
+        """Raises ModelError for a name that the folder does not hold."""
+        if name not in self._infos:
+            raise ModelError(f"holds no tensor {name}", str(self.folder))
+        return self._infos[name]
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor over a private mapping of its bytes: unmapped with the tensor, never a second copy.
+
+        Writing to it copies the touched pages only and leaves the file alone.
+        """
+        info = self.info(name)
+        if info.nbytes == 0:
+            return torch.empty(info.shape, dtype=info.dtype)
+        start = info.offset - info.offset % mmap.ALLOCATIONGRANULARITY
+        try:
+            with info.file.open("rb") as file:
+                mapped = mmap.mmap(
+                    file.fileno(), info.offset + info.nbytes - start, access=mmap.ACCESS_COPY, offset=start
+                )
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{name} cannot be read: {error}", str(info.file)) from None
+        _populate(mapped)
+        count = math.prod(info.shape)
+        offset = info.offset - start
+        if offset % info.dtype.itemsize:  # the format allows it, element-wise loads do not
+            data = torch.frombuffer(bytearray(mapped[offset : offset + info.nbytes]), dtype=info.dtype)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                data = torch.frombuffer(mapped, dtype=info.dtype, count=count, offset=offset)
+        return data.view(info.shape)
+
+
+def _populate(mapped: mmap.mmap) -> None:
+    """Bring the pages in by one call; faulting them one by one is several times slower."""
+    populate_read = 22  # MADV_POPULATE_READ, Linux 5.14; not named by Python's mmap
+    try:
+        mapped.madvise(mmap.MADV_SEQUENTIAL)
+        mapped.madvise(populate_read)
+    except (OSError, AttributeError, ValueError):
+        pass
+
+
+def open_weights(folder: Path) -> Weights:
+    """The tensors of a model folder, every header checked against its file's size.
+
+    Raises ModelError for missing, truncated or contradictory files, naming the file.
+    """
+    single, index = folder / SINGLE, folder / INDEX
+    if single.is_file():
+        infos, metadata = read_header(single)
+        return Weights(folder, infos, metadata)
+    if index.is_file():
+        return _open_sharded(folder, index)
+    _explain_missing(folder)
+
+
+def total_parameters(folder: Path) -> int:
+    """How many numbers the weight files hold (a tied weight is stored, and counted, once)."""
+    weights = open_weights(folder)
+    return sum(math.prod(weights.info(n).shape) for n in weights if weights.info(n).dtype.is_floating_point)
+
+
+def tensor_name(weights: Weights, module_name: str, prefix: str) -> str:
+    """The files' name of a module's weight.
+
+    prefix  the model's `base_model_prefix`: base models are saved without it ("h.0.attn.c_attn"), the same
+            modules inside a task model carry it ("transformer.h.0.attn.c_attn")
+    Raises ModelError when no spelling is there.
+    """
+    return stored_name(weights, f"{module_name}.weight", prefix) or _no_weight(weights, module_name)
+
+
+def stored_name(weights: Weights, parameter: str, prefix: str) -> str | None:
+    """The files' name of a parameter of the model, with the prefix as it is, removed or added; or None."""
+    spellings = [parameter]
+    if prefix:
+        spellings += [parameter.removeprefix(f"{prefix}."), f"{prefix}.{parameter}"]
+    return next((name for name in spellings if name in weights), None)
+
+
+def _no_weight(weights: Weights, module_name: str) -> NoReturn:
+    raise ModelError(
+        f"holds no weight for {module_name}",
+        str(weights.folder),
+        "it may be created fresh or stored in a packed form; leave it out with select.exclude",
+    )
+
+
+def _open_sharded(folder: Path, index: Path) -> Weights:
+    weight_map = _read_index(index)
+    infos: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] = {}
+    for shard in sorted(set(weight_map.values())):
+        path = folder / shard
+        if not path.is_file():
+            raise ModelError(f"{shard} is missing", str(folder), "download or copy the model again")
+        held, shard_metadata = read_header(path)
+        metadata.update(shard_metadata)
+        for name, info in held.items():
+            if weight_map.get(name) != shard:
+                place = weight_map.get(name, "nowhere")
+                raise ModelError(f"{name} is in {shard}, but {INDEX} puts it {place}", str(folder))
+            infos[name] = info
+    lost = next((name for name in weight_map if name not in infos), None)
+    if lost is not None:
+        raise ModelError(f"{INDEX} puts {lost} in {weight_map[lost]}, which lacks it", str(folder))
+    return Weights(folder, infos, metadata)
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    try:
+        if index.stat().st_size > MAX_INDEX_BYTES:
+            raise ModelError("is too large for an index", str(index))
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = set(weight_map.values())
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        raise ModelError("is not a safetensors index", str(index), "download the model again") from None
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise ModelError(f"names {shard!r}, which is not a .safetensors file beside it", str(index))
+    if not weight_map:
+        raise ModelError("lists no tensor", str(index))
+    return dict(weight_map)
+
+
+def _explain_missing(folder: Path) -> NoReturn:
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            "is an adapter, not a model", str(folder), "name its base, or merge it first: neuroada merge"
+        )
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
+    if pickles:
+        raise ModelError(
+            f"holds only pickled weights ({pickles[0]}), which can run code when opened",
+            str(folder),
+            "convert it with save_pretrained(safe_serialization=True) or take a safetensors revision",
+        )
+    shards = sorted(p.name for p in folder.glob("*.safetensors"))
+    if shards:
+        raise ModelError(f"holds {shards[0]} but neither {SINGLE} nor {INDEX}", str(folder))
+    raise ModelError(f"holds no weights ({SINGLE})", str(folder))
+
+
+# ---------------------------------------------------------------------------------------------------
+# One safetensors header: 8 bytes length, JSON, raw tensors
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Name -> TensorInfo in file order, and the metadata of one safetensors file; its size is checked.
+
+    Raises ModelError naming the file (and the tensor, where one is at fault).
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(8)
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                raise ModelError(f"is not a safetensors file, or was cut short ({size} bytes)", str(path))
+            entries = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+        if not isinstance(entries, dict):
+            raise ValueError("not a mapping")
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror}", str(path)) from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"has a broken safetensors header ({error})", str(path)) from None
+    metadata = entries.pop("__metadata__", {})
+    data = 8 + length
+    infos = {name: _tensor_info(path, name, entry, data) for name, entry in entries.items()}
+    infos = dict(sorted(infos.items(), key=lambda item: (item[1].offset, item[1].nbytes)))
+    end = data
+    for name, info in infos.items():
+        if info.offset != end:
+            raise ModelError(f"{name} overlaps another tensor or leaves a gap", str(path))
+        end = info.offset + info.nbytes
+    if end != size:
+        problem = "was cut short" if end > size else "has bytes behind its tensors"
+        raise ModelError(f"{problem}: {size} bytes, its header says {end}", str(path), "copy it again")
+    return infos, metadata if isinstance(metadata, dict) else {}
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name appears twice")
+    return found
+
+
+def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
+    try:
+        code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+            raise ValueError("sizes must be whole numbers")
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(f"{name} has a broken header entry", str(path)) from None
+    if code not in DTYPES:
+        raise ModelError(f"{name} has the data type {code}, which is not supported", str(path))
+    if end - begin != math.prod(shape) * DTYPES[code].itemsize:
+        raise ModelError(f"{name} takes {end - begin} bytes, but its shape is {list(shape)}", str(path))
+    return TensorInfo(DTYPES[code], shape, path, data + begin, end - begin)
