@@ -25,7 +25,7 @@ class _FoldedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, delta_OK: Tensor, layer: DeltaLinear, weight: Tensor, bias: Tensor | None
+        ctx: Any, x: Tensor, delta_OK: Tensor, layer: DeltaLinear, weight: Tensor | None, bias: Tensor | None
     ) -> Tensor:
         # delta is an input only so that autograd asks for its gradient: its values are in the weight already
         ctx.layer = layer
@@ -43,8 +43,7 @@ class _FoldedLinear(torch.autograd.Function):
         grad_TO = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_delta_OK = grad_bias_O = None
         if ctx.needs_input_grad[0]:
-            weight_OI = weight.T if layer.transposed else weight
-            grad_x = (grad @ weight_OI.to(grad.dtype)).to(ctx.x_dtype)
+            grad_x = (grad @ layer.effective_OI(weight).to(grad.dtype)).to(ctx.x_dtype)
         if ctx.needs_input_grad[1]:
             x_TI = x.reshape(-1, x.shape[-1])
             grad_delta_OK = sampled_grad(grad_TO, x_TI, layer.index, layer.backend)
@@ -182,11 +181,17 @@ class DeltaLinear(DeltaLayer):
     def _wrap(cls, base: nn.Module) -> DeltaLinear:
         if not (isinstance(base, nn.Linear) or is_conv1d(base)):
             raise ValueError(f"{type(base).__name__} is not a linear layer")
-        cast(nn.Parameter, base.weight).requires_grad_(False)
+        base.weight.requires_grad_(False)
         return cls(base, transposed=not isinstance(base, nn.Linear))
 
-    def plain_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def effective_OI(self, weight: Tensor | None) -> Tensor:
+        """The weight that the forward used, neurons as rows; `weight` is what forward saved."""
+        assert weight is not None
+        return weight.T if self.transposed else weight
+
+    def plain_forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """The same kernel that the base module calls, so that outputs are equal to the last bit."""
+        assert weight is not None
         if not self.transposed:
             return F.linear(x, weight, bias)
         flat_TI = x.reshape(-1, x.shape[-1])
@@ -194,7 +199,10 @@ class DeltaLinear(DeltaLayer):
         return y_TO.view(*x.shape[:-1], self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _FoldedLinear.apply(x, self.delta, self, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return self._folded_linear(x, self.weight)
+
+    def _folded_linear(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        y = _FoldedLinear.apply(x, self.delta, self, weight, self.bias)  # type: ignore[no-untyped-call]
         return cast(Tensor, y)
 
 

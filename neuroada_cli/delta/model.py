@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.delta.linear import DeltaEmbedding, DeltaLayer, DeltaLinear, is_conv1d
+from neuroada_cli.delta.quantized import QuantizedDeltaLinear, is_quantized
 from neuroada_cli.delta.triton_grad import last_transpose
 
 ALL_LINEAR = "all-linear"
@@ -117,7 +118,9 @@ def attach(
     attached: dict[str, DeltaLinear] = {}
     for name, index_OK in indices.items():
         try:
-            layer = DeltaLinear.from_base(model.get_submodule(name), index_OK)
+            base = model.get_submodule(name)
+            kind = QuantizedDeltaLinear if is_quantized(base) else DeltaLinear
+            layer = kind.from_base(base, index_OK)
         except (AttributeError, ValueError) as error:
             detach(model)
             raise ValueError(f"{name}: {error}") from None

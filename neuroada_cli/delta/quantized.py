@@ -1,0 +1,84 @@
+"""Deltas on a base quantised by bitsandbytes (nf4, fp4, int8).
+
+O = output neurons, I = inputs, K = chosen inputs per neuron
+
+The quantised weight itself cannot hold a delta: the K largest entries of a row set the block scale, and
+rounding base + delta back to 4 bits would destroy it. So each forward dequantises (bitsandbytes' own O x I
+temporary), writes the K folded entries per row into that temporary, multiplies, and forgets it; backward does
+the same again. State stays K per row.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neuroada_cli.delta.linear import DeltaLinear
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether this is a bitsandbytes layer. Known by name: bitsandbytes is imported only where one exists."""
+    return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+
+
+def dequantize(module: nn.Module, dtype: torch.dtype) -> Tensor:
+    """The weight `[O, I]` of a bitsandbytes layer as a fresh dense tensor.
+
+    Raises ValueError when the layer has not been quantised yet (it was never moved to its device).
+    """
+    weight = cast(Any, module.weight)
+    if type(module).__name__ == "Linear4bit":
+        if getattr(weight, "quant_state", None) is None:
+            raise ValueError("the layer is not quantised yet; move the model to its device first")
+        from bitsandbytes.functional import dequantize_4bit
+
+        return cast(Tensor, dequantize_4bit(weight.data, weight.quant_state)).to(dtype)
+    # LLM.int8: one absolute maximum per row (SCB); the first forward moves it from the weight to the state
+    state = cast(Any, module.state)
+    row_max_O = weight.SCB if getattr(weight, "SCB", None) is not None else state.SCB
+    int8_OI = weight.data if weight.data.dtype == torch.int8 else state.CB
+    if row_max_O is None or int8_OI is None:
+        raise ValueError("the layer is not quantised yet; move the model to its device first")
+    dense_OI: Tensor = int8_OI.float() * (row_max_O.float() / 127)[:, None]
+    return dense_OI.to(dtype)
+
+
+class QuantizedDeltaLinear(DeltaLinear):
+    """A bitsandbytes linear layer with K trainable connections per output neuron.
+
+    folded  [O, K] in the compute dtype: round(base + delta), written into every dequantised temporary
+    """
+
+    def __init__(self, base: nn.Module, transposed: bool) -> None:
+        compute = getattr(base, "compute_dtype", None)
+        bias = cast(Tensor | None, base.bias)
+        self.compute_dtype: torch.dtype = compute or (torch.bfloat16 if bias is None else bias.dtype)
+        super().__init__(base, transposed)
+        self.register_buffer("folded", None, persistent=False)
+
+    @property
+    def weight_OI(self) -> Tensor:
+        """The dequantised base weight, a fresh temporary."""
+        return dequantize(self.base, self.compute_dtype)
+
+    def effective_OI(self, weight: Tensor | None) -> Tensor:
+        folded_OK = self.base_values if self.folded is None else self.folded
+        return self.weight_OI.scatter_(1, self.index.long(), folded_OK)
+
+    def plain_forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        bias = None if bias is None else bias.to(self.compute_dtype)
+        return F.linear(x.to(self.compute_dtype), self.effective_OI(None), bias).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._folded_linear(x, None)
+
+    @torch.no_grad()
+    def refold(self) -> None:
+        self.folded = (self.base_values.float() + self.delta).to(self.compute_dtype)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        self.folded = self.base_values

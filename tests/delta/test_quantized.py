@@ -1,0 +1,87 @@
+"""Deltas over bitsandbytes layers: exact in the compute dtype, K per row of state, no 4-bit rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from neuroada_cli.delta.model import attach, delta_layers, detach, disabled
+from neuroada_cli.delta.quantized import QuantizedDeltaLinear, dequantize
+from neuroada_cli.delta.selection import choose
+
+bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+
+INPUTS, OUTPUTS, K = 256, 96, 5
+KINDS = ["nf4", "fp4", "int8"]
+
+
+def quantized(kind: str, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    torch.manual_seed(0)
+    dense = nn.Linear(INPUTS, OUTPUTS).to(dtype)
+    if kind == "int8":
+        layer = bnb.nn.Linear8bitLt(INPUTS, OUTPUTS, has_fp16_weights=False)
+    else:
+        layer = bnb.nn.Linear4bit(INPUTS, OUTPUTS, compute_dtype=dtype, quant_type=kind)
+    layer.load_state_dict(dense.state_dict())
+    layer.bias.data = layer.bias.data.to(dtype)
+    return layer.to("cpu")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_and_gradients_equal_a_dense_layer_on_the_dequantised_weight(kind: str) -> None:
+    base = quantized(kind)
+    weight_OI = dequantize(base, torch.bfloat16)
+    index_OK = choose(weight_OI, K)
+    layer = QuantizedDeltaLinear.from_base(base, index_OK)
+    layer.delta.data = torch.randn(OUTPUTS, K) * 0.1
+    layer.refold()
+
+    trained_OI = weight_OI.float().scatter_add(1, index_OK.long(), layer.delta.detach()).bfloat16()
+    trained_OI.requires_grad_()
+    x_TI = torch.randn(7, INPUTS, dtype=torch.bfloat16, requires_grad=True)
+    reference_TI = x_TI.detach().clone().requires_grad_()
+    expected = F.linear(reference_TI, trained_OI, base.bias)
+    expected.square().sum().backward()
+    y_TO = layer(x_TI)
+    y_TO.square().sum().backward()
+    torch.testing.assert_close(y_TO, expected, rtol=0, atol=0)
+    torch.testing.assert_close(x_TI.grad, reference_TI.grad, rtol=0, atol=0)
+    assert trained_OI.grad is not None
+    expected_OK = trained_OI.grad.float().gather(1, index_OK.long())
+    torch.testing.assert_close(layer.delta.grad, expected_OK, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attach_train_disable_detach_on_a_model(kind: str) -> None:
+    model = nn.Sequential(quantized(kind), nn.ReLU(), nn.Linear(OUTPUTS, 4).bfloat16())
+    original = model[0]
+    packed = model[0].weight.data.clone()
+    x_TI = torch.randn(7, INPUTS, dtype=torch.bfloat16)
+    indices = {"0": choose(dequantize(model[0], torch.bfloat16), K), "2": choose(model[2].weight, 2)}
+    attach(model, indices)
+    fresh = model(x_TI)
+    optimizer = torch.optim.SGD([layer.delta for layer in delta_layers(model).values()], lr=1.0)
+    losses = []
+    for _ in range(8):
+        loss = model(x_TI).float().square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        for layer in delta_layers(model).values():
+            layer.refold()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    with disabled(model):
+        assert torch.equal(model(x_TI), fresh)
+    assert not torch.equal(model(x_TI), fresh)
+    detach(model)
+    assert model[0] is original
+    assert torch.equal(model[0].weight.data, packed)
+
+
+def test_a_layer_that_is_not_quantised_yet_is_refused() -> None:
+    layer = bnb.nn.Linear4bit(INPUTS, OUTPUTS, quant_type="nf4")
+    with pytest.raises(ValueError, match="not quantised yet"):
+        dequantize(layer, torch.bfloat16)
