@@ -1,0 +1,65 @@
+"""What trains: one small protocol, one file per method, one readable dict.
+
+A method turns a loaded model into one that trains (`attach`), names the parameters an optimizer steps, and
+says what has to happen around that step. The training loop and the benchmark know nothing else about it.
+
+O = output neurons, K = chosen inputs per neuron
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from neuroada_cli.methods.full import Full
+from neuroada_cli.methods.mask import Mask
+from neuroada_cli.methods.neuroada import NeuroAda
+from neuroada_cli.methods.state import MethodState
+
+
+class Method(Protocol):
+    """One instance per model.
+
+    name        as in the recipe's `train.method`
+    own_decay   True: `before_step` applies the weight decay itself and AdamW must apply none
+    """
+
+    name: str
+    own_decay: bool
+
+    def attach(self, model: nn.Module, indices: Mapping[str, Tensor], whole: Sequence[str] = ()) -> None:
+        """Freeze and prepare the model.
+
+        indices  module name -> int [O, K], the selection
+        whole    names of parameters that train in full beside it (a fresh head, biases)
+        """
+        ...
+
+    def parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """What the optimizer steps, without the parameters named in `whole`."""
+        ...
+
+    def whole_parameters(self) -> list[nn.Parameter]:
+        """What the optimizer steps for `whole`: a group of its own (`optim.head_lr`, no decay)."""
+        ...
+
+    def before_step(self, model: nn.Module, decay: float = 0.0) -> None:
+        """Just before the optimizer's step. decay = lr x weight_decay, used only with `own_decay`."""
+        ...
+
+    def after_step(self, model: nn.Module) -> None:
+        """Just after the optimizer's step: bring the weights in memory up to date."""
+        ...
+
+    def state(self, model: nn.Module) -> MethodState: ...
+
+    def load_state(self, model: nn.Module, state: MethodState) -> None:
+        """Exactly back to a saved state. Raises ValueError when names or shapes differ."""
+        ...
+
+
+METHODS: dict[str, type[Method]] = {"neuroada": NeuroAda, "mask": Mask, "full": Full}
+
+__all__ = ["METHODS", "Full", "Mask", "Method", "MethodState", "NeuroAda"]
