@@ -114,6 +114,13 @@ def default_exclude(model: nn.Module) -> list[str]:
     ]
 
 
+def is_pooler(name: str) -> bool:
+    """Whether a module or parameter belongs to an encoder's pooler: pretrained in some folders, absent (and
+    then fresh) in others.
+    """
+    return "pooler" in name.split(".")
+
+
 # ---------------------------------------------------------------------------------------------------
 
 
@@ -139,7 +146,7 @@ def _refuse_missing(model: Any, fresh: list[str], task: Task, folder: Path) -> N
     """Only a task head (and the pooler that feeds it) may be fresh; anything else is a damaged model."""
     body = f"{model.base_model_prefix}."
     for name in fresh:
-        if task == "causal-lm" or (name.startswith(body) and ".pooler." not in f".{name}"):
+        if task == "causal-lm" or (name.startswith(body) and not is_pooler(name)):
             raise ModelError(
                 f"{name} is missing from the weights, or has another shape than config.json says", str(folder)
             )

@@ -1,0 +1,182 @@
+"""Choosing the trainable connections of a whole model from its files, one tensor in memory at a time.
+
+Shared by `select` and `train`; neither needs the model loaded for it.
+O = output neurons, I = inputs, K = chosen inputs per neuron
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from neuroada_cli import hub
+from neuroada_cli.adapter import Selection
+from neuroada_cli.delta.linear import is_conv1d
+from neuroada_cli.delta.model import find_targets, sharing_modules
+from neuroada_cli.delta.selection import CRITERIA, choose
+from neuroada_cli.errors import ModelError, RecipeError
+
+SELECTABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """What was chosen in one layer. smallest and mean are of the chosen |w|; columns counts the distinct
+    inputs that at least one neuron chose.
+    """
+
+    module: str
+    outputs: int
+    inputs: int
+    k: int
+    smallest: float
+    mean: float
+    columns: int
+    nbytes: int
+
+
+def target_layers(
+    skeleton: nn.Module,
+    weights: hub.Weights,
+    include: Sequence[str],
+    exclude: Sequence[str] = (),
+    layers: Sequence[int] | None = None,
+) -> dict[str, nn.Module]:
+    """Module name -> layer (on the meta device) that the recipe's select section means.
+
+    `all-linear` leaves out the output head, classification heads, and a pooler that the files lack.
+    Raises RecipeError for an entry that matches nothing.
+    """
+    prefix = skeleton.base_model_prefix
+    heads = hub.default_exclude(skeleton)
+    heads += [
+        name
+        for name, _ in skeleton.named_modules()
+        if hub.is_pooler(name) and hub.stored_name(weights, f"{name}.weight", str(prefix)) is None
+    ]
+    try:
+        return find_targets(skeleton, include, exclude, layers, heads)
+    except ValueError as error:
+        raise RecipeError(str(error), "select") from None
+
+
+def layer_shape(module: nn.Module) -> tuple[int, int]:
+    """(O, I) of a linear layer; GPT-2's Conv1D stores its weight as [I, O]."""
+    rows, columns = module.weight.shape  # type: ignore[union-attr,misc]
+    return (columns, rows) if is_conv1d(module) else (rows, columns)  # type: ignore[has-type]
+
+
+def trainable_count(targets: Mapping[str, nn.Module], k: int) -> int:
+    """K x (rows of all targets): how many numbers train."""
+    return sum(layer_shape(module)[0] * k for module in targets.values())
+
+
+def check_k(targets: Mapping[str, nn.Module], k: int) -> None:
+    """Raises RecipeError naming the first layer that has fewer than K inputs."""
+    for name, module in targets.items():
+        inputs = layer_shape(module)[1]
+        if k > inputs:
+            raise RecipeError(f"select.k={k}, but {name} has {inputs} inputs", fix=f"choose 1..{inputs}")
+
+
+def select_indices(
+    folder: Path,
+    skeleton: nn.Module,
+    targets: Mapping[str, nn.Module],
+    k: int,
+    criterion: str = "magnitude",
+    seed: int = 0,
+    on_layer: Callable[[LayerChoice], None] | None = None,
+) -> Selection:
+    """The K connections of every neuron of the targets, read from the files of `folder`.
+
+    skeleton  the module graph the targets belong to (ties and the name prefix)
+    seed      of `random`; every layer draws from its own stream, so neither order nor sharding matters
+    on_layer  called after each layer, for progress and the table
+    Raises RecipeError for K or a criterion that does not fit, ModelError for weights that are missing,
+    misshapen, not finite or packed.
+    """
+    check_k(targets, k)
+    if criterion not in CRITERIA:
+        raise RecipeError(f"select.criterion={criterion} is not known", fix=f"choose {', '.join(CRITERIA)}")
+    weights = hub.open_weights(folder)
+    stored = {name: _stored(weights, skeleton, name) for name in targets}
+    indices: dict[str, Tensor] = {}
+    for name in _in_file_order(weights, stored):
+        weight_OI = read_weight(weights, stored[name], name, targets[name])
+        generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
+        try:
+            indices[name] = choose(weight_OI, k, criterion, generator)
+        except ValueError as error:
+            raise ModelError(f"{name}: {error}", str(weights.info(stored[name]).file)) from None
+        if on_layer is not None:
+            on_layer(_describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
+    return Selection(
+        indices={name: indices[name] for name in targets},
+        k=k,
+        criterion=criterion,
+        fingerprint=hub.fingerprint(folder),
+        tied={name: others for name in targets if (others := sharing_modules(skeleton, name))},
+    )
+
+
+def read_weight(weights: hub.Weights, stored: str, name: str, module: nn.Module) -> Tensor:
+    """The stored weight of a target as [O, I] (a view for Conv1D).
+
+    Raises ModelError when its shape is not the module's, or its type is packed (a quantised model).
+    """
+    info = weights.info(stored)
+    if info.dtype not in SELECTABLE:
+        raise ModelError(
+            f"{stored} is stored as {str(info.dtype).removeprefix('torch.')}",
+            str(info.file),
+            "use the model's 16- or 32-bit original",
+        )
+    if info.shape != tuple(module.weight.shape):  # type: ignore[arg-type]
+        raise ModelError(
+            f"{stored} has the shape {list(info.shape)}, but {name} needs {list(module.weight.shape)}",  # type: ignore[arg-type]
+            str(info.file),
+        )
+    weight = weights.tensor(stored)
+    return weight.T if is_conv1d(module) else weight
+
+
+def stored_names(weights: hub.Weights, skeleton: nn.Module, name: str) -> list[str]:
+    """Every name under which the files hold a module's weight: a tied weight may be stored once or twice.
+
+    Raises ModelError when there is none.
+    """
+    prefix = str(skeleton.base_model_prefix)
+    modules = [name, *sharing_modules(skeleton, name)]
+    found = [hub.stored_name(weights, f"{module}.weight", prefix) for module in modules]
+    return list(dict.fromkeys(n for n in found if n)) or [hub.tensor_name(weights, name, prefix)]
+
+
+def _stored(weights: hub.Weights, skeleton: nn.Module, name: str) -> str:
+    return stored_names(weights, skeleton, name)[0]
+
+
+def _in_file_order(weights: hub.Weights, stored: Mapping[str, str]) -> list[str]:
+    position = {tensor: place for place, tensor in enumerate(weights)}
+    return sorted(stored, key=lambda name: position[stored[name]])
+
+
+def _describe(name: str, weight_OI: Tensor, index_OK: Tensor, nbytes: int) -> LayerChoice:
+    chosen_OK = weight_OI.gather(1, index_OK.long()).float().abs_()
+    used_I = torch.zeros(weight_OI.shape[1], dtype=torch.bool)
+    used_I[index_OK.view(-1).long()] = True
+    return LayerChoice(
+        module=name,
+        outputs=weight_OI.shape[0],
+        inputs=weight_OI.shape[1],
+        k=index_OK.shape[1],
+        smallest=float(chosen_OK.min()),
+        mean=float(chosen_OK.mean()),
+        columns=int(used_I.sum()),
+        nbytes=nbytes,
+    )
