@@ -1,8 +1,8 @@
-"""The CPU kernel of the sampled gradient: compiled once per machine, absent where there is no C compiler.
+"""The CPU kernels: compiled once per machine, absent where there is no C compiler.
 
 O = output neurons, I = inputs, K = chosen inputs per neuron, T = tokens
 
-`sampled_grad.c` is compiled by the machine's own `cc` into the cache folder at first use (about a second).
+`kernels.c` is compiled by the machine's own `cc` into the cache folder at first use (about a second).
 It is linked against no OpenMP of its own: the symbols resolve to the runtime that torch has loaded, so both
 share one thread pool. Without a compiler, or where that runtime is not visible, `available()` is False and
 torch's own operations serve.
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("sampled_grad.c")
+SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp"]
 TOKENS = 128  # tokens per block, as in the source
 GATHER_LIMIT = 1  # up to this K, picking while walking the tokens beats transposing blocks
@@ -52,7 +52,7 @@ def _library() -> ctypes.CDLL | None:
     if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):  # torch's thread pool is not visible to us
         return None
     key = hashlib.sha256("\n".join([SOURCE.read_text(), *FLAGS, compiler, _cpu()]).encode()).hexdigest()
-    library = cache_folder() / f"sampled_grad-{key[:16]}.so"
+    library = cache_folder() / f"kernels-{key[:16]}.so"
     try:
         if not library.exists():
             _compile(compiler, library)
@@ -76,6 +76,9 @@ def _library() -> ctypes.CDLL | None:
             pointer,
         ]
         function.restype = None
+    for name in ("top_k_16", "top_k_32"):
+        getattr(loaded, name).argtypes = [pointer, stride, size, size, size, pointer]
+        getattr(loaded, name).restype = None
     return loaded
 
 
@@ -119,6 +122,35 @@ def native(grad_TO: Tensor, x_TI: Tensor, index_OK: Tensor) -> Tensor:
         tokens, inputs, outputs, k, None if x_block is None else x_block.data_ptr(), sampled_OK.data_ptr(),
     )  # fmt: skip
     return sampled_OK
+
+
+TOP_K_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TOP_K_LIMIT = 64  # beyond this K, keeping the list of the best costs more than it saves
+
+
+def top_k_available(weight_OI: Tensor, k: int) -> bool:
+    """Whether `top_k_magnitude` takes this weight: on the CPU, rows contiguous, K small."""
+    return (
+        weight_OI.device.type == "cpu"
+        and weight_OI.dtype in TOP_K_DTYPES
+        and weight_OI.stride(1) == 1
+        and k <= TOP_K_LIMIT
+        and _library() is not None
+    )
+
+
+def top_k_magnitude(weight_OI: Tensor, k: int) -> Tensor:
+    """The K columns with the largest |w| per row, int32 `[O, K]`, unsorted; of equal ones the lower column.
+
+    NaN and infinity count as largest. Ask `top_k_available` first.
+    """
+    library = _library()
+    assert library is not None
+    outputs, inputs = weight_OI.shape
+    index_OK = torch.empty(outputs, k, dtype=torch.int32)
+    function = library.top_k_32 if weight_OI.dtype == torch.float32 else library.top_k_16
+    function(weight_OI.data_ptr(), weight_OI.stride(0), outputs, inputs, k, index_OK.data_ptr())
+    return index_OK
 
 
 def _token_rows(matrix: Tensor) -> Tensor:

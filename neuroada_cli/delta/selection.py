@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from neuroada_cli.delta import native
+
 # Rows are handled in blocks so that the scores of a 100k-row matrix never stand in full beside the weight.
 BLOCK_ELEMENTS = 1 << 22
 
@@ -56,6 +58,11 @@ def choose(
         raise ValueError(f"k={k}, but a neuron has {inputs} inputs; choose 1..{inputs}")
     if criterion not in CRITERIA:
         raise ValueError(f"criterion {criterion} is not one of {', '.join(CRITERIA)}")
+    if criterion == "magnitude" and native.top_k_available(weight_OI, k):
+        index_OK = native.top_k_magnitude(weight_OI, k).sort(dim=1).values
+        if not torch.isfinite(weight_OI.gather(1, index_OK.long())).all():
+            raise ValueError("a score is NaN or infinite")
+        return index_OK
     score = CRITERIA[criterion]
     index_OK = torch.empty(outputs, k, dtype=torch.int32, device=weight_OI.device)
     block = max(1, BLOCK_ELEMENTS // inputs)

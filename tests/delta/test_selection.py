@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from neuroada_cli.delta.native import top_k_available
 from neuroada_cli.delta.selection import CRITERIA, choose
 
 
@@ -15,12 +16,28 @@ def obvious(score_OI: torch.Tensor, k: int) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.int32)
 
 
+@pytest.fixture(params=["native", "torch"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Magnitude has a C kernel; the rest of the tests must hold with and without it."""
+    if request.param == "torch":
+        monkeypatch.setattr("neuroada_cli.delta.native.top_k_available", lambda *_: False)
+    elif not top_k_available(torch.zeros(1, 1), 1):
+        pytest.skip("no C compiler here")
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("k", [1, 2, 7, 23, 24])
+@pytest.mark.parametrize("k", [1, 2, 7, 23, 24, 70, 100])
 def test_magnitude_is_the_obvious_top_k_with_ties(dtype: torch.dtype, k: int) -> None:
     torch.manual_seed(k)
-    weight_OI = (torch.randn(40, 24) * 3).round().div(2).to(dtype)  # coarse values: many ties
+    inputs = 24 if k <= 24 else 100
+    weight_OI = (torch.randn(40, inputs) * 3).round().div(2).to(dtype)  # coarse values: many ties
+    weight_OI[3] = 0
     assert torch.equal(choose(weight_OI, k), obvious(weight_OI.abs(), k))
+    fine_OI = torch.randn(40, inputs).to(dtype)
+    assert torch.equal(choose(fine_OI, k), obvious(fine_OI.abs(), k))
+    view_OI = torch.randn(40, 2 * inputs).to(dtype)[:, 5 : 5 + inputs]
+    assert torch.equal(choose(view_OI, k), obvious(view_OI.abs(), k))
 
 
 def test_reverse_takes_the_smallest() -> None:
@@ -57,7 +74,8 @@ def test_k_outside_the_inputs_is_refused(k: int) -> None:
         choose(torch.randn(3, 4), k)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
     weight_OI = torch.randn(3, 4)
     weight_OI[1, 2] = bad

@@ -1,4 +1,6 @@
-/* The sampled gradient on the CPU:  out[o][k] = sum_t g[t][o] * x[t][index[o][k]]
+/* The CPU kernels of the method. OpenMP comes from the process (torch's own thread pool); see native.py.
+ *
+ * 1. The sampled gradient:  out[o][k] = sum_t g[t][o] * x[t][index[o][k]]
  *
  * T tokens, I inputs, O neurons, K chosen inputs per neuron. g and x lie token by token (rows of length O
  * and I, strides in elements); index and out are dense [O][K].
@@ -9,7 +11,6 @@
  * transposed copy of g or x ever stands in full.
  *
  * Every out[o][k] is summed by one thread in one order, so results do not depend on the thread count.
- * OpenMP comes from the process (torch's own thread pool); see native.py.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -104,3 +105,54 @@ static inline float dot(const float *restrict a, const float *restrict b) {
 
 DEFINE(f32, float, from_f32)
 DEFINE(bf16, uint16_t, from_bf16)
+
+/* 2. The K entries of every row with the largest magnitude; of equal ones the lower column.
+ *
+ * Without its sign bit, an IEEE number's bits order like its magnitude, so all comparisons are of integers
+ * (NaN and infinity come out on top, where the caller finds them). One pass over a row: a block of columns is
+ * looked at closely only if any of it beats the smallest entry held so far, which soon becomes rare.
+ */
+#define LOOK 32
+
+#define DEFINE_TOP_K(NAME, BITS, MAGNITUDE)                                                                \
+    static inline int beaten_##NAME(const BITS *restrict row, int count, BITS least) {                     \
+        int any = 0;                                                                                       \
+        for (int j = 0; j < count; j++) any |= (BITS)(row[j] & MAGNITUDE) > least;                         \
+        return any;                                                                                        \
+    }                                                                                                      \
+                                                                                                           \
+    /* value and column hold the K best so far, at `worst` the one to go next: smallest, then rightmost */ \
+    static inline int worst_##NAME(const BITS *value, const int32_t *column, int K) {                      \
+        int worst = 0;                                                                                     \
+        for (int k = 1; k < K; k++)                                                                        \
+            if (value[k] < value[worst] || (value[k] == value[worst] && column[k] > column[worst]))        \
+                worst = k;                                                                                 \
+        return worst;                                                                                      \
+    }                                                                                                      \
+                                                                                                           \
+    void top_k_##NAME(const BITS *weight, ptrdiff_t stride, int O, int I, int K, int32_t *index) {         \
+        _Pragma("omp parallel for schedule(static)") for (int o = 0; o < O; o++) {                         \
+            const BITS *row = weight + (ptrdiff_t)o * stride;                                              \
+            int32_t *column = index + (size_t)o * K;                                                       \
+            BITS value[K];                                                                                 \
+            for (int k = 0; k < K; k++) {                                                                  \
+                value[k] = row[k] & MAGNITUDE;                                                             \
+                column[k] = k;                                                                             \
+            }                                                                                              \
+            int worst = worst_##NAME(value, column, K);                                                    \
+            for (int i0 = K; i0 < I; i0 += LOOK) {                                                         \
+                int count = I - i0 < LOOK ? I - i0 : LOOK;                                                 \
+                if (!beaten_##NAME(row + i0, count, value[worst])) continue;                               \
+                for (int i = i0; i < i0 + count; i++) {                                                    \
+                    BITS magnitude = row[i] & MAGNITUDE;                                                   \
+                    if (magnitude <= value[worst]) continue;                                               \
+                    value[worst] = magnitude;                                                              \
+                    column[worst] = i;                                                                     \
+                    worst = worst_##NAME(value, column, K);                                                \
+                }                                                                                          \
+            }                                                                                              \
+        }                                                                                                  \
+    }
+
+DEFINE_TOP_K(16, uint16_t, 0x7FFF)
+DEFINE_TOP_K(32, uint32_t, 0x7FFFFFFFu)
