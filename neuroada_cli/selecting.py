@@ -67,13 +67,18 @@ def target_layers(
 
 def layer_shape(module: nn.Module) -> tuple[int, int]:
     """(O, I) of a linear layer; GPT-2's Conv1D stores its weight as [I, O]."""
-    rows, columns = module.weight.shape  # type: ignore[union-attr,misc]
-    return (columns, rows) if is_conv1d(module) else (rows, columns)  # type: ignore[has-type]
+    rows, columns = module.weight.shape  # type: ignore[union-attr]
+    return (columns, rows) if is_conv1d(module) else (rows, columns)
 
 
 def trainable_count(targets: Mapping[str, nn.Module], k: int) -> int:
     """K x (rows of all targets): how many numbers train."""
     return sum(layer_shape(module)[0] * k for module in targets.values())
+
+
+def share(part: int, whole: int) -> str:
+    """ "0.020 %": the form in which the paper gives the trainable share."""
+    return f"{100 * part / whole:.3f} %"
 
 
 def check_k(targets: Mapping[str, nn.Module], k: int) -> None:

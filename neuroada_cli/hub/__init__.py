@@ -20,17 +20,20 @@ from neuroada_cli.hub.loading import (
     load_tokenizer,
     skeleton,
 )
-from neuroada_cli.hub.resolve import read_config, resolve_model
+from neuroada_cli.hub.resolve import is_hub_id, read_config, resolve_model
 from neuroada_cli.hub.weights import (
+    INDEX,
     TensorInfo,
     Weights,
     open_weights,
+    shard_name,
     stored_name,
     tensor_name,
     total_parameters,
 )
 
 __all__ = [
+    "INDEX",
     "TORCH_DTYPES",
     "LoadedModel",
     "Task",
@@ -38,12 +41,14 @@ __all__ = [
     "Weights",
     "default_exclude",
     "fingerprint",
+    "is_hub_id",
     "is_pooler",
     "load_model",
     "load_tokenizer",
     "open_weights",
     "read_config",
     "resolve_model",
+    "shard_name",
     "skeleton",
     "stored_name",
     "tensor_name",

@@ -66,6 +66,11 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
         )
 
 
+def is_hub_id(path_or_id: str) -> bool:
+    """Whether it reads like `owner/name`, the only form that others can look up."""
+    return "/" in path_or_id and HUB_ID.match(path_or_id) is not None and not Path(path_or_id).is_dir()
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json as a mapping. Raises ModelError when it is missing or broken."""
     file = folder / "config.json"

@@ -142,6 +142,11 @@ def open_weights(folder: Path) -> Weights:
     _explain_missing(folder)
 
 
+def shard_name(number: int, count: int) -> str:
+    """The file name that transformers gives shard `number` (from 1) of `count`."""
+    return SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
 def total_parameters(folder: Path) -> int:
     """How many numbers the weight files hold (a tied weight is stored, and counted, once)."""
     weights = open_weights(folder)

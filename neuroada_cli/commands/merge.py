@@ -1,0 +1,240 @@
+"""`neuroada merge`: fold the trained connections into a plain Hugging Face checkpoint.
+
+The base is read and the result written one tensor at a time, into a temporary folder that takes its final
+name when everything in it is complete; a merge that fails or is killed leaves no folder.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from neuroada_cli.adapter import Adapter
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from neuroada_cli import adapter as adapters
+from neuroada_cli import files, hub
+from neuroada_cli.errors import ModelError, NumericsError, OutputError
+from neuroada_cli.merged_folder import copy_companions, merged_config, model_card
+from neuroada_cli.merging import FoldStats, Merge, Planned, describe_dtype, main_dtype
+from neuroada_cli.selecting import share
+
+SMALL_FILES_BYTES = 64 << 20  # room for tokenizer and config in the space check
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """out is the written folder; nbytes of weights in it; seconds the whole merge took."""
+
+    out: Path
+    stats: FoldStats
+    dtype: torch.dtype
+    parameters: int
+    nbytes: int
+    seconds: float
+
+
+def run(
+    source: str | Path,
+    out: str | Path,
+    base: str | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int | None = None,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    quiet: bool = False,
+) -> MergeResult:
+    """Merge the adapter in `source` (a run or adapter folder) into its base and write the folder `out`.
+
+    base             where the base lies now; default: where training found it
+    dtype            "bf16", "fp16" or "fp32"; default: the type that training saw
+    max_shard_bytes  default: the base's own shards
+    Raises ModelError (no adapter, wrong base, an adapter that changes nothing), NumericsError (overflow),
+    OutputError (out exists, or would lie in or over the inputs), ResourceError (disk).
+    """
+    started = time.perf_counter()
+    out = Path(out)
+    folder = _find_adapter(Path(source))
+    _refuse_taken(out, overwrite)
+    adapter = adapters.read_adapter(folder)
+    _refuse_empty(adapter, folder)
+    base_folder = _base_folder(adapter, base, trust_remote_code)
+    _refuse_overlap(out, folder, base_folder)
+    adapters.check_base(adapter.selection.fingerprint, base_folder)
+
+    weights = hub.open_weights(base_folder)
+    classifier = adapter.task == "sequence-classification"
+    skeleton = hub.skeleton(base_folder, adapter.task, _num_labels(adapter), trust_remote_code)
+    trained = _trained_dtype(adapter, weights)
+    target = hub.TORCH_DTYPES[dtype] if dtype else trained
+    merge = Merge(weights, skeleton, adapter, trained, target, rename=classifier)
+    files.require_space(out, sum(entry.nbytes for entry in merge.plan) + SMALL_FILES_BYTES)
+
+    config = hub.read_config(base_folder)
+    with files.atomic_folder(out, overwrite=overwrite) as temporary:
+        nbytes = _write_weights(merge, temporary, max_shard_bytes, quiet)
+        _refuse_unchanged(merge.stats, target)
+        files.write_json(temporary / "config.json", merged_config(config, target, adapter, skeleton))
+        copy_companions(base_folder, temporary, config)
+        files.write_text(temporary / "README.md", model_card(adapter, merge))
+    result = MergeResult(out, merge.stats, target, merge.parameters, nbytes, time.perf_counter() - started)
+    if not quiet:
+        _show(result, merge, trained)
+    return result
+
+
+def _write_weights(merge: Merge, folder: Path, max_shard_bytes: int | None, quiet: bool) -> int:
+    """The shards and, for more than one, their index. Returns the bytes of all tensors."""
+    shards = merge.shards(max_shard_bytes)
+    total = sum(entry.nbytes for shard in shards for entry in shard)
+    weight_map: dict[str, str] = {}
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("merging"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        step = bar.add_task("merging", total=total)
+        for number, shard in enumerate(shards, start=1):
+            name = hub.shard_name(number, len(shards))
+            weight_map |= {entry.name: name for entry in shard}
+            plan = [(entry.name, entry.dtype, entry.shape) for entry in shard]
+            tensors = _counted(merge, shard, bar, step)
+            files.stream_tensors(folder / name, plan, tensors, metadata={"format": "pt"})
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        files.write_json(folder / hub.INDEX, index)
+    return total
+
+
+def _counted(merge: Merge, shard: list[Planned], bar: Progress, step: Any) -> Iterator[torch.Tensor]:
+    for entry, tensor in zip(shard, merge.tensors(shard), strict=True):
+        yield tensor
+        bar.advance(step, entry.nbytes)
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is refused
+
+
+def _find_adapter(source: Path) -> Path:
+    is_model = (source / "config.json").is_file() and not (source / "adapter_config.json").is_file()
+    if is_model:
+        raise ModelError(
+            "is a plain model: there is nothing to merge (a merged folder is merged already)",
+            str(source),
+            "name a run or adapter folder",
+        )
+    return adapters.find_adapter(source)
+
+
+def _refuse_taken(out: Path, overwrite: bool) -> None:
+    """Before anything is read; atomic_folder checks again when it takes the name."""
+    if out.is_file():
+        raise OutputError("is a file", str(out), "name a folder")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise OutputError("exists and is not empty", str(out), "name another folder, or give --overwrite")
+
+
+def _refuse_overlap(out: Path, adapter: Path, base: Path) -> None:
+    """Neither into the inputs (their manifests would break) nor over them (they would be deleted)."""
+    here = out.resolve()
+    for what, folder in (("the base model", base.resolve()), ("the adapter", adapter.resolve())):
+        if here == folder or folder in here.parents:
+            raise OutputError(f"lies inside {what}", str(out), "name a folder elsewhere")
+        if here in folder.parents:
+            raise OutputError(f"holds {what}", str(out), "name a folder elsewhere")
+
+
+def _refuse_empty(adapter: Adapter, folder: Path) -> None:
+    if not adapter.whole and not any(bool(delta.any()) for delta in adapter.deltas.values()):
+        raise ModelError("every delta is zero: merging it would copy the base", str(folder), "train it first")
+
+
+def _refuse_unchanged(stats: FoldStats, target: torch.dtype) -> None:
+    if not stats.changed and not stats.whole:
+        raise NumericsError(
+            f"no weight changes: all {stats.lost:,} deltas (largest {stats.largest_delta:.1e}) are too small "
+            f"for {describe_dtype(target)}",
+            fix="train longer or with a higher optim.lr, or merge with --dtype fp32",
+        )
+
+
+# ---------------------------------------------------------------------------------------------------
+# What the adapter says about its base
+
+
+def _base_folder(adapter: Adapter, base: str | None, trust_remote_code: bool) -> Path:
+    if base is not None:
+        return hub.resolve_model(base, trust_remote_code=trust_remote_code)
+    try:
+        return hub.resolve_model(adapter.base, adapter.revision, trust_remote_code)
+    except ModelError as error:
+        fix = (
+            f"{error.fix}; if the base has moved, name it with --base" if error.fix else "name it with --base"
+        )
+        raise type(error)(f"the adapter's base: {error.what}", error.where, fix) from None
+
+
+def _trained_dtype(adapter: Adapter, weights: hub.Weights) -> torch.dtype:
+    """What training rounded the weights to; without a word about it, the type of the files."""
+    return hub.TORCH_DTYPES.get(str(adapter.settings.get("dtype"))) or main_dtype(weights)
+
+
+def _num_labels(adapter: Adapter) -> int | None:
+    """The classifier's labels: as stated, else the rows of the head's last layer."""
+    if adapter.task != "sequence-classification":
+        return None
+    stated = adapter.settings.get("num_labels")
+    if isinstance(stated, int) and stated > 0:
+        return stated
+    heads = [t for n, t in adapter.whole.items() if n.endswith((".weight", ".bias")) and "pooler" not in n]
+    return int(heads[-1].shape[0]) if heads else None
+
+
+# ---------------------------------------------------------------------------------------------------
+
+
+def _show(result: MergeResult, merge: Merge, trained: torch.dtype) -> None:
+    stats = result.stats
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_row(
+        "tensors folded", f"{stats.tensors:,}" + (f" and {stats.whole} whole" if stats.whole else "")
+    )
+    changed = (
+        f"{stats.changed:,} of {stats.entries:,} chosen ({share(stats.changed, result.parameters)} of all)"
+    )
+    table.add_row("weights changed", changed)
+    table.add_row("largest |delta|", f"{stats.largest_delta:.3g}")
+    if stats.lost:
+        table.add_row(
+            "lost to rounding", f"{stats.lost:,} deltas too small for {describe_dtype(result.dtype)}"
+        )
+    written = describe_dtype(result.dtype)
+    if result.dtype != trained:
+        written += (
+            f"; trained in {describe_dtype(trained)}: largest difference {stats.largest_difference:.3g}"
+        )
+    elif merge.cast:
+        written += " (the base's files were rounded to it, as for training)"
+    table.add_row("data type", written)
+    speed = result.nbytes / max(result.seconds, 1e-9) / 1e9
+    table.add_row("written", f"{result.nbytes / 1e9:.2f} GB in {result.seconds:.1f} s ({speed:.2f} GB/s)")
+    table.add_row("merged model", str(result.out))
+    Console().print(table)

@@ -1,0 +1,109 @@
+"""`neuroada select`: choose the K connections of every neuron that may train, and store them.
+
+Only the base's files are read, one tensor at a time; the model is never loaded.
+O = output neurons, I = inputs, K = chosen inputs per neuron
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from neuroada_cli.data.tasks import get_task
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from neuroada_cli import adapter, hub, selecting
+from neuroada_cli.errors import OutputError, RecipeError
+from neuroada_cli.recipe import Recipe
+from neuroada_cli.selecting import LayerChoice, share
+
+
+def run(recipe: Recipe, out: Path | None = None, overwrite: bool = False, quiet: bool = False) -> Path:
+    """Write the selection of a recipe to `out` (default: selection.safetensors in the run folder).
+
+    Raises RecipeError (K too large, a target that matches nothing), ModelError, OutputError (out exists).
+    """
+    if recipe.select.file is not None:
+        raise RecipeError(
+            f"select.file={recipe.select.file} names a finished selection", fix="remove it to choose anew"
+        )
+    out = out or recipe.run_path / "selection.safetensors"
+    if out.exists() and not overwrite:
+        raise OutputError("exists", str(out), "name another file with --out, or give --overwrite")
+    task = get_task(recipe.data.task)
+    folder = hub.resolve_model(recipe.model.path, recipe.model.revision, recipe.model.trust_remote_code)
+    skeleton = hub.skeleton(folder, task.model_task, task.num_labels, recipe.model.trust_remote_code)
+    started = time.perf_counter()
+    settings = recipe.select
+    targets = selecting.target_layers(
+        skeleton, hub.open_weights(folder), settings.targets, settings.exclude, settings.layers
+    )
+    choices: list[LayerChoice] = []
+    console = Console(stderr=True)
+    columns = (TextColumn("selecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        step = bar.add_task("selecting", total=len(targets))
+
+        def on_layer(choice: LayerChoice) -> None:
+            choices.append(choice)
+            bar.advance(step)
+
+        selection = selecting.select_indices(
+            folder, skeleton, targets, settings.k, settings.criterion, recipe.seed, on_layer
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    adapter.write_selection(out, selection)
+    if not quiet:
+        _show(choices, hub.total_parameters(folder), out, time.perf_counter() - started)
+    return out
+
+
+def _show(choices: Sequence[LayerChoice], total: int, out: Path, seconds: float) -> None:
+    table = Table(title="Trainable connections", title_justify="left")
+    for heading in (
+        "layer",
+        "count",
+        "O x I",
+        "K",
+        "chosen",
+        "share",
+        "smallest |w|",
+        "mean |w|",
+        "inputs used",
+    ):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for group in group_choices(choices):
+        first = group[0]
+        chosen = sum(c.outputs * c.k for c in group)
+        used = sum(c.columns for c in group) / sum(c.inputs for c in group)
+        table.add_row(
+            first.module.rpartition(".")[2],
+            str(len(group)),
+            f"{first.outputs} x {first.inputs}",
+            str(first.k),
+            f"{chosen:,}",
+            share(chosen, sum(c.outputs * c.inputs for c in group)),
+            f"{min(c.smallest for c in group):.3g}",
+            f"{sum(c.mean for c in group) / len(group):.3g}",
+            f"{100 * used:.1f} %",
+        )
+    chosen = sum(c.outputs * c.k for c in choices)
+    read = sum(c.nbytes for c in choices) / 1e9
+    console = Console()
+    console.print(table)
+    console.print(f"{chosen:,} of {total:,} parameters train ({share(chosen, total)})")
+    console.print(
+        f"read {read:.2f} GB in {seconds:.1f} s; selection in {out}", soft_wrap=True, highlight=False
+    )
+
+
+def group_choices(choices: Sequence[LayerChoice]) -> list[list[LayerChoice]]:
+    """Layers of one kind together: the same last name and the same shape, in the order of first sight."""
+    groups: dict[tuple[str, int, int], list[LayerChoice]] = {}
+    for choice in choices:
+        key = (choice.module.rpartition(".")[2], choice.outputs, choice.inputs)
+        groups.setdefault(key, []).append(choice)
+    return list(groups.values())

@@ -1,0 +1,283 @@
+"""Folding deltas into a base's files: what goes into which shard, and each tensor as it is written.
+
+    W' = round(float32(W) + delta) at the K entries of each row, W everywhere else
+
+One tensor is in memory at a time. When the run trained on weights rounded to another data type than the
+files have, the base is rounded first, as it was for training, so that what is written is what was trained.
+
+O = output neurons, I = inputs, K = chosen inputs per neuron
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from neuroada_cli import hub
+from neuroada_cli.adapter import Adapter
+from neuroada_cli.delta.linear import is_conv1d
+from neuroada_cli.errors import ModelError, NumericsError
+from neuroada_cli.selecting import layer_shape, read_weight, stored_names
+
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One tensor of the result.
+
+    name    in the result; source is its name in the base, None for a tensor that the base lacks
+    module  the target whose deltas are folded into it
+    whole   the trained tensor that takes its place
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    source: str | None = None
+    module: str | None = None
+    whole: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass
+class FoldStats:
+    """What folding did: tensors folded, entries (K per row), how many of them changed, how many non-zero
+    deltas were too small for the data type, and the largest |delta|. largest_difference is between what is
+    written and what was trained, where the data types differ.
+    """
+
+    tensors: int = 0
+    entries: int = 0
+    changed: int = 0
+    lost: int = 0
+    largest_delta: float = 0.0
+    largest_difference: float = 0.0
+    whole: int = 0
+    per_tensor: dict[str, int] = field(default_factory=dict)
+
+
+class Merge:
+    """The plan of one merge and its tensors.
+
+    base      the base's files;  skeleton  its module graph (names, ties, Conv1D)
+    adapter   what to fold
+    trained   the data type that training saw
+    target    the data type of the result
+    Raises ModelError when the adapter's modules do not fit the base.
+    """
+
+    def __init__(
+        self,
+        base: hub.Weights,
+        skeleton: nn.Module,
+        adapter: Adapter,
+        trained: torch.dtype,
+        target: torch.dtype,
+        rename: bool = False,
+    ) -> None:
+        self.base = base
+        self.adapter = adapter
+        self.trained = trained
+        self.target = target
+        self.stats = FoldStats()
+        self._skeleton = skeleton
+        self._modules = dict(skeleton.named_modules())
+        # files that are in the target type already keep odd tensors (fp32 norms) byte for byte
+        self.cast = main_dtype(base) != target
+        self.plan = self._make_plan(rename)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the result."""
+        return sum(math.prod(entry.shape) for entry in self.plan if entry.dtype.is_floating_point)
+
+    def shards(self, max_bytes: int | None = None) -> list[list[Planned]]:
+        """The plan cut into files: the base's own by default, else filled up to max_bytes (a larger tensor
+        has a file for itself).
+        """
+        groups: list[list[Planned]] = []
+        previous: object = None
+        filled = 0
+        for entry in self.plan:
+            file = self.base.info(entry.source).file if entry.source else previous
+            full = file != previous if max_bytes is None else filled + entry.nbytes > max_bytes
+            if not groups or full:
+                groups.append([])
+                filled = 0
+            groups[-1].append(entry)
+            filled += entry.nbytes
+            previous = file
+        return groups
+
+    def tensors(self, shard: list[Planned]) -> Iterator[Tensor]:
+        """The shard's tensors in order, each made when it is asked for.
+
+        Raises NumericsError where the result is not finite in the target type, naming module and row.
+        """
+        for entry in shard:
+            yield self._tensor(entry)
+
+    def _tensor(self, entry: Planned) -> Tensor:
+        if entry.whole is not None:
+            self.stats.whole += 1
+            return _finite_cast(entry.whole, entry.dtype, entry.name)
+        assert entry.source is not None  # a tensor comes from the base or was trained whole
+        weight = self.base.tensor(entry.source)
+        if entry.module is None:
+            return _finite_cast(weight, entry.dtype, entry.name)
+        return self._fold(entry, entry.module)
+
+    def _fold(self, entry: Planned, module: str) -> Tensor:
+        assert entry.source is not None
+        layer = self._modules[module]
+        weight_OI = read_weight(self.base, entry.source, module, layer)
+        index_OK = self.adapter.selection.indices[module].long()
+        delta_OK = self.adapter.deltas[module]
+        trained_OK = fold_entries(weight_OI.gather(1, index_OK).to(self.trained), delta_OK, self.trained)
+        kept_OK = weight_OI.gather(1, index_OK).to(entry.dtype)
+        if entry.dtype == self.trained:
+            folded_OK = trained_OK
+        else:
+            folded_OK = fold_entries(weight_OI.gather(1, index_OK), delta_OK, entry.dtype)
+            self._note_difference(weight_OI, trained_OK, folded_OK)
+        _refuse_overflow(folded_OK, module, entry.dtype)
+        out_OI = _finite_cast(weight_OI, entry.dtype, entry.name)
+        out_OI.scatter_(1, index_OK, folded_OK)
+        self._count(entry.name, kept_OK, folded_OK, delta_OK)
+        return out_OI.T if is_conv1d(layer) else out_OI
+
+    def _count(self, name: str, kept_OK: Tensor, folded_OK: Tensor, delta_OK: Tensor) -> None:
+        moved_OK = kept_OK != folded_OK
+        self.stats.tensors += 1
+        self.stats.entries += delta_OK.numel()
+        self.stats.per_tensor[name] = int(moved_OK.sum())
+        self.stats.changed += self.stats.per_tensor[name]
+        self.stats.lost += int((~moved_OK & (delta_OK != 0)).sum())
+        self.stats.largest_delta = max(self.stats.largest_delta, float(delta_OK.abs().max()))
+
+    def _note_difference(self, weight_OI: Tensor, trained_OK: Tensor, folded_OK: Tensor) -> None:
+        """How far the written weights are from the trained ones, in the chosen entries and, where the base
+        itself is written in another type than it was trained in, in all others.
+        """
+        largest = float((folded_OK.double() - trained_OK.double()).abs().max())
+        if weight_OI.dtype != self.trained:
+            written_OI = weight_OI.to(self.target)
+            rounding = (written_OI.float() - weight_OI.to(self.trained).float()).abs().max()
+            largest = max(largest, float(rounding))
+        self.stats.largest_difference = max(self.stats.largest_difference, largest)
+
+    # -----------------------------------------------------------------------------------------------
+
+    def _make_plan(self, rename: bool) -> list[Planned]:
+        folds = self._folded_names()
+        whole = self._whole_names()
+        names = self._renamed() if rename else {name: name for name in self.base}
+        plan = []
+        for source, name in names.items():
+            info = self.base.info(source)
+            if source in whole:
+                plan.append(
+                    Planned(name, self.target, tuple(whole[source].shape), source, whole=whole[source])
+                )
+            elif source in folds:
+                plan.append(Planned(name, self.target, info.shape, source, folds[source]))
+            else:
+                plan.append(Planned(name, self._dtype(info.dtype), info.shape, source))
+        for name, tensor in whole.items():
+            if name not in self.base:
+                plan.append(Planned(name, self.target, tuple(tensor.shape), whole=tensor))
+        return plan
+
+    def _dtype(self, stored: torch.dtype) -> torch.dtype:
+        return self.target if self.cast and stored in WEIGHT_DTYPES else stored
+
+    def _folded_names(self) -> dict[str, str]:
+        """Stored name -> target module; every stored copy of a tied weight is folded."""
+        folds: dict[str, str] = {}
+        for module, index_OK in self.adapter.selection.indices.items():
+            layer = self._modules.get(module)
+            if layer is None or not hasattr(layer, "weight"):
+                raise ModelError(f"has no layer {module}, which the adapter adapts", str(self.base.folder))
+            if layer_shape(layer)[0] != index_OK.shape[0]:
+                raise ModelError(
+                    f"{module} has {layer_shape(layer)[0]} neurons, the adapter {index_OK.shape[0]}",
+                    str(self.base.folder),
+                )
+            if int(index_OK.max()) >= layer_shape(layer)[1]:
+                raise ModelError(f"{module} has fewer inputs than the adapter uses", str(self.base.folder))
+            folds |= dict.fromkeys(stored_names(self.base, self._skeleton, module), module)
+        return folds
+
+    def _whole_names(self) -> dict[str, Tensor]:
+        """Tensors trained whole under their name in the base, or the model's name where the base lacks it."""
+        prefix = str(self._skeleton.base_model_prefix)
+        return {
+            hub.stored_name(self.base, parameter, prefix) or parameter: tensor
+            for parameter, tensor in self.adapter.whole.items()
+        }
+
+    def _renamed(self) -> dict[str, str]:
+        """Stored name -> the model's own name, in file order, without what the model does not use.
+
+        A base model's files name "encoder.layer.0…" what a classifier calls "bert.encoder.layer.0…". When
+        the model's names cannot all be found, the files' names stay.
+        """
+        prefix = str(self._skeleton.base_model_prefix)
+        names: dict[str, str] = {}
+        for parameter in self._skeleton.state_dict():
+            stored = hub.stored_name(self.base, parameter, prefix)
+            if stored is not None:
+                names.setdefault(stored, parameter)
+            elif parameter not in self.adapter.whole:
+                return {name: name for name in self.base}
+        return {name: names[name] for name in self.base if name in names}
+
+
+def fold_entries(base_OK: Tensor, delta_OK: Tensor, dtype: torch.dtype) -> Tensor:
+    """round(base + delta), the sum in fp32 (fp64 for an fp64 base), as the attached layer computes it."""
+    wide = torch.promote_types(base_OK.dtype, torch.float32)
+    return (base_OK.to(wide) + delta_OK).to(dtype)
+
+
+def main_dtype(weights: hub.Weights) -> torch.dtype:
+    """The floating type that most bytes of the files have. Raises ModelError for a model without any."""
+    sizes: dict[torch.dtype, int] = {}
+    for name in weights:
+        info = weights.info(name)
+        if info.dtype in WEIGHT_DTYPES:
+            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
+    if not sizes:
+        raise ModelError("holds no 16- or 32-bit weights", str(weights.folder), "use the model's original")
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def describe_dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _finite_cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    if tensor.dtype == dtype:
+        return tensor
+    cast = tensor.to(dtype)
+    if not torch.isfinite(cast).all() and torch.isfinite(tensor).all():
+        raise NumericsError(
+            f"{name} has values that overflow in {describe_dtype(dtype)}", fix="choose another --dtype"
+        )
+    return cast
+
+
+def _refuse_overflow(folded_OK: Tensor, module: str, dtype: torch.dtype) -> None:
+    wrong = (~torch.isfinite(folded_OK)).nonzero()
+    if len(wrong):
+        raise NumericsError(
+            f"{module}, row {int(wrong[0, 0])}: the merged weight is not finite in {describe_dtype(dtype)}",
+            fix="train with a lower optim.lr, or choose a wider --dtype",
+        )
