@@ -67,7 +67,9 @@ def target_layers(
 
 def layer_shape(module: nn.Module) -> tuple[int, int]:
     """(O, I) of a linear layer; GPT-2's Conv1D stores its weight as [I, O]."""
-    rows, columns = module.weight.shape  # type: ignore[union-attr]
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    rows, columns = weight.shape
     return (columns, rows) if is_conv1d(module) else (rows, columns)
 
 
@@ -142,9 +144,11 @@ def read_weight(weights: hub.Weights, stored: str, name: str, module: nn.Module)
             str(info.file),
             "use the model's 16- or 32-bit original",
         )
-    if info.shape != tuple(module.weight.shape):  # type: ignore[arg-type]
+    outputs, inputs = layer_shape(module)
+    stored_shape = (inputs, outputs) if is_conv1d(module) else (outputs, inputs)
+    if info.shape != stored_shape:
         raise ModelError(
-            f"{stored} has the shape {list(info.shape)}, but {name} needs {list(module.weight.shape)}",  # type: ignore[arg-type]
+            f"{stored} has the shape {list(info.shape)}, but {name} needs {list(stored_shape)}",
             str(info.file),
         )
     weight = weights.tensor(stored)

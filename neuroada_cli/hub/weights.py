@@ -282,8 +282,8 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
     try:
         code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-            raise ValueError("sizes must be whole numbers")
+        if not isinstance(code, str) or not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+            raise ValueError("sizes are whole numbers")
     except (KeyError, TypeError, ValueError):
         raise ModelError(f"{name} has a broken header entry", str(path)) from None
     if code not in DTYPES:
