@@ -18,7 +18,7 @@ from neuroada_cli.errors import ModelError
 IGNORED = -100  # the label of a token that is not a target (the convention of torch and transformers)
 
 
-# (model, data.batch.Batch on the model's device) -> (summed loss: fp32 scalar with a graph, number of targets).
+# (model, data.batch.Batch on its device) -> (summed loss: fp32 scalar with a graph, number of targets).
 # labels_BS is int64 [B, S] with IGNORED where a token is no target, or [B] for one class or score per row.
 Loss = Callable[[nn.Module, Any], tuple[Tensor, int]]
 
@@ -70,20 +70,27 @@ def _only_at(model: nn.Module, wanted_BS: Tensor) -> Iterator[None]:
 
 def class_loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
     """Cross entropy over the classes, summed over rows, in fp32."""
-    logits_BC = _row_logits(model, batch)
-    return F.cross_entropy(logits_BC, batch.labels_BS, reduction="sum"), len(batch.labels_BS)
+    return class_error(row_logits(model, batch), batch.labels_BS), len(batch.labels_BS)
 
 
 def score_loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
     """Squared error of a single output, summed over rows, in fp32."""
-    logits_BC = _row_logits(model, batch)
-    return F.mse_loss(logits_BC[:, 0], batch.labels_BS.float(), reduction="sum"), len(batch.labels_BS)
+    return score_error(row_logits(model, batch), batch.labels_BS), len(batch.labels_BS)
 
 
-def _row_logits(model: nn.Module, batch: Any) -> Tensor:
+def row_logits(model: nn.Module, batch: Any) -> Tensor:
+    """fp32 [B, C] of a sequence classifier; C is 1 for a regressor."""
     output = model(input_ids=batch.tokens_BS, attention_mask=batch.attention_BS)
     logits_BC: Tensor = output.logits
     return logits_BC.float()
+
+
+def class_error(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    return F.cross_entropy(logits_BC, labels_B, reduction="sum")
+
+
+def score_error(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    return F.mse_loss(logits_BC[:, 0], labels_B.float(), reduction="sum")
 
 
 # by `data.tasks.Task.kind`
