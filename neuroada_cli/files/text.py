@@ -1,0 +1,59 @@
+"""Small files: JSON, text, logs, copies."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from neuroada_cli.errors import ModelError, UserError
+from neuroada_cli.files.atomic import atomic_file, explained
+
+MAX_JSON_BYTES = 64 << 20
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write or replace a UTF-8 file, all or nothing. Raises ResourceError."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write or replace a JSON file, all or nothing. NaN and infinity are refused (ValueError): not JSON."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_jsonl(path: str | os.PathLike[str], value: Any) -> None:
+    """Add one line to a log in one write, so that a kill cannot leave two halves of different lines."""
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    with explained(Path(path)), open(path, "ab", buffering=0) as file:
+        file.write(line.encode())
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's bytes (not its mode: new files follow the umask). Raises ResourceError."""
+    with atomic_file(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def read_json(path: str | os.PathLike[str], error: type[UserError] = ModelError) -> Any:
+    """A JSON file's value. Raises `error`, naming file and line, for anything but valid JSON of sane size."""
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise error(f"larger than {MAX_JSON_BYTES >> 20} MiB", str(path))
+        return json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
+    except FileNotFoundError:
+        raise error("is missing", str(path)) from None
+    except OSError as problem:
+        raise error(f"cannot be read: {problem.strerror}", str(path)) from None
+    except json.JSONDecodeError as problem:
+        raise error(f"not valid JSON: {problem.msg}", f"{path}:{problem.lineno}") from None
+    except (ValueError, RecursionError) as problem:
+        raise error(f"not valid JSON: {problem}", str(path)) from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
