@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli import hub
-from neuroada_cli.adapter import Adapter
+from neuroada_cli.adapter import Adapter, check_shapes
 from neuroada_cli.delta.linear import is_conv1d
+from neuroada_cli.delta.model import is_linear
 from neuroada_cli.errors import ModelError, NumericsError
 from neuroada_cli.selecting import layer_shape, read_weight, stored_names
 
@@ -201,18 +202,10 @@ class Merge:
 
     def _folded_names(self) -> dict[str, str]:
         """Stored name -> target module; every stored copy of a tied weight is folded."""
+        targets = {name: layer_shape(module) for name, module in self._modules.items() if is_linear(module)}
+        check_shapes(self.adapter.selection, targets, str(self.base.folder))
         folds: dict[str, str] = {}
-        for module, index_OK in self.adapter.selection.indices.items():
-            layer = self._modules.get(module)
-            if layer is None or not hasattr(layer, "weight"):
-                raise ModelError(f"has no layer {module}, which the adapter adapts", str(self.base.folder))
-            if layer_shape(layer)[0] != index_OK.shape[0]:
-                raise ModelError(
-                    f"{module} has {layer_shape(layer)[0]} neurons, the adapter {index_OK.shape[0]}",
-                    str(self.base.folder),
-                )
-            if int(index_OK.max()) >= layer_shape(layer)[1]:
-                raise ModelError(f"{module} has fewer inputs than the adapter uses", str(self.base.folder))
+        for module in self.adapter.selection.indices:
             folds |= dict.fromkeys(stored_names(self.base, self._skeleton, module), module)
         return folds
 

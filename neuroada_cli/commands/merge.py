@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from neuroada_cli.adapter import Adapter
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -27,6 +26,7 @@ from rich.table import Table
 
 from neuroada_cli import adapter as adapters
 from neuroada_cli import files, hub
+from neuroada_cli.adapter import Adapter
 from neuroada_cli.errors import ModelError, NumericsError, OutputError
 from neuroada_cli.merged_folder import copy_companions, merged_config, model_card
 from neuroada_cli.merging import FoldStats, Merge, Planned, describe_dtype, main_dtype
@@ -68,7 +68,6 @@ def run(
     started = time.perf_counter()
     out = Path(out)
     folder = _find_adapter(Path(source))
-    _refuse_taken(out, overwrite)
     adapter = adapters.read_adapter(folder)
     _refuse_empty(adapter, folder)
     base_folder = _base_folder(adapter, base, trust_remote_code)
@@ -144,14 +143,6 @@ def _find_adapter(source: Path) -> Path:
     return adapters.find_adapter(source)
 
 
-def _refuse_taken(out: Path, overwrite: bool) -> None:
-    """Before anything is read; atomic_folder checks again when it takes the name."""
-    if out.is_file():
-        raise OutputError("is a file", str(out), "name a folder")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise OutputError("exists and is not empty", str(out), "name another folder, or give --overwrite")
-
-
 def _refuse_overlap(out: Path, adapter: Path, base: Path) -> None:
     """Neither into the inputs (their manifests would break) nor over them (they would be deleted)."""
     here = out.resolve()
@@ -172,7 +163,7 @@ def _refuse_unchanged(stats: FoldStats, target: torch.dtype) -> None:
         raise NumericsError(
             f"no weight changes: all {stats.lost:,} deltas (largest {stats.largest_delta:.1e}) are too small "
             f"for {describe_dtype(target)}",
-            fix="train longer or with a higher optim.lr, or merge with --dtype fp32",
+            fix="train longer or with a higher optim.lr, or merge in a wider --dtype",
         )
 
 
