@@ -11,6 +11,10 @@ import datetime
 import random
 from collections.abc import Callable
 
+from neuroada_cli.data.batch import Example
+from neuroada_cli.data.task import Row, Scoring, Task, text
+from neuroada_cli.evaluation import answers
+
 FIRST_DAY = datetime.date(2015, 1, 1)
 DAYS = 20 * 365
 # Every tenth calendar day is for the test, the next for validation, the other eight for training.
@@ -110,3 +114,23 @@ def _month(day: datetime.date) -> str:
 
 def _weekday(day: datetime.date) -> str:
     return WEEKDAYS[day.weekday()]
+
+
+def example(row: Row, number: int, protocol: str) -> Example:
+    """The message and the question; the target is the date."""
+    prompt = f"{text(row, 'message')}\nWhich date is meant? Write it as YYYY-MM-DD.\n"
+    return Example(prompt, text(row, "date"), text(row, "date"), number)
+
+
+TASKS = [
+    Task(
+        name="due_dates",
+        family="due_dates",
+        kind="generation",
+        example=example,
+        sets={"train": "due_dates", "validation": "due_dates:validation", "test": "due_dates"},
+        scoring={
+            protocol: Scoring(answers.whole, answers.same_text, 16) for protocol in ("reft", "llm-adapters")
+        },
+    )
+]

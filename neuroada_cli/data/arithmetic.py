@@ -1,0 +1,46 @@
+"""Arithmetic word problems: trained on math_10k (reasoning, then the number), tested on seven sets."""
+
+from __future__ import annotations
+
+from neuroada_cli.data.batch import Example
+from neuroada_cli.data.task import Row, Scoring, Task, text
+from neuroada_cli.data.templates import RESPONSE, alpaca
+from neuroada_cli.evaluation import answers
+
+ALL = ("MultiArith", "gsm8k", "AddSub", "AQuA", "SingleEq", "SVAMP", "mawps")
+
+
+def example(row: Row, number: int, protocol: str) -> Example:
+    """Alpaca's template around the problem under both protocols; the target is the worked solution.
+
+    Test rows need no solution. Answers are numbers, or option letters (AQuA).
+    """
+    answer = row["answer"]
+    if not isinstance(answer, str | int | float):
+        raise TypeError(f"answer is {type(answer).__name__}")
+    return Example(alpaca(text(row, "instruction")), str(row.get("output") or ""), str(answer), number)
+
+
+def _task(name: str, sets: dict[str, str]) -> Task:
+    letters = name == "AQuA"
+    correct = answers.same_text if letters else answers.same_number
+    strict = answers.strict_letter if letters else answers.strict_number
+
+    def scoring(found: answers.Rule) -> Scoring:
+        return Scoring(answers.then(answers.after(RESPONSE), found), correct, 512, strict)
+
+    found = answers.first_letter if letters else answers.last_number
+    return Task(
+        name=name,
+        family="arithmetic",
+        kind="generation",
+        example=example,
+        sets=sets,  # type: ignore[arg-type]
+        scoring={"reft": scoring(found), "llm-adapters": scoring(found)},
+    )
+
+
+TASKS = [
+    _task("math", {"train": "math_10k", "test": "SVAMP"}),
+    *(_task(name, {"test": name}) for name in ALL),
+]

@@ -1,0 +1,227 @@
+"""From examples to batches: tokens, masks and labels.
+
+B = rows of a batch, S = sequence length
+
+The loss mask follows the papers' code: prompt and target are tokenised together, the prompt is tokenised by
+itself only to find how many tokens of the whole it is, and those are not learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.text import Text
+from torch import Tensor
+
+from neuroada_cli.errors import DataError
+
+IGNORED = -100  # the label of a token that is not learnt (the convention of torch and transformers)
+MEGA_BATCHES = 50  # rows are sorted by length within so many batches, so that order stays random at large
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as a task means it.
+
+    prompt  what the model is given
+    target  what it learns to write, without the end token; empty for classification
+    answer  the reference that scoring compares with (text, class number or real score)
+    row     its number in the source, 0 is the first
+    pair    the second text of a sentence pair
+    """
+
+    prompt: str
+    target: str
+    answer: str | int | float
+    row: int
+    pair: str | None = None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a row; labels are per token, or one class number or score for the whole row."""
+
+    input_ids: list[int]
+    labels: list[int] | int | float
+    row: int
+    type_ids: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """What encoding did: rows, all tokens, learnt tokens, and rows whose end was cut off."""
+
+    rows: int
+    tokens: int
+    targets: int
+    truncated: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """tokens, attention int64 [B, S], right-padded; labels int64 [B, S], or [B] (int64 or fp32)."""
+
+    tokens_BS: Tensor
+    attention_BS: Tensor
+    labels_BS: Tensor
+    rows: list[int]
+    types_BS: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        types_BS = None if self.types_BS is None else self.types_BS.to(device)
+        moved = (self.tokens_BS.to(device), self.attention_BS.to(device), self.labels_BS.to(device))
+        return Batch(*moved, self.rows, types_BS)
+
+
+def pad_id(tokenizer: Any) -> int:
+    """unk, else the tokenizer's own pad, else eos. Padding is masked, so no embedding has to be added.
+
+    Raises DataError when there is none of the three.
+    """
+    for name in ("unk_token_id", "pad_token_id", "eos_token_id"):
+        value = getattr(tokenizer, name, None)
+        if value is not None:
+            return int(value)
+    raise DataError("the tokenizer has neither a pad, an unknown nor an end token", fix="set its pad_token")
+
+
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """The prompt's tokens as the model gets them: one BOS where the tokenizer adds one, no EOS."""
+    bos = getattr(tokenizer, "bos_token", None)
+    special = not (bos and text.startswith(bos))  # a chat template writes its own
+    ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    if special and len(ids) > 1 and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        ids.pop()
+    return ids
+
+
+def encode(
+    examples: Sequence[Example],
+    tokenizer: Any,
+    max_length: int,
+    kind: str = "generation",
+    loss_on_prompt: bool = False,
+) -> tuple[list[Encoded], EncodeReport]:
+    """Encode rows for training or validation.
+
+    max_length      tokens per row; what is longer is cut at its end and counted
+    kind            generation, classification or regression
+    loss_on_prompt  learn the prompt's tokens, too (protocol `llm-adapters`)
+    Raises DataError for no rows at all, a tokenizer without an end token, and rows whose prompt alone fills
+    max_length: they would have nothing to learn.
+    """
+    if not examples:
+        raise DataError("there are no rows", fix="check data.train and data.limit")
+    if kind == "generation":
+        if tokenizer.eos_token_id is None:
+            raise DataError("the tokenizer has no end token, so no answer could end", fix="set its eos_token")
+        pairs = [_encode_target(e, tokenizer, max_length, loss_on_prompt) for e in examples]
+    else:
+        pairs = [_encode_label(e, tokenizer, max_length, kind) for e in examples]
+    rows = [row for row, _ in pairs]
+    if kind == "generation":
+        _refuse_without_target(rows, max_length)
+    targets = sum(
+        sum(label != IGNORED for label in row.labels[1:]) if isinstance(row.labels, list) else 1
+        for row in rows
+    )
+    report = EncodeReport(
+        rows=len(rows),
+        tokens=sum(map(len, rows)),
+        targets=targets,
+        truncated=sum(cut for _, cut in pairs),
+        longest=max(map(len, rows)),
+    )
+    return rows, report
+
+
+def _encode_target(
+    example: Example, tokenizer: Any, max_length: int, loss_on_prompt: bool
+) -> tuple[Encoded, bool]:
+    ids = [*token_ids(tokenizer, example.prompt + example.target), tokenizer.eos_token_id]
+    prompt_length = 0 if loss_on_prompt else len(token_ids(tokenizer, example.prompt))
+    cut = len(ids) > max_length
+    ids = ids[:max_length]
+    labels = [IGNORED] * min(prompt_length, len(ids)) + ids[prompt_length:]
+    return Encoded(ids, labels, example.row), cut
+
+
+def _encode_label(example: Example, tokenizer: Any, max_length: int, kind: str) -> tuple[Encoded, bool]:
+    whole = tokenizer(example.prompt, example.pair)
+    cut = len(whole["input_ids"]) > max_length
+    # cutting is the tokenizer's: it shortens the longer text and keeps the end markers
+    encoded = (
+        tokenizer(example.prompt, example.pair, truncation=True, max_length=max_length) if cut else whole
+    )
+    label = float(example.answer) if kind == "regression" else int(example.answer)
+    return Encoded(list(encoded["input_ids"]), label, example.row, encoded.get("token_type_ids")), cut
+
+
+def _refuse_without_target(rows: Sequence[Encoded], max_length: int) -> None:
+    barren = [r for r in rows if isinstance(r.labels, list) and all(x == IGNORED for x in r.labels[1:])]
+    if barren:
+        first = barren[0].row
+        raise DataError(
+            f"{len(barren)} of {len(rows)} rows have nothing to learn within data.max_length={max_length}: "
+            f"their prompt alone fills it (the first is row {first})",
+            fix="raise data.max_length, or drop these rows",
+        )
+
+
+def collate(rows: Sequence[Encoded], pad: int) -> Batch:
+    """Right-pad rows to the longest of them."""
+    length = max(map(len, rows))
+    tokens_BS = torch.full((len(rows), length), pad, dtype=torch.int64)
+    attention_BS = torch.zeros((len(rows), length), dtype=torch.int64)
+    per_token = isinstance(rows[0].labels, list)
+    labels_BS = torch.full((len(rows), length), IGNORED, dtype=torch.int64)
+    types_BS = torch.zeros((len(rows), length), dtype=torch.int64) if rows[0].type_ids is not None else None
+    for i, row in enumerate(rows):
+        tokens_BS[i, : len(row)] = torch.tensor(row.input_ids)
+        attention_BS[i, : len(row)] = 1
+        if per_token:
+            labels_BS[i, : len(row)] = torch.tensor(row.labels)
+        if types_BS is not None and row.type_ids is not None:
+            types_BS[i, : len(row)] = torch.tensor(row.type_ids)
+    if not per_token:
+        labels_BS = torch.tensor([row.labels for row in rows])  # int64 classes or fp32 scores, [B]
+    return Batch(tokens_BS, attention_BS, labels_BS, [row.row for row in rows], types_BS)
+
+
+def epoch_order(
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, group_by_length: bool = True
+) -> list[list[int]]:
+    """Row numbers of every batch of an epoch: a pure function of its arguments, so that a run can resume.
+
+    With grouping, rows of similar length share a batch (less padding) and the longest batch of an epoch
+    comes first, where running out of memory costs least.
+    """
+    chance = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    order = torch.randperm(len(lengths), generator=chance).tolist()
+    if not group_by_length:
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches: list[list[int]] = []
+    mega = batch_size * MEGA_BATCHES
+    for start in range(0, len(order), mega):
+        by_length = sorted(order[start : start + mega], key=lambda i: -lengths[i])
+        batches += [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
+    longest = max(range(len(batches)), key=lambda b: lengths[batches[b][0]]) if batches else 0
+    shuffled = [b for b in torch.randperm(len(batches), generator=chance).tolist() if b != longest]
+    return [batches[b] for b in [longest, *shuffled]] if batches else []
+
+
+def preview(row: Encoded, tokenizer: Any) -> Text:
+    """A row as the model sees it: tokens that are learnt stand out, the rest is dim; \\n is shown as ↵."""
+    text = Text()
+    labels = row.labels if isinstance(row.labels, list) else [IGNORED] * len(row)
+    for token, label in zip(row.input_ids, labels, strict=True):
+        piece = tokenizer.decode([token]).replace("\n", "↵\n")
+        text.append(piece, style="dim" if label == IGNORED else "bold black on bright_green")
+    return text

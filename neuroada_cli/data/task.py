@@ -1,0 +1,115 @@
+"""What a task is: what a row of a data set means under a protocol, and how an answer to it is scored.
+
+A protocol fixes prompts, loss mask, generation,
+extraction and scoring; results under different protocols cannot be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from neuroada_cli.data.batch import Example
+from neuroada_cli.errors import DataError
+
+Row = dict[str, Any]
+Kind = Literal["generation", "classification", "regression"]
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """loss_mask names what is learnt; every result file carries name and mask.
+
+    beams  of the protocol's own decoding; ours is greedy unless a caller asks otherwise
+    """
+
+    name: str
+    loss_mask: Literal["target only", "prompt and target"]
+    max_length: int
+    beams: int
+
+    @property
+    def loss_on_prompt(self) -> bool:
+        return self.loss_mask == "prompt and target"
+
+
+PROTOCOLS = {
+    "reft": Protocol("reft", "target only", max_length=512, beams=1),
+    "llm-adapters": Protocol("llm-adapters", "prompt and target", max_length=256, beams=4),
+}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How one protocol turns what a model wrote into a score.
+
+    extract  (prompt, completion) -> the answer found in it; "" for none
+    correct  (extracted, reference) -> whether it counts
+    strict   a stricter scorer on the completion, reported in its own column
+    """
+
+    extract: Callable[[str, str], str]
+    correct: Callable[[str, str], bool]
+    max_new_tokens: int
+    strict: Callable[[str, str], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    example     (row, number, protocol name) -> Example
+    sets        split -> default source ("set" or "set:split") of the rows
+    scoring     protocol name -> Scoring, for generation
+    metrics     names in `evaluation.metrics`, the first one ranks checkpoints (not for generation)
+    num_labels  classes; 1 for regression, None for generation
+    """
+
+    name: str
+    family: str
+    kind: Kind
+    example: Callable[[Row, int, str], Example]
+    sets: dict[Split, str] = field(default_factory=dict)
+    scoring: dict[str, Scoring] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ("accuracy",)
+    num_labels: int | None = None
+    labels: tuple[str, ...] = ()
+
+    @property
+    def model_task(self) -> Literal["causal-lm", "sequence-classification"]:
+        return "causal-lm" if self.kind == "generation" else "sequence-classification"
+
+
+def examples_of(
+    task: Task, rows: Sequence[Row], protocol: str, source: str, lines: Sequence[int] | None = None
+) -> list[Example]:
+    """The examples of a task's rows.
+
+    source  named in errors; lines: the line of each row in it, if known
+    Raises DataError counting the rows that lack a field or hold the wrong type, naming the first.
+    """
+    found: list[Example] = []
+    bad: list[tuple[int, str]] = []
+    for number, row in enumerate(rows):
+        try:
+            found.append(task.example(row, number, protocol))
+        except KeyError as error:
+            bad.append((number, f"has no field {error.args[0]!r}"))
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            bad.append((number, f"cannot be used: {error}"))
+    if bad:
+        number, problem = bad[0]
+        place = f"{source}:{lines[number]}" if lines else f"{source}, row {number}"
+        more = f" ({len(bad)} of {len(rows)} rows are bad)" if len(bad) > 1 else ""
+        raise DataError(f"{problem}{more}", place, f"task {task.name} needs it in every row")
+    return found
+
+
+def text(row: Row, key: str) -> str:
+    """A field that must be text. Raises KeyError or TypeError."""
+    value = row[key]
+    if not isinstance(value, str):
+        raise TypeError(f"{key} is {type(value).__name__}, not text")
+    return value

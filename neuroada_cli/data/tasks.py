@@ -1,0 +1,53 @@
+"""The tasks and protocols by name. A new task is one entry in the file of its family, or one file and one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from neuroada_cli.data import arithmetic, commonsense, due_dates, glue, gsm8k, instruct
+from neuroada_cli.data.task import PROTOCOLS, Protocol, Task
+from neuroada_cli.errors import RecipeError
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for family in (commonsense, arithmetic, gsm8k, glue, instruct, due_dates)
+    for task in family.TASKS
+}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "commonsense-all": commonsense.ALL,
+    "math-all": arithmetic.ALL,
+    "glue-all": glue.ALL,
+}
+ALIASES = {
+    "siqa": "social_i_qa", "obqa": "openbookqa", "arc_e": "ARC-Easy", "arc-e": "ARC-Easy",
+    "arc_c": "ARC-Challenge", "arc-c": "ARC-Challenge", "hellas": "hellaswag", "winog": "winogrande",
+    "sst-2": "sst2", "sts-b": "stsb",
+}  # fmt: skip
+
+
+def get_task(name: str) -> Task:
+    """The task of that name, in any case or by a common alias. Raises RecipeError with a did-you-mean."""
+    known = {key.lower(): task for key, task in TASKS.items()}
+    known |= {alias: TASKS[key] for alias, key in ALIASES.items()}
+    if name.lower() in known:
+        return known[name.lower()]
+    close = difflib.get_close_matches(name.lower(), [*known, *GROUPS], n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(TASKS)}"
+    raise RecipeError(f"{name} is not a task", fix=hint)
+
+
+def expand(names: Sequence[str]) -> list[Task]:
+    """Tasks and groups by name, each task once, in the given order. Raises RecipeError."""
+    tasks: dict[str, Task] = {}
+    for name in names:
+        for member in GROUPS.get(name.lower(), (name,)):
+            task = get_task(member)
+            tasks[task.name] = task
+    return list(tasks.values())
+
+
+def get_protocol(name: str) -> Protocol:
+    if name not in PROTOCOLS:
+        raise RecipeError(f"{name} is not a protocol", fix=f"choose {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]

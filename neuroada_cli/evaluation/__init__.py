@@ -1,0 +1,1 @@
+"""From prompts to scores: generation, the protocols' extraction rules, metrics."""

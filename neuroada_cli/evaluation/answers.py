@@ -1,0 +1,108 @@
+"""Extraction and scoring rules of the published protocols, and stricter ones beside them.
+
+The papers' rules are kept to the letter, however lenient: results under them are only comparable if they are
+the same. `strict_*` are our own, reported in a column of their own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+NUMBER = re.compile(r"-?\d+\.?\d*")
+LETTERS = re.compile(r"[A-E]")
+CLOSE = 1e-3
+
+Rule = Callable[[str], str]  # text -> what was found in it, "" for nothing
+Extract = Callable[[str, str], str]  # (prompt, completion) -> the same
+
+
+def after(trigger: str) -> Extract:
+    """The text behind the first trigger in prompt + completion, left-stripped; none: nothing (LoReFT)."""
+
+    def extract(prompt: str, completion: str) -> str:
+        _, found, rest = (prompt + completion).partition(trigger)
+        return rest.lstrip() if found else ""
+
+    return extract
+
+
+def first_match(pattern: str) -> Extract:
+    """The first hit of a pattern in the completion (LLM-Adapters)."""
+    compiled = re.compile(pattern)
+
+    def extract(prompt: str, completion: str) -> str:
+        found = compiled.search(completion)
+        return found[0] if found else ""
+
+    return extract
+
+
+def whole(prompt: str, completion: str) -> str:
+    return completion.strip()
+
+
+def then(extract: Extract, rule: Rule) -> Extract:
+    """One rule on what another extracted."""
+    return lambda prompt, completion: rule(extract(prompt, completion))
+
+
+def last_number(text: str) -> str:
+    """Commas dropped, the last match of -?\\d+\\.?\\d* (both protocols)."""
+    found: list[str] = NUMBER.findall(text.replace(",", ""))
+    return found[-1] if found else ""
+
+
+def first_letter(text: str) -> str:
+    """The first capital A to E anywhere, so "Dave" is a D (both protocols; mostly noise)."""
+    found = LETTERS.search(text)
+    return found[0] if found else ""
+
+
+def same_text(found: str, reference: str) -> bool:
+    return bool(found) and found.strip() == reference.strip()
+
+
+def same_number(found: str, reference: str) -> bool:
+    """Within 1e-3; nothing found is wrong."""
+    try:
+        difference = float(found) - float(reference.replace(",", ""))
+    except ValueError:
+        return False
+    return math.isfinite(difference) and abs(difference) <= CLOSE
+
+
+def exact_option(options: str) -> Callable[[str, str], bool]:
+    """Strict: the completion is one option, give or take "the correct answer is" and a final full stop."""
+    form = re.compile(rf"\s*(?:the correct answer is\s+)?({options})\s*\.?\s*", re.IGNORECASE)
+
+    def strict(completion: str, reference: str) -> bool:
+        found = form.fullmatch(completion)
+        return found is not None and found[1].lower() == reference.strip().lower()
+
+    return strict
+
+
+STATED = re.compile(r"(?:answer|option|choice)\s*(?:is|:)?\s*:?\s*\(?([A-E])\b", re.IGNORECASE)
+ALONE = re.compile(r"\s*\(?([A-E])[).]?\s*")
+
+
+def strict_letter(completion: str, reference: str) -> bool:
+    """Strict: the letter that is stated as the answer (the last such statement), or that stands alone."""
+    stated = STATED.findall(completion)
+    alone = ALONE.fullmatch(completion)
+    letter = stated[-1].upper() if stated else alone[1] if alone else ""
+    return letter == reference.strip()
+
+
+def strict_number(completion: str, reference: str) -> bool:
+    """Strict: math-verify finds the reference's value in the completion.
+
+    Raises ImportError without the extra `strict`; `evaluation.run` then leaves the column out.
+    """
+    from math_verify import parse, verify
+
+    # math-verify's own timeouts use signals, which only the main thread may; the texts here are short
+    gold = parse(reference, parsing_timeout=None)
+    return bool(verify(gold, parse(completion, parsing_timeout=None), timeout_seconds=None))
