@@ -1,4 +1,4 @@
-"""The tasks and protocols by name. A new task is one entry in the file of its family, or one file and one line."""
+"""The tasks and protocols by name. A new one is an entry in the file of its family, or a file and a line."""
 
 from __future__ import annotations
 
