@@ -1,0 +1,106 @@
+"""A loaded model for whatever the user named: a base, an adapter on its base, or a merged folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuroada_cli import adapter as adapters
+from neuroada_cli import files, hub
+from neuroada_cli.adapter import Adapter
+from neuroada_cli.delta.model import attach
+from neuroada_cli.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """model is in evaluation mode; adapter is None for a plain model.
+
+    folder    of the base (or plain) model
+    identity  what a result file says the model was: fingerprint of the base, hash of the adapter
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    folder: Path
+    adapter: Adapter | None
+    identity: dict[str, Any]
+
+
+def is_adapter(target: str) -> bool:
+    """Whether `target` is an adapter or run folder."""
+    try:
+        adapters.find_adapter(target)
+    except ModelError:
+        return False
+    return True
+
+
+def load(
+    target: str,
+    task: hub.Task | None = None,
+    dtype: str | None = None,
+    device: str = "cpu",
+    num_labels: int | None = None,
+    base: str | None = None,
+    revision: str | None = None,
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+) -> Adapted:
+    """Load `target` ready to answer.
+
+    target  adapter or run folder, model folder, packaged model, or hub id
+    task    of a plain model; an adapter knows its own
+    dtype   default: what training saw, else bf16 for language models on any device, fp32 for classifiers
+    base    where an adapter's base lies now; default: where training found it
+    Raises ModelError for anything missing, broken, or a base that is not the adapter's.
+    """
+    if not is_adapter(target):
+        folder = hub.resolve_model(target, revision, trust_remote_code)
+        kind: hub.Task = task or "causal-lm"
+        loaded = hub.load_model(
+            folder, kind, dtype or ("bf16" if kind == "causal-lm" else "fp32"), device, num_labels, attention,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        tokenizer = hub.load_tokenizer(folder, trust_remote_code)
+        return Adapted(loaded.model, tokenizer, folder, None, {"model": hub.fingerprint(folder)})
+    place = adapters.find_adapter(target)
+    adapter = adapters.read_adapter(place)
+    if task is not None and task != adapter.task:
+        raise ModelError(f"was trained for {adapter.task}, not for {task}", str(place), "choose its own task")
+    folder = hub.resolve_model(base or adapter.base, None if base else adapter.revision, trust_remote_code)
+    adapters.check_base(adapter.selection.fingerprint, folder)
+    labels = adapter.settings.get("num_labels")
+    loaded = hub.load_model(
+        folder, adapter.task, dtype or str(adapter.settings.get("dtype", "fp32")), device, labels, attention,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    put_on(loaded.model, adapter, str(place))
+    tokenizer = hub.load_tokenizer(place if (place / "tokenizer_config.json").is_file() else folder)
+    manifest = files.verify_folder(place)["files"]
+    identity = {
+        "model": adapter.selection.fingerprint,
+        "adapter_sha256": manifest[adapters.TENSORS]["sha256"],
+    }
+    return Adapted(loaded.model.eval(), tokenizer, folder, adapter, identity)
+
+
+@torch.no_grad()
+def put_on(model: nn.Module, adapter: Adapter, where: str) -> None:
+    """Fold an adapter into a loaded base and set the parameters it trained in full.
+
+    Raises ModelError naming the module or parameter that does not fit.
+    """
+    try:
+        attach(model, adapter.selection.indices, adapter.deltas)
+    except ValueError as error:
+        raise ModelError(f"does not fit its base: {error}", where) from None
+    parameters = dict(model.named_parameters())
+    for name, tensor in adapter.whole.items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            raise ModelError(f"does not fit its base: {name}", where)
+        parameters[name].copy_(tensor)

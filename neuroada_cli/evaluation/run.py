@@ -1,0 +1,185 @@
+"""One task on one model: predictions, extraction, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuroada_cli.data.batch import Encoded, Example, collate, encode, pad_id
+from neuroada_cli.data.task import Scoring, Task
+from neuroada_cli.errors import NumericsError
+from neuroada_cli.evaluation.generate import evaluating, generate
+from neuroada_cli.evaluation.metrics import METRICS
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One scored row. extracted is what the protocol's rule found; strict: our stricter scorer, if it ran."""
+
+    row: int
+    prompt: str
+    prediction: str
+    extracted: str
+    reference: str
+    correct: bool
+    strict: bool | None = None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Scores of one task; shares from 0 to 1 (correlations from -1 to 1).
+
+    unparsed  rows in which no answer was found: they count as wrong, and are shown
+    majority  accuracy of always giving the most frequent reference (not for free numbers)
+    """
+
+    task: str
+    n: int
+    score: float
+    metric: str
+    unparsed: int
+    strict: float | None
+    majority: float | None
+    seconds: float
+    tokens: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+OnRows = Callable[[list[Prediction]], None]
+
+
+def predict(
+    model: nn.Module,
+    tokenizer: Any,
+    task: Task,
+    examples: Sequence[Example],
+    protocol: str,
+    batch_size: int = 16,
+    max_new_tokens: int | None = None,
+    max_length: int = 512,
+    on_rows: OnRows | None = None,
+) -> tuple[list[Prediction], int]:
+    """(scored predictions in the order of `examples`, tokens generated); on_rows gets each batch at once.
+
+    Raises NumericsError for logits that are not finite, DataError for prompts that do not fit.
+    """
+    if task.kind != "generation":
+        return _classify(model, tokenizer, task, examples, batch_size, max_length, on_rows), 0
+    scoring = task.scoring[protocol]
+    done: dict[int, Prediction] = {}
+    tokens = 0
+
+    def finish(numbers: list[int], completions: list[str], count: int) -> None:
+        nonlocal tokens
+        tokens += count
+        scored = [
+            score_one(scoring, examples[number], text)
+            for number, text in zip(numbers, completions, strict=True)
+        ]
+        done.update(zip(numbers, scored, strict=True))
+        if on_rows is not None:
+            on_rows(scored)
+
+    generate(
+        model,
+        tokenizer,
+        [example.prompt for example in examples],
+        max_new_tokens or scoring.max_new_tokens,
+        batch_size,
+        finish,
+    )
+    return [done[number] for number in range(len(examples))], tokens
+
+
+def score_one(scoring: Scoring, example: Example, completion: str) -> Prediction:
+    """Extraction and scoring of one completion by one protocol's rules."""
+    reference = str(example.answer)
+    extracted = scoring.extract(example.prompt, completion)
+    strict: bool | None = None
+    if scoring.strict is not None:
+        try:
+            strict = scoring.strict(completion, reference)
+        except ImportError:  # the extra `strict` is not installed: the column stays empty
+            strict = None
+    correct = scoring.correct(extracted, reference)
+    return Prediction(example.row, example.prompt, completion, extracted, reference, correct, strict)
+
+
+@torch.inference_mode()
+def _classify(
+    model: nn.Module,
+    tokenizer: Any,
+    task: Task,
+    examples: Sequence[Example],
+    batch_size: int,
+    max_length: int,
+    on_rows: OnRows | None,
+) -> list[Prediction]:
+    rows, _ = encode(examples, tokenizer, max_length, task.kind)
+    pad, device = pad_id(tokenizer), next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    done: dict[int, Prediction] = {}
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            values = _row_values(model, [rows[i] for i in numbers], pad, device, task.kind)
+            scored = [_labelled(examples[i], value) for i, value in zip(numbers, values, strict=True)]
+            done.update(zip(numbers, scored, strict=True))
+            if on_rows is not None:
+                on_rows(scored)
+    return [done[number] for number in range(len(examples))]
+
+
+def _row_values(
+    model: nn.Module, rows: list[Encoded], pad: int, device: torch.device, kind: str
+) -> list[int | float]:
+    batch = collate(rows, pad).to(device)
+    given = {"input_ids": batch.tokens_BS, "attention_mask": batch.attention_BS}
+    if batch.types_BS is not None:
+        given["token_type_ids"] = batch.types_BS
+    logits_BC = model(**given).logits.float()
+    if not torch.isfinite(logits_BC).all():
+        raise NumericsError("the model's outputs are not finite", f"rows {batch.rows[:5]}")
+    values_B = logits_BC.argmax(dim=-1) if kind == "classification" else logits_BC[:, 0]
+    return list(values_B.tolist())
+
+
+def _labelled(example: Example, value: int | float) -> Prediction:
+    prompt = example.prompt if example.pair is None else f"{example.prompt}\t{example.pair}"
+    correct = float(value) == float(example.answer)
+    return Prediction(example.row, prompt, str(value), str(value), str(example.answer), correct)
+
+
+def summarise(task: Task, predictions: Sequence[Prediction], seconds: float, tokens: int) -> TaskResult:
+    """The scores of a task from its rows."""
+    n = len(predictions)
+    if task.kind == "generation":
+        metrics = {"accuracy": sum(p.correct for p in predictions) / n}
+    else:
+        values = [float(p.prediction) for p in predictions]
+        references = [float(p.reference) for p in predictions]
+        metrics = {name: METRICS[name](values, references) for name in task.metrics}
+    strict = [p.strict for p in predictions if p.strict is not None]
+    return TaskResult(
+        task=task.name,
+        n=n,
+        score=metrics[task.metrics[0]],
+        metric=task.metrics[0],
+        unparsed=sum(not p.extracted for p in predictions),
+        strict=sum(strict) / n if len(strict) == n else None,
+        majority=_majority(task, predictions),
+        seconds=seconds,
+        tokens=tokens,
+        metrics=metrics,
+    )
+
+
+def _majority(task: Task, predictions: Sequence[Prediction]) -> float | None:
+    if task.kind == "regression" or task.family not in ("commonsense", "glue"):
+        return None
+    references = [p.reference for p in predictions]
+    return max(references.count(reference) for reference in set(references)) / len(references)
