@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from neuroada_cli import hub
 from neuroada_cli.adapter import Adapter, check_shapes
-from neuroada_cli.delta.linear import is_conv1d
 from neuroada_cli.delta.model import is_linear
 from neuroada_cli.errors import ModelError, NumericsError
-from neuroada_cli.selecting import layer_shape, read_weight, stored_names
+from neuroada_cli.selecting import check_weight, layer_shape, neurons_as_rows, stored_names
 
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -62,7 +62,6 @@ class FoldStats:
     largest_delta: float = 0.0
     largest_difference: float = 0.0
     whole: int = 0
-    per_tensor: dict[str, int] = field(default_factory=dict)
 
 
 class Merge:
@@ -94,6 +93,8 @@ class Merge:
         # files that are in the target type already keep odd tensors (fp32 norms) byte for byte
         self.cast = main_dtype(base) != target
         self.plan = self._make_plan(rename)
+        largest = max((base.info(entry.source).nbytes for entry in self.plan if entry.source), default=0)
+        self._buffer = torch.empty(largest, dtype=torch.uint8)
 
     @property
     def parameters(self) -> int:
@@ -119,49 +120,48 @@ class Merge:
         return groups
 
     def tensors(self, shard: list[Planned]) -> Iterator[Tensor]:
-        """The shard's tensors in order, each made when it is asked for.
+        """The shard's tensors in order, each made when it is asked for and valid until the next one.
 
         Raises NumericsError where the result is not finite in the target type, naming module and row.
         """
-        for entry in shard:
-            yield self._tensor(entry)
+        with _one_thread():
+            for entry in shard:
+                yield self._tensor(entry)
 
     def _tensor(self, entry: Planned) -> Tensor:
         if entry.whole is not None:
             self.stats.whole += 1
             return _finite_cast(entry.whole, entry.dtype, entry.name)
         assert entry.source is not None  # a tensor comes from the base or was trained whole
-        weight = self.base.tensor(entry.source)
+        weight = self.base.read_into(entry.source, self._buffer)
         if entry.module is None:
             return _finite_cast(weight, entry.dtype, entry.name)
-        return self._fold(entry, entry.module)
+        return self._fold(entry, entry.module, weight)
 
-    def _fold(self, entry: Planned, module: str) -> Tensor:
-        assert entry.source is not None
-        layer = self._modules[module]
-        weight_OI = read_weight(self.base, entry.source, module, layer)
+    def _fold(self, entry: Planned, module: str, weight: Tensor) -> Tensor:
         index_OK = self.adapter.selection.indices[module].long()
         delta_OK = self.adapter.deltas[module]
-        trained_OK = fold_entries(weight_OI.gather(1, index_OK).to(self.trained), delta_OK, self.trained)
-        kept_OK = weight_OI.gather(1, index_OK).to(entry.dtype)
-        if entry.dtype == self.trained:
-            folded_OK = trained_OK
-        else:
-            folded_OK = fold_entries(weight_OI.gather(1, index_OK), delta_OK, entry.dtype)
+        weight_OI = neurons_as_rows(weight, self._modules[module])
+        base_OK = weight_OI.gather(1, index_OK)
+        folded_OK = trained_OK = fold_entries(base_OK.to(self.trained), delta_OK, self.trained)
+        if entry.dtype != self.trained:
+            folded_OK = fold_entries(base_OK, delta_OK, entry.dtype)
             self._note_difference(weight_OI, trained_OK, folded_OK)
         _refuse_overflow(folded_OK, module, entry.dtype)
-        out_OI = _finite_cast(weight_OI, entry.dtype, entry.name)
-        out_OI.scatter_(1, index_OK, folded_OK)
-        self._count(entry.name, kept_OK, folded_OK, delta_OK)
-        return out_OI.T if is_conv1d(layer) else out_OI
+        self._count(base_OK.to(entry.dtype), folded_OK, delta_OK)
+        out = _finite_cast(weight, entry.dtype, entry.name)
+        rows_O1 = torch.arange(len(index_OK))[:, None]
+        # not scatter_: on the CPU that walks the whole weight, a thousand times slower at K=1
+        neurons_as_rows(out, self._modules[module]).index_put_((rows_O1, index_OK), folded_OK)
+        return out
 
-    def _count(self, name: str, kept_OK: Tensor, folded_OK: Tensor, delta_OK: Tensor) -> None:
-        moved_OK = kept_OK != folded_OK
+    def _count(self, kept_OK: Tensor, folded_OK: Tensor, delta_OK: Tensor) -> None:
+        same_OK = kept_OK == folded_OK
+        unchanged = int(same_OK.sum())
         self.stats.tensors += 1
-        self.stats.entries += delta_OK.numel()
-        self.stats.per_tensor[name] = int(moved_OK.sum())
-        self.stats.changed += self.stats.per_tensor[name]
-        self.stats.lost += int((~moved_OK & (delta_OK != 0)).sum())
+        self.stats.entries += same_OK.numel()
+        self.stats.changed += same_OK.numel() - unchanged
+        self.stats.lost += int((same_OK & (delta_OK != 0)).sum()) if unchanged else 0
         self.stats.largest_delta = max(self.stats.largest_delta, float(delta_OK.abs().max()))
 
     def _note_difference(self, weight_OI: Tensor, trained_OK: Tensor, folded_OK: Tensor) -> None:
@@ -206,7 +206,9 @@ class Merge:
         check_shapes(self.adapter.selection, targets, str(self.base.folder))
         folds: dict[str, str] = {}
         for module in self.adapter.selection.indices:
-            folds |= dict.fromkeys(stored_names(self.base, self._skeleton, module), module)
+            for stored in stored_names(self.base, self._skeleton, module):
+                check_weight(self.base, stored, module, self._modules[module])
+                folds[stored] = module
         return folds
 
     def _whole_names(self) -> dict[str, Tensor]:
@@ -256,6 +258,17 @@ def describe_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """K entries per row are too few to share among threads, and the writer hashes on a core of its own."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _finite_cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     if tensor.dtype == dtype:
         return tensor
@@ -268,8 +281,9 @@ def _finite_cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
 
 def _refuse_overflow(folded_OK: Tensor, module: str, dtype: torch.dtype) -> None:
-    wrong = (~torch.isfinite(folded_OK)).nonzero()
-    if len(wrong):
+    finite_OK = torch.isfinite(folded_OK)
+    if not finite_OK.all():
+        wrong = (~finite_OK).nonzero()
         raise NumericsError(
             f"{module}, row {int(wrong[0, 0])}: the merged weight is not finite in {describe_dtype(dtype)}",
             fix="train with a lower optim.lr, or choose a wider --dtype",

@@ -115,7 +115,8 @@ def select_indices(
     stored = {name: _stored(weights, skeleton, name) for name in targets}
     indices: dict[str, Tensor] = {}
     for name in _in_file_order(weights, stored):
-        weight_OI = read_weight(weights, stored[name], name, targets[name])
+        check_weight(weights, stored[name], name, targets[name])
+        weight_OI = neurons_as_rows(weights.tensor(stored[name]), targets[name])
         generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
         try:
             indices[name] = choose(weight_OI, k, criterion, generator)
@@ -132,10 +133,9 @@ def select_indices(
     )
 
 
-def read_weight(weights: hub.Weights, stored: str, name: str, module: nn.Module) -> Tensor:
-    """The stored weight of a target as [O, I] (a view for Conv1D).
-
-    Raises ModelError when its shape is not the module's, or its type is packed (a quantised model).
+def check_weight(weights: hub.Weights, stored: str, name: str, module: nn.Module) -> None:
+    """Raises ModelError when the stored weight of a target has not the module's shape, or a packed type (a
+    quantised model).
     """
     info = weights.info(stored)
     if info.dtype not in SELECTABLE:
@@ -145,13 +145,15 @@ def read_weight(weights: hub.Weights, stored: str, name: str, module: nn.Module)
             "use the model's 16- or 32-bit original",
         )
     outputs, inputs = layer_shape(module)
-    stored_shape = (inputs, outputs) if is_conv1d(module) else (outputs, inputs)
-    if info.shape != stored_shape:
+    expected = (inputs, outputs) if is_conv1d(module) else (outputs, inputs)
+    if info.shape != expected:
         raise ModelError(
-            f"{stored} has the shape {list(info.shape)}, but {name} needs {list(stored_shape)}",
-            str(info.file),
+            f"{stored} has the shape {list(info.shape)}, but {name} needs {list(expected)}", str(info.file)
         )
-    weight = weights.tensor(stored)
+
+
+def neurons_as_rows(weight: Tensor, module: nn.Module) -> Tensor:
+    """A stored weight as [O, I]: a view, transposed for Conv1D."""
     return weight.T if is_conv1d(module) else weight
 
 

@@ -117,6 +117,27 @@ class Weights:
                 data = torch.frombuffer(mapped, dtype=info.dtype, count=count, offset=offset)
         return data.view(info.shape)
 
+    def read_into(self, name: str, buffer: Tensor) -> Tensor:
+        """One tensor read into `buffer` (uint8, at least the tensor's bytes) and viewed as what it is.
+
+        For walking through whole files: pages that are reused cost far less than new ones per tensor. The
+        tensor is valid until the buffer is used again.
+        """
+        info = self.info(name)
+        target = buffer.numpy().data[: info.nbytes]
+        try:
+            with info.file.open("rb", buffering=0) as file:
+                file.seek(info.offset)
+                done = 0
+                while done < info.nbytes:
+                    count = file.readinto(target[done:])
+                    if not count:
+                        raise ModelError(f"{name} was cut short", str(info.file), "copy it again")
+                    done += count
+        except OSError as error:
+            raise ModelError(f"{name} cannot be read: {error.strerror}", str(info.file)) from None
+        return buffer[: info.nbytes].view(info.dtype).view(info.shape)
+
 
 def _populate(mapped: mmap.mmap) -> None:
     """Bring the pages in by one call; faulting them one by one is several times slower."""
