@@ -1,0 +1,176 @@
+"""What each method trains, keeps still, saves and restores."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import PICO_MODELS, pico_bert, pico_llama
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from neuroada_cli.delta.linear import is_conv1d
+from neuroada_cli.delta.model import find_targets
+from neuroada_cli.delta.selection import choose
+from neuroada_cli.methods import METHODS, Method, MethodState
+
+K = 3
+TOKENS_BS = torch.randint(3, 96, (3, 11), generator=torch.Generator().manual_seed(7))
+
+
+def weight_OI(module: nn.Module) -> Tensor:
+    weight = module.weight.detach()  # type: ignore[operator,union-attr]
+    return weight.T if is_conv1d(module) else weight  # type: ignore[return-value]
+
+
+def select(model: nn.Module) -> dict[str, Tensor]:
+    heads = [name for name in ("lm_head", "classifier") if hasattr(model, name)]
+    return {name: choose(weight_OI(m), K) for name, m in find_targets(model, heads=heads).items()}
+
+
+def run(
+    model: nn.Module, method: Method, steps: int = 2, decay: float = 0.0, lr: float = 0.05
+) -> torch.optim.AdamW:
+    """A few plain steps with AdamW; a decay as the training loop hands it on."""
+    groups = [
+        {"params": method.parameters(model), "weight_decay": 0.0 if method.own_decay else decay},
+        {"params": method.whole_parameters(), "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr)
+    for _ in range(steps):
+        (model(input_ids=TOKENS_BS).logits.float() ** 2).mean().backward()
+        method.before_step(model, decay=lr * decay)
+        optimizer.step()
+        optimizer.zero_grad()
+        method.after_step(model)
+    return optimizer
+
+
+@pytest.mark.parametrize("name", PICO_MODELS)
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_mask_and_neuroada_train_the_same_weights(name: str, decay: float) -> None:
+    """Two independent routes to the same equation: dense and masked, sampled and folded."""
+    base = PICO_MODELS[name]()
+    indices, trained = select(base), {}
+    for method_name in ("neuroada", "mask"):
+        model, method = copy.deepcopy(base), METHODS[method_name]()
+        method.attach(model, indices)
+        run(model, method, decay=decay)
+        trained[method_name] = method.state(model).deltas
+    moved = 0
+    for module, delta_OK in trained["neuroada"].items():
+        assert_close(trained["mask"][module], delta_OK, rtol=2e-3, atol=2e-5)
+        moved += int((delta_OK != 0).sum())
+    assert moved > 100
+
+
+@pytest.mark.parametrize("method_name", ["neuroada", "mask"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_everything_outside_the_selection_keeps_its_bits(method_name: str, dtype: torch.dtype) -> None:
+    base = pico_llama().to(dtype)
+    indices = select(base)
+    model, method = copy.deepcopy(base), METHODS[method_name]()
+    method.attach(model, indices)
+    run(model, method, decay=0.1)
+    for name, before in base.named_parameters():
+        after = dict(model.named_parameters())[name]
+        module = name.removesuffix(".weight")
+        if module in indices:
+            frozen_OI = torch.ones_like(before, dtype=torch.bool)
+            frozen_OI.scatter_(1, indices[module].long(), False)
+            assert torch.equal(after[frozen_OI], before[frozen_OI]), name
+            assert not torch.equal(after, before), name
+        else:
+            assert torch.equal(after, before), name
+
+
+def test_full_trains_everything() -> None:
+    base = pico_llama()
+    model, method = copy.deepcopy(base), METHODS["full"]()
+    method.attach(model, {})
+    run(model, method)
+    before = dict(base.named_parameters())
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert method.state(model).deltas == {}
+    assert set(method.state(model).whole) == set(before)
+
+
+@pytest.mark.parametrize("method_name", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_state_restores_every_bit(method_name: str, dtype: torch.dtype) -> None:
+    base = pico_bert().to(dtype)
+    indices, whole = select(base), ["classifier.weight", "classifier.bias"]
+    first, method = copy.deepcopy(base), METHODS[method_name]()
+    method.attach(first, indices, whole)
+    run(first, method)
+    state = method.state(first)
+    saved = MethodState(*({n: t.clone() for n, t in part.items()} for part in vars(state).values()))
+    second, other = copy.deepcopy(base), METHODS[method_name]()
+    other.attach(second, indices, whole)
+    other.load_state(second, saved)
+    for a, b in zip(first.state_dict().items(), second.state_dict().items(), strict=True):
+        assert a[0] == b[0]
+        assert torch.equal(a[1], b[1]), a[0]
+    for part_a, part_b in zip(vars(state).values(), vars(other.state(second)).values(), strict=True):
+        assert all(torch.equal(part_a[name], part_b[name]) for name in part_a)
+
+
+@pytest.mark.parametrize("method_name", METHODS)
+def test_a_state_of_another_selection_is_refused(method_name: str) -> None:
+    model, method = pico_bert(), METHODS[method_name]()
+    method.attach(model, select(model))
+    state = method.state(model)
+    for part in (state.deltas, state.exact, state.whole):
+        if part:
+            part.pop(next(iter(part)))
+    with pytest.raises(ValueError, match="in only one of"):
+        method.load_state(model, state)
+
+
+def test_whole_parameters_add_up_small_updates_in_bf16() -> None:
+    """An update of 1e-5 is lost on a bf16 weight of 1; the fp32 master keeps 300 of them."""
+    model, method = pico_bert().bfloat16(), METHODS["neuroada"]()
+    with torch.no_grad():
+        model.classifier.weight.fill_(1.0)
+    method.attach(model, select(model), ["classifier.weight"])
+    (master,) = method.whole_parameters()
+    assert master.dtype == torch.float32
+    for _ in range(300):
+        with torch.no_grad():
+            master.sub_(1e-5)
+        method.after_step(model)
+    assert model.classifier.weight.dtype == torch.bfloat16
+    assert_close(model.classifier.weight.float(), torch.full((2, 32), 0.997), rtol=0, atol=2e-3)
+    assert model.classifier.weight.float().max() < 1.0
+
+
+def test_whole_gradients_of_micro_batches_add_up_in_fp32() -> None:
+    model, method = pico_bert().bfloat16(), METHODS["neuroada"]()
+    method.attach(model, select(model), ["classifier.bias"])
+    (master,) = method.whole_parameters()
+    single: list[Tensor] = []
+    for row in TOKENS_BS:
+        master.grad = None
+        model(input_ids=row[None]).logits.float().square().sum().backward()
+        assert master.grad is not None
+        single.append(master.grad.clone())
+    master.grad = None
+    for row in TOKENS_BS:
+        model(input_ids=row[None]).logits.float().square().sum().backward()
+    assert torch.equal(master.grad, single[0] + single[1] + single[2])
+    assert master.grad.dtype == torch.float32
+    assert model.classifier.bias.grad is None
+
+
+def test_biases_of_targets_train_when_named() -> None:
+    base = pico_bert()
+    indices = select(base)
+    model, method = copy.deepcopy(base), METHODS["neuroada"]()
+    biases = [f"{name}.bias" for name in indices]
+    method.attach(model, indices, biases)
+    run(model, method)
+    now, before = dict(model.named_parameters()), dict(base.named_parameters())
+    assert all(not torch.equal(now[name], before[name]) for name in biases if "pooler" not in name)
+    assert torch.equal(now["classifier.bias"], before["classifier.bias"])
+    assert set(method.state(model).whole) == set(biases)
