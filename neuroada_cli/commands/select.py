@@ -10,12 +10,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from neuroada_cli.data.tasks import get_task
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from neuroada_cli import adapter, hub, selecting
+from neuroada_cli.data.tasks import get_task
 from neuroada_cli.errors import OutputError, RecipeError
 from neuroada_cli.recipe import Recipe
 from neuroada_cli.selecting import LayerChoice, share
