@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -57,24 +58,19 @@ def run(recipe: Recipe, out: Path | None = None, overwrite: bool = False, quiet:
     out.parent.mkdir(parents=True, exist_ok=True)
     adapter.write_selection(out, selection)
     if not quiet:
-        _show(choices, hub.total_parameters(folder), out, time.perf_counter() - started)
+        _show(choices, settings.criterion, hub.total_parameters(folder), out, time.perf_counter() - started)
     return out
 
 
-def _show(choices: Sequence[LayerChoice], total: int, out: Path, seconds: float) -> None:
-    table = Table(title="Trainable connections", title_justify="left")
-    for heading in (
-        "layer",
-        "count",
-        "O x I",
-        "K",
-        "chosen",
-        "share",
-        "smallest |w|",
-        "mean |w|",
-        "inputs used",
-    ):
-        table.add_column(heading, justify="left" if heading == "layer" else "right")
+def _show(choices: Sequence[LayerChoice], criterion: str, total: int, out: Path, seconds: float) -> None:
+    """One row per kind of layer. `inputs used` tells how much neurons share: the distinct inputs that at
+    least one neuron chose, of all inputs.
+    """
+    title = f"K={choices[0].k} per neuron, by {criterion}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table.add_column("layer", no_wrap=True)
+    for heading in ("count", "O x I", "chosen", "share", "min |w|", "mean |w|", "inputs used"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for group in group_choices(choices):
         first = group[0]
         chosen = sum(c.outputs * c.k for c in group)
@@ -83,7 +79,6 @@ def _show(choices: Sequence[LayerChoice], total: int, out: Path, seconds: float)
             first.module.rpartition(".")[2],
             str(len(group)),
             f"{first.outputs} x {first.inputs}",
-            str(first.k),
             f"{chosen:,}",
             share(chosen, sum(c.outputs * c.inputs for c in group)),
             f"{min(c.smallest for c in group):.3g}",
