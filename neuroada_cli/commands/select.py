@@ -63,13 +63,11 @@ def run(recipe: Recipe, out: Path | None = None, overwrite: bool = False, quiet:
 
 
 def _show(choices: Sequence[LayerChoice], criterion: str, total: int, out: Path, seconds: float) -> None:
-    """One row per kind of layer. `inputs used` tells how much neurons share: the distinct inputs that at
-    least one neuron chose, of all inputs.
-    """
+    """One row per kind of layer; few inputs used means that many neurons chose the same ones."""
     title = f"K={choices[0].k} per neuron, by {criterion}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("layer", no_wrap=True)
-    for heading in ("count", "O x I", "chosen", "share", "min |w|", "mean |w|", "inputs used"):
+    for heading in ("count", "O x I", "chosen", "share", "min |w|", "mean |w|", "inputs"):
         table.add_column(heading, justify="right", no_wrap=True)
     for group in group_choices(choices):
         first = group[0]
@@ -89,6 +87,7 @@ def _show(choices: Sequence[LayerChoice], criterion: str, total: int, out: Path,
     read = sum(c.nbytes for c in choices) / 1e9
     console = Console()
     console.print(table)
+    console.print("inputs: how many of a layer's inputs at least one neuron chose", style="dim")
     console.print(f"{chosen:,} of {total:,} parameters train ({share(chosen, total)})")
     console.print(
         f"read {read:.2f} GB in {seconds:.1f} s; selection in {out}", soft_wrap=True, highlight=False
