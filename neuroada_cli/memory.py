@@ -93,6 +93,34 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live -= self._seen.pop(key, 0)
 
 
+class AllocatorBytes:
+    """The same numbers from the CUDA allocator. Make it when nothing but the model is on the device."""
+
+    def __init__(self, weights: int, device: torch.device) -> None:
+        self._device = device
+        self._before = torch.cuda.memory_allocated(device) - weights
+
+    def __enter__(self) -> AllocatorBytes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was changed."""
+
+    def count(self, tensors: Iterable[Tensor]) -> None:
+        """The allocator knows already."""
+
+    @property
+    def live(self) -> int:
+        return torch.cuda.memory_allocated(self._device) - self._before
+
+    @property
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self._device) - self._before
+
+    def restart(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the distinct storages behind some tensors: views and tied weights count once."""
     storages = {id(s): s for t in tensors if t.layout == torch.strided for s in [t.untyped_storage()]}
@@ -133,6 +161,7 @@ def predict(
     gradient_checkpointing: bool = False,
     device: str = "cpu",
     padded: bool = False,
+    prepare: Callable[[nn.Module], None] | None = None,
 ) -> Breakdown:
     """Peak memory of training steps that never run; no weights are needed.
 
@@ -144,6 +173,7 @@ def predict(
     whole      parameters that train in full beside the deltas (a fresh head)
     device     "cpu" or "cuda": the CUDA kernel keeps one transposed input
     padded     rows of several lengths: attention then takes a mask [B, 1, S, S], and K and V per head
+    prepare    called on the model before the method is attached (the bench's hook on the embeddings)
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -158,6 +188,8 @@ def predict(
 
         model = copy_structure(skeleton, fake)
         model.train()
+        if prepare is not None:
+            prepare(model)
         if gradient_checkpointing:
             cast(Any, model).gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -181,8 +213,9 @@ def measure_steps(
     attach: Callable[[], None],
     forward: Callable[[], Tensor],
     steps: int = 2,
+    allocator: AllocatorBytes | None = None,
 ) -> Breakdown:
-    """The peak of tensor bytes over the last of `steps` training steps, split by purpose.
+    """The peak over the last of `steps` training steps, split by purpose: tensor bytes, or the allocator's.
 
     model    as loaded; everything it holds now counts as weights
     attach   attaches the method; everything it makes and keeps counts as state
@@ -190,7 +223,7 @@ def measure_steps(
     Two steps, because the optimizer's moments are made at the end of the first.
     """
     weights = storage_bytes(model_tensors(model))
-    with TensorBytes(model_tensors(model)) as tracker:
+    with allocator or TensorBytes(model_tensors(model)) as tracker:
         attach()
         tracker.count(model_tensors(model))
         optimizer = adamw(model, method, OptimSettings(lr=1e-6))

@@ -1,0 +1,181 @@
+"""The same training step of every method, interleaved.
+
+In every round each method takes one step, in an order that moves on by one place per round; a method's figure
+is the median over the rounds of its time over the floor's time in the same round. So a slow spell of a shared
+machine hits all of them, and no method always follows the same one.
+
+All methods work on one set of frozen weights in memory. Those that write into it (NeuroAda folds its deltas,
+the mask-based method steps the chosen entries) lay their own values in before their turn and put the frozen
+ones back after it, outside the clock; only full fine-tuning has weights of its own.
+
+O = output neurons, I = inputs, K = chosen inputs per neuron, B = rows, S = tokens per row
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from neuroada_cli.data.batch import Batch
+from neuroada_cli.delta.linear import is_conv1d
+from neuroada_cli.memory import copy_structure
+from neuroada_cli.methods import Method
+from neuroada_cli.training.loss import LOSSES
+from neuroada_cli.training.optim import OptimSettings, adamw
+from neuroada_cli.training.step import train_step
+
+# Small enough that weights stay what they are over a bench; its value costs no time.
+SETTINGS = OptimSettings(lr=1e-6)
+OWN_WEIGHTS = ("full",)
+
+
+@dataclass
+class Contender:
+    """A method on its copy of the module graph. seconds has one entry per round."""
+
+    name: str
+    k: int | None
+    method: Method
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    guest: Guest
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def trainable(self) -> int:
+        return trainable(self.name, self.optimizer, self.guest)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """seconds is the method's own median; ratio, low and high are median and quartiles over the floor."""
+
+    seconds: float
+    ratio: float
+    low: float
+    high: float
+
+
+class Guest:
+    """The entries of shared weights that a method changes: its values in its turn, the base's otherwise."""
+
+    def __init__(self, model: nn.Module, indices: Mapping[str, Tensor]) -> None:
+        self._entries: list[tuple[Tensor, Tensor, Tensor]] = []
+        for name, index_OK in indices.items():
+            module = model.get_submodule(name)
+            assert isinstance(module.weight, Tensor)
+            weight = module.weight.detach()
+            weight_OI = weight.T if is_conv1d(module) else weight
+            column_OK = index_OK.to(weight.device, torch.int64)
+            self._entries.append((weight_OI, column_OK, weight_OI.gather(1, column_OK)))
+        self._own = [base_OK for *_, base_OK in self._entries]
+
+    @property
+    def count(self) -> int:
+        return sum(column_OK.numel() for _, column_OK, _ in self._entries)
+
+    def enter(self) -> None:
+        for (weight_OI, column_OK, _), own_OK in zip(self._entries, self._own, strict=True):
+            weight_OI.scatter_(1, column_OK, own_OK)
+
+    def leave(self) -> None:
+        self._own = [weight_OI.gather(1, column_OK) for weight_OI, column_OK, _ in self._entries]
+        for weight_OI, column_OK, base_OK in self._entries:
+            weight_OI.scatter_(1, column_OK, base_OK)
+
+
+def contender(
+    name: str, k: int | None, method: Method, base: nn.Module, indices: Mapping[str, Tensor]
+) -> Contender:
+    """Attach a method to its own module graph over the weights of `base`."""
+    if name in OWN_WEIGHTS:
+        model = copy_structure(base, lambda tensor: tensor.detach().clone())
+    else:
+        model = copy_structure(base, lambda tensor: tensor.detach())
+    model.train()
+    flow_to_embeddings(model)
+    guest = Guest(model, indices if name in ("neuroada", "mask") else {})
+    method.attach(model, indices)
+    return Contender(name, k, method, model, adamw(model, method, SETTINGS), guest)
+
+
+def flow_to_embeddings(model: nn.Module) -> None:
+    """Every step carries its gradient down to the embeddings' output.
+
+    The floor does by definition. The others would save the first block's last products, which is nothing in
+    a deep model but would flatter them in one that is cut to a block or two.
+    """
+
+    def ask(_: nn.Module, __: tuple[Tensor, ...], embedded_BSH: Tensor) -> Tensor:
+        return embedded_BSH.requires_grad_(True)
+
+    model.get_input_embeddings().register_forward_hook(ask)  # type: ignore[operator]
+
+
+def trainable(name: str, optimizer: torch.optim.Optimizer, guest: Guest) -> int:
+    """Numbers that a method may change: of the mask-based one only what the mask lets through."""
+    if name == "floor":
+        return 0
+    if name == "mask":
+        return guest.count
+    return sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+
+
+def random_batch(vocabulary: int, kind: str, rows: int, sequence: int, device: str, seed: int = 0) -> Batch:
+    """Rows of random tokens, none padded, every token learnt (or one class per row)."""
+    generator = torch.Generator().manual_seed(seed)
+    # small numbers are often special: RoBERTa's padding token is 1
+    tokens_BS = torch.randint(min(4, vocabulary - 1), vocabulary, (rows, sequence), generator=generator)
+    labels = tokens_BS if kind == "generation" else torch.randint(0, 2, (rows,), generator=generator)
+    batch = Batch(tokens_BS, torch.ones_like(tokens_BS), labels, list(range(rows)))
+    return batch.to(device)
+
+
+def interleave(
+    contenders: Sequence[Contender],
+    batch: Batch,
+    kind: str,
+    rounds: int,
+    warmup: int,
+    on_round: Callable[[int], None] | None = None,
+) -> None:
+    """Fill `seconds` of every contender with `rounds` entries, after `warmup` rounds that are not kept."""
+    for turn in range(warmup + rounds):
+        shift = turn % len(contenders)
+        for entry in [*contenders[shift:], *contenders[:shift]]:
+            taken = one_step(entry, batch, kind)
+            if turn >= warmup:
+                entry.seconds.append(taken)
+        if on_round is not None:
+            on_round(turn + 1)
+
+
+def one_step(entry: Contender, batch: Batch, kind: str) -> float:
+    """Seconds of the training loop's own step."""
+    device = batch.tokens_BS.device
+    entry.guest.enter()
+    _wait(device)
+    started = time.perf_counter()
+    # step 1: the loop's check that step 0 has gradients would stop the floor
+    train_step(entry.model, entry.method, entry.optimizer, [batch], LOSSES[kind], step=1)
+    _wait(device)
+    taken = time.perf_counter() - started
+    entry.guest.leave()
+    return taken
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timing(entry: Contender, floor: Contender) -> Timing:
+    """Over the rounds that both were in."""
+    ratios = [own / least for own, least in zip(entry.seconds, floor.seconds, strict=True)]
+    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return Timing(statistics.median(entry.seconds), statistics.median(ratios), quartiles[0], quartiles[2])

@@ -1,0 +1,122 @@
+"""Peers from the PEFT library behind our protocol, for the bench: LoRA, DoRA, SHIRA and SUPERTUNING.
+
+Adapters take the data type of the frozen weights (PEFT's own wrapper would make them fp32 beside bf16
+weights, which is slower), dropout is off, everything else is PEFT's default.
+
+O = output neurons, I = inputs, K = chosen inputs per neuron
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuroada_cli.errors import ResourceError
+from neuroada_cli.methods.state import MethodState, WholeParameters, copy_exactly, same_names
+
+
+class TrainedByName:
+    """What methods share that add or free whole parameters: those that ask for a gradient train."""
+
+    name = "parameters"
+    own_decay = False
+
+    def freeze(self, model: nn.Module) -> None:
+        model.requires_grad_(False)
+
+    def finish(self, model: nn.Module, whole: Sequence[str]) -> None:
+        """Call at the end of `attach`."""
+        self._names = [name for name, p in model.named_parameters() if p.requires_grad]
+        self._whole = WholeParameters(model, whole)
+
+    def _trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        parameters = dict(model.named_parameters())
+        return {name: parameters[name] for name in self._names}
+
+    def parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        return list(self._trained(model).values())
+
+    def whole_parameters(self) -> list[nn.Parameter]:
+        return self._whole.masters()
+
+    def before_step(self, model: nn.Module, decay: float = 0.0) -> None:
+        """Nothing: AdamW does it all."""
+
+    def after_step(self, model: nn.Module) -> None:
+        self._whole.round_down()
+
+    def state(self, model: nn.Module) -> MethodState:
+        trained = {name: parameter.detach() for name, parameter in self._trained(model).items()}
+        return MethodState({}, {**trained, **self._whole.state()})
+
+    @torch.no_grad()
+    def load_state(self, model: nn.Module, state: MethodState) -> None:
+        trained, whole = self._trained(model), self._whole.state()
+        same_names({**trained, **whole}, state.whole)
+        for name, parameter in trained.items():
+            copy_exactly(parameter, state.whole[name], name)
+        self._whole.load_state({name: state.whole[name] for name in whole})
+
+
+class Peft(TrainedByName):
+    """One PEFT method on the targets of a selection.
+
+    name  a key of CONFIGS
+    Raises ResourceError, before any model is there, when the package peft is not installed.
+    """
+
+    def __init__(self, name: str) -> None:
+        if importlib.util.find_spec("peft") is None:
+            raise ResourceError(
+                f"{name} needs the package peft, which is not installed",
+                fix="pip install 'neuroada-cli[peft]'",
+            )
+        self.name = name
+
+    def attach(self, model: nn.Module, indices: Mapping[str, Tensor], whole: Sequence[str] = ()) -> None:
+        """`indices` names the targets and, for SUPERTUNING, how many entries train."""
+        from peft import inject_adapter_in_model
+
+        self.freeze(model)
+        config = CONFIGS[self.name](model, indices)
+        inject_adapter_in_model(config, model)
+        self.finish(model, whole)
+
+
+def _lora(rank: int, **more: Any) -> Callable[[nn.Module, Mapping[str, Tensor]], Any]:
+    def config(model: nn.Module, indices: Mapping[str, Tensor]) -> Any:
+        from peft import LoraConfig
+
+        return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=list(indices), **more)
+
+    return config
+
+
+def _shira(model: nn.Module, indices: Mapping[str, Tensor]) -> Any:
+    """Its smallest size: O + I random entries per layer."""
+    from peft import ShiraConfig
+
+    return ShiraConfig(r=1, random_seed=0, target_modules=list(indices))
+
+
+def _supertuning(model: nn.Module, indices: Mapping[str, Tensor]) -> Any:
+    """As many entries over all targets as the selection has."""
+    from peft import SupertuningConfig
+
+    chosen = sum(index_OK.numel() for index_OK in indices.values())
+    weights = (model.get_submodule(name).weight for name in indices)
+    total = sum(weight.numel() for weight in weights if isinstance(weight, Tensor))
+    return SupertuningConfig(sparsity=1 - chosen / total, target_modules=list(indices))
+
+
+CONFIGS: dict[str, Callable[[nn.Module, Mapping[str, Tensor]], Any]] = {
+    "lora": _lora(8),
+    "lora32": _lora(32),
+    "dora": _lora(8, use_dora=True),
+    "shira": _shira,
+    "supertuning": _supertuning,
+}
