@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuroada_cli.delta.linear import DeltaLinear
+from neuroada_cli.delta.linear import DeltaLinear, write_entries
 
 
 def is_quantized(module: nn.Module) -> bool:
@@ -66,7 +66,9 @@ class QuantizedDeltaLinear(DeltaLinear):
 
     def effective_OI(self, weight: Tensor | None) -> Tensor:
         folded_OK = self.base_values if self.folded is None else self.folded
-        return self.weight_OI.scatter_(1, self.index.long(), folded_OK)
+        weight_OI = self.weight_OI
+        write_entries(weight_OI, self.index, folded_OK)
+        return weight_OI
 
     def plain_forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         bias = None if bias is None else bias.to(self.compute_dtype)
