@@ -120,8 +120,8 @@ def _write_tokenizer(folder: Path, metadata: dict[str, Any]) -> None:
     splits: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     if metadata["tokenizer.ggml.pre"] == "smollm":  # llama.cpp's name for "every digit is a token"
         splits.insert(0, pre_tokenizers.Digits(individual_digits=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    tokenizer.decoder = decoders.ByteLevel()
     kinds = metadata["tokenizer.ggml.token_type"]
     special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL_TOKEN]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])

@@ -107,7 +107,7 @@ def test_only_hub_loads_models_through_transformers() -> None:
 
 def test_only_files_writes() -> None:
     """Everything that is written goes through one writer, so that nothing is ever half written."""
-    writers = {"write_text", "write_bytes", "save_file", "save_pretrained", "savefig", "dump"}
+    writers = {"write_text", "write_bytes", "save_file", "savefig", "dump"}
     found = set()
     for path in SOURCES:
         if part_of(path) == "files":

@@ -118,7 +118,7 @@ def _weekday(day: datetime.date) -> str:
 
 def example(row: Row, number: int, protocol: str) -> Example:
     """The message and the question; the target is the date."""
-    prompt = f"{text(row, 'message')}\nWhich date is meant? Write it as YYYY-MM-DD.\n"
+    prompt = f"{text(row, 'message')}\nDate (YYYY-MM-DD): "
     return Example(prompt, text(row, "date"), text(row, "date"), number)
 
 
@@ -130,7 +130,9 @@ TASKS = [
         example=example,
         sets={"train": "due_dates", "validation": "due_dates:validation", "test": "due_dates"},
         scoring={
-            protocol: Scoring(answers.whole, answers.same_text, 16) for protocol in ("reft", "llm-adapters")
+            # lenient, to be fair to a base that goes on writing behind the date
+            protocol: Scoring(answers.first_match(r"\d{4}-\d\d-\d\d"), answers.same_text, 16)
+            for protocol in ("reft", "llm-adapters")
         },
     )
 ]
