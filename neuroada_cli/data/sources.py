@@ -11,7 +11,7 @@ import json
 import lzma
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def find_file(place: Path, split: str) -> Path | None:
     raise DataError(f"has no split {split} (it holds {there})", str(place), "name one as SET:SPLIT")
 
 
-def take(rows: Rows, limit: int | None, seed: int) -> list[int]:
+def take(rows: Sized, limit: int | None, seed: int) -> list[int]:
     """Row numbers of at most `limit` rows, chosen by seed, in the source's order."""
     if limit is None or limit >= len(rows):
         return list(range(len(rows)))

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neuroada_cli.data.batch import IGNORED, Batch
 from neuroada_cli.errors import ModelError
 
-IGNORED = -100  # the label of a token that is not a target (the convention of torch and transformers)
-
-
-# (model, data.batch.Batch on its device) -> (summed loss: fp32 scalar with a graph, number of targets).
-# labels_BS is int64 [B, S] with IGNORED where a token is no target, or [B] for one class or score per row.
-Loss = Callable[[nn.Module, Any], tuple[Tensor, int]]
+# (model, batch on the model's device) -> (summed loss: fp32 scalar with a graph, number of targets)
+Loss = Callable[[nn.Module, Batch], tuple[Tensor, int]]
 
 
 def count_targets(labels: Tensor) -> int:
@@ -28,7 +24,7 @@ def count_targets(labels: Tensor) -> int:
     return int((labels[:, 1:] != IGNORED).sum()) if labels.ndim == 2 else len(labels)
 
 
-def token_loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     """-sum log p(token | tokens before it) over the targets, in fp32.
 
     Logits are computed at the N target positions only: a hook hands the output embedding [1, N, H] instead
@@ -68,19 +64,20 @@ def _only_at(model: nn.Module, wanted_BS: Tensor) -> Iterator[None]:
         raise ModelError(f"calls its output embeddings {calls} times per forward", type(model).__name__)
 
 
-def class_loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+def class_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     """Cross entropy over the classes, summed over rows, in fp32."""
     return class_error(row_logits(model, batch), batch.labels_BS), len(batch.labels_BS)
 
 
-def score_loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+def score_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     """Squared error of a single output, summed over rows, in fp32."""
     return score_error(row_logits(model, batch), batch.labels_BS), len(batch.labels_BS)
 
 
-def row_logits(model: nn.Module, batch: Any) -> Tensor:
+def row_logits(model: nn.Module, batch: Batch) -> Tensor:
     """fp32 [B, C] of a sequence classifier; C is 1 for a regressor."""
-    output = model(input_ids=batch.tokens_BS, attention_mask=batch.attention_BS)
+    types = {} if batch.types_BS is None else {"token_type_ids": batch.types_BS}
+    output = model(input_ids=batch.tokens_BS, attention_mask=batch.attention_BS, **types)
     logits_BC: Tensor = output.logits
     return logits_BC.float()
 

@@ -27,7 +27,7 @@ def capture() -> tuple[dict[str, Tensor], dict[str, Any]]:
         "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         tensors |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     numbers = {
         "python": [version, python_gauss],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,19 +13,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import Gemma2Config, Gemma2ForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
+from neuroada_cli.data.batch import IGNORED, Batch
 from neuroada_cli.delta.linear import DeltaLinear
 from neuroada_cli.delta.model import attach
 from neuroada_cli.errors import ModelError
-from neuroada_cli.training.loss import IGNORED, LOSSES, class_loss, count_targets, score_loss, token_loss
-
-
-@dataclass
-class Rows:
-    """Just what a loss reads of a batch."""
-
-    tokens_BS: Tensor
-    attention_BS: Tensor
-    labels_BS: Tensor
+from neuroada_cli.training.loss import LOSSES, class_loss, count_targets, score_loss, token_loss
 
 
 def pico_gemma2() -> PreTrainedModel:
@@ -53,18 +45,18 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 }  # fmt: skip
 
 
-def padded_rows() -> Rows:
-    """Three rows of 11, 7 and 4 tokens with 4, 3 and 1 targets, and one label where nothing can predict it."""
+def padded_rows() -> Batch:
+    """Three rows of 11, 7 and 4 tokens with 4, 3, 1 targets, and a label that nothing can predict."""
     tokens_BS = torch.randint(3, 96, (3, 11), generator=torch.Generator().manual_seed(7))
     attention_BS, labels_BS = torch.zeros_like(tokens_BS), torch.full_like(tokens_BS, IGNORED)
     for row, (length, targets) in enumerate([(11, 4), (7, 3), (4, 1)]):
         attention_BS[row, :length] = 1
         labels_BS[row, length - targets : length] = tokens_BS[row, length - targets : length]
     labels_BS[0, 0] = tokens_BS[0, 0]
-    return Rows(tokens_BS, attention_BS, labels_BS)
+    return Batch(tokens_BS, attention_BS, labels_BS, rows=[0, 1, 2])
 
 
-def full_loss(model: nn.Module, rows: Rows) -> Tensor:
+def full_loss(model: nn.Module, rows: Batch) -> Tensor:
     """The obvious way: logits everywhere, cross entropy with ignored labels."""
     logits_BSV = model(input_ids=rows.tokens_BS, attention_mask=rows.attention_BS).logits
     return F.cross_entropy(
@@ -86,7 +78,7 @@ def test_equals_the_loss_over_all_logits_with_its_gradients(name: str) -> None:
 
 
 def test_softcap_is_in_the_loss() -> None:
-    """With logits capped at 2 the loss of every token is bounded; a loss from raw hidden states would not be."""
+    """Logits capped at 2 bound the loss of every token; raw ones do not."""
     capped, count = token_loss(pico_gemma2(), padded_rows())
     model = pico_gemma2()
     model.config.final_logit_softcapping = None
@@ -140,15 +132,23 @@ def test_a_model_that_cannot_predict_tokens_is_refused() -> None:
 
 def test_classes_and_scores() -> None:
     rows, model = padded_rows(), pico_bert(num_labels=3)
-    rows.labels_BS = torch.tensor([2, 0, 1])
+    rows = replace(rows, labels_BS=torch.tensor([2, 0, 1]))
     logits_BC = model(input_ids=rows.tokens_BS, attention_mask=rows.attention_BS).logits
     loss, count = class_loss(model, rows)
     assert count == 3
     assert_close(loss, 3 * F.cross_entropy(logits_BC, rows.labels_BS))
     scorer = pico_bert(num_labels=1)
-    rows.labels_BS = torch.tensor([0.5, 3.0, 4.25])
+    rows = replace(rows, labels_BS=torch.tensor([0.5, 3.0, 4.25]))
     scores_B = scorer(input_ids=rows.tokens_BS, attention_mask=rows.attention_BS).logits[:, 0]
     loss, count = score_loss(scorer, rows)
     assert count == 3
     assert_close(loss, ((scores_B - rows.labels_BS) ** 2).sum())
     assert set(LOSSES) == {"generation", "classification", "regression"}
+
+
+def test_segments_of_a_sentence_pair_reach_the_model() -> None:
+    rows, model = replace(padded_rows(), labels_BS=torch.tensor([1, 0, 1])), pico_bert()
+    types_BS = torch.zeros_like(rows.tokens_BS)
+    types_BS[:, 3:] = 1
+    with_types, _ = class_loss(model, replace(rows, types_BS=types_BS))
+    assert abs(float(with_types - class_loss(model, rows)[0])) > 1e-4

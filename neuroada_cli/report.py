@@ -1,0 +1,126 @@
+"""What a run says about itself while it runs: metrics.jsonl, and one live line (or plain lines in a log)."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from neuroada_cli import files
+from neuroada_cli.training.step import StepStats
+from neuroada_cli.training.validate import Evaluation
+
+SMOOTHING = 0.9  # of the shown loss and speed
+PLAIN_LINES = 40  # lines of a whole run when nobody watches
+
+
+class MetricsLog:
+    """metrics.jsonl: one object per optimizer step ("train") and per evaluation ("eval")."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, entry: dict[str, Any]) -> None:
+        files.append_jsonl(self.path, entry)
+
+    def position(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def cut(self, position: int) -> None:
+        """Forget what was logged after a checkpoint, since those steps run again."""
+        if self.position() > position:
+            with files.explained(self.path):
+                os.truncate(self.path, position)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The entries of a metrics.jsonl; a line torn by a kill at the very end is left out."""
+    import json
+
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the allocator's peak on CUDA, the process's largest resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB but on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class LiveReport:
+    """The loop's reporter: logs every step and keeps one line up to date.
+
+    Without a terminal it prints a plain line at the first, the last and about every 40th part of the run.
+    """
+
+    def __init__(self, log: MetricsLog, device: torch.device, console: Console | None = None) -> None:
+        self._log, self._device = log, device
+        self._console = console or Console(stderr=True)
+        self._smooth: dict[str, float] = {}
+        self._started = time.monotonic()
+        self._first_step: int | None = None
+        columns = (
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(bar_width=24),
+            TextColumn("{task.fields[line]}"), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        live = self._console.is_terminal and not self._console.quiet
+        self._bar = Progress(*columns, console=self._console, disable=not live)
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> LiveReport:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def step(self, stats: StepStats, total: int) -> None:
+        memory = peak_memory(self._device)
+        self._log.append({"kind": "train", **asdict(stats), "peak_bytes": memory})
+        speed = stats.tokens / max(stats.seconds, 1e-9)
+        loss, speed = self._smoothed("loss", stats.loss), self._smoothed("speed", speed)
+        line = f"loss {loss:.4f}  lr {stats.lr:.2e}  {speed:,.0f} tokens/s  {memory / 1e9:.2f} GB"
+        if self._bar.disable:
+            self._plain(stats.step, total, line)
+            return
+        if self._task is None:
+            self._task = self._bar.add_task("train", total=total, completed=stats.step - 1, line="")
+        self._bar.update(self._task, completed=stats.step, line=line)
+
+    def evaluation(self, step: int, evaluation: Evaluation, is_best: bool) -> None:
+        self._log.append({"kind": "eval", "step": step, **asdict(evaluation), "best": is_best})
+        shown = f"validation loss {evaluation.loss:.4f}"
+        if evaluation.metric is not None:
+            shown += f", {evaluation.metric_name} {evaluation.metric:.4f}"
+        self._console.print(f"step {step}: {shown}{' (best so far)' if is_best else ''}", highlight=False)
+
+    def _smoothed(self, name: str, value: float) -> float:
+        old = self._smooth.get(name, value)
+        self._smooth[name] = SMOOTHING * old + (1 - SMOOTHING) * value
+        return self._smooth[name]
+
+    def _plain(self, step: int, total: int, line: str) -> None:
+        if self._first_step is None:
+            self._first_step = step - 1
+        if step - 1 == self._first_step or step == total or step % max(1, total // PLAIN_LINES) == 0:
+            per_step = (time.monotonic() - self._started) / (step - self._first_step)
+            minutes, seconds = divmod(round(per_step * (total - step)), 60)
+            self._console.print(f"step {step}/{total}  {line}  {minutes}:{seconds:02d} left", highlight=False)

@@ -1,0 +1,125 @@
+"""What a run trains and validates on: from the recipe's data section to encoded rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from neuroada_cli.data import gsm8k, instruct, sources
+from neuroada_cli.data.batch import Encoded, EncodeReport, Example, encode, pad_id
+from neuroada_cli.data.glue import half_of_validation
+from neuroada_cli.data.sources import Rows
+from neuroada_cli.data.task import Task, examples_of
+from neuroada_cli.data.tasks import get_protocol
+from neuroada_cli.errors import DataError, RecipeError
+from neuroada_cli.evaluation import metrics
+from neuroada_cli.recipe import DataSection
+from neuroada_cli.training.loop import TrainData
+from neuroada_cli.training.validate import Metric
+
+
+@dataclass(frozen=True)
+class PreparedRows:
+    """data, ready for the loop; train_report and validation_report count it; hashes identify its sources."""
+
+    data: TrainData
+    train_report: EncodeReport
+    validation_report: EncodeReport | None
+    train_source: str
+    validation_source: str | None
+    hashes: dict[str, str]
+
+
+def prepare(section: DataSection, task: Task, tokenizer: Any, seed: int, max_positions: int) -> PreparedRows:
+    """Load, split, limit and encode.
+
+    Validation rows are, in this order: `data.validation`; the last `data.validation_rows` of the training
+    set; the last 300 for GSM8K by itself; the task's own validation set (of GLUE's the part that chooses
+    checkpoints); otherwise there are none.
+    max_positions  tokens that the model can take; data.max_length may not exceed it
+    Raises DataError or RecipeError, with counts and places.
+    """
+    if section.max_length > max_positions:
+        raise RecipeError(
+            f"data.max_length={section.max_length}, but the model takes {max_positions} tokens",
+            fix=f"choose 8..{max_positions}",
+        )
+    metrics.require(task.metrics[:1] if task.kind != "generation" else ())
+    source = section.train or sources.require_source(task.sets.get("train"), "data.train")
+    rows = sources.load_rows(source, "train", section.data_dir)
+    if task.name == "instruct":
+        task = instruct.shaped(task, rows.rows, section.format, tokenizer)
+    train, validation, validation_rows = _split(section, task, rows, seed)
+
+    on_prompt = get_protocol(section.protocol).loss_on_prompt
+    train_encoded, report = encode(train, tokenizer, section.max_length, task.kind, on_prompt)
+    held: list[Encoded] = []
+    held_report = None
+    if validation:
+        held, held_report = encode(validation, tokenizer, section.max_length, task.kind, on_prompt)
+    hashes = {"train": rows.sha256}
+    if validation_rows is not None:
+        hashes["validation"] = validation_rows.sha256
+    return PreparedRows(
+        TrainData(train_encoded, held, task.kind, pad_id(tokenizer), _metric(task)),
+        report,
+        held_report,
+        rows.source,
+        validation_rows.source if validation_rows else None,
+        hashes,
+    )
+
+
+def _split(
+    section: DataSection, task: Task, rows: Rows, seed: int
+) -> tuple[list[Example], list[Example], Rows | None]:
+    """(training examples, validation examples, where the latter came from)."""
+    examples = _examples(rows, task, section)
+    held_out = section.validation_rows or _default_held_out(section, task)
+    if held_out >= len(examples):
+        raise DataError(
+            f"{held_out} validation rows cannot be held out of {len(examples)}",
+            rows.source,
+            "lower data.validation_rows",
+        )
+    kept = examples[: len(examples) - held_out]
+    if held_out:
+        validation: list[Example] = examples[len(kept) :]
+        validation_rows: Rows | None = rows
+    else:
+        validation, validation_rows = _own_validation(section, task)
+    return (
+        _take(kept, section.limit, seed),
+        _take(validation, section.validation_limit, seed),
+        validation_rows,
+    )
+
+
+def _examples(rows: Rows, task: Task, section: DataSection) -> list[Example]:
+    return examples_of(task, rows.rows, section.protocol, rows.source, rows.lines)
+
+
+def _default_held_out(section: DataSection, task: Task) -> int:
+    own_set = section.train is None and section.validation is None
+    return gsm8k.HELD_OUT if own_set and task.family == "gsm8k" else 0
+
+
+def _own_validation(section: DataSection, task: Task) -> tuple[list[Example], Rows | None]:
+    source = section.validation or task.sets.get("validation")
+    if source is None:
+        return [], None
+    rows = sources.load_rows(source, "validation", section.data_dir)
+    examples = _examples(rows, task, section)
+    if task.family == "glue" and section.validation is None:
+        examples = [examples[i] for i in half_of_validation(rows.rows, "selection")]
+    return examples, rows
+
+
+def _take(examples: list[Example], limit: int | None, seed: int) -> list[Example]:
+    return [examples[i] for i in sources.take(examples, limit, seed)]
+
+
+def _metric(task: Task) -> Metric | None:
+    if task.kind == "generation":
+        return None
+    return Metric(task.metrics[0], metrics.METRICS[task.metrics[0]])
