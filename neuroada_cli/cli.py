@@ -151,6 +151,9 @@ def merge(
     max_shard_size: Annotated[
         str | None, typer.Option("--max-shard-size", help="Like 5GB; default: the base's own shards.")
     ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the base's folder brings.")
+    ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Fold the trained connections into a plain Hugging Face checkpoint that needs no code of ours.
@@ -169,6 +172,7 @@ def merge(
         dtype=dtype,
         max_shard_bytes=parse_bytes(max_shard_size, "--max-shard-size"),
         overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
     )
 
 
@@ -292,7 +296,7 @@ def bench(
 
 @app.command()
 def validate(recipe: RecipeArgument, overrides: SetOption = [], data_dir: DataDirOption = None) -> None:  # noqa: B006
-    """Check a recipe without running it; says in one line what it would do.
+    """Check a recipe without running it, and say what it would do.
 
     \b
     neuroada validate my.yaml

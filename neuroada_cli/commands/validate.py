@@ -1,0 +1,60 @@
+"""`neuroada validate`: everything about a recipe that can be known without the network and without training.
+
+The schema was checked when the recipe was read. Here its names (tasks, criterion) are looked up; a model
+that lies on this machine is checked down to the layers that the targets match, and K against their inputs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from neuroada_cli import adapter, hub, selecting
+from neuroada_cli.data.task import Task
+from neuroada_cli.data.tasks import expand, get_protocol, get_task
+from neuroada_cli.delta.selection import CRITERIA
+from neuroada_cli.errors import RecipeError
+from neuroada_cli.packaged_models import PACKAGED
+from neuroada_cli.recipe import Recipe
+
+
+def run(recipe: Recipe) -> None:
+    """Print in four lines what the recipe would do. Raises the UserError of whatever is wrong with it."""
+    task = get_task(recipe.data.task)
+    protocol = get_protocol(recipe.data.protocol)
+    scored = expand(recipe.eval.tasks) or [task]
+    if recipe.select.criterion not in CRITERIA:
+        raise RecipeError(
+            f"select.criterion={recipe.select.criterion} is not known", fix=f"choose {', '.join(CRITERIA)}"
+        )
+    source = recipe.data.train or task.sets.get("train")
+    if source is None:
+        raise RecipeError(f"task {task.name} has no training set of its own", "data.train", "name one")
+    model = _model(recipe, task)
+    train = recipe.train
+    print(f"{recipe.name}: fine")
+    print(f"  model  {recipe.model.path} ({recipe.model.dtype}), {model}")
+    print(f"  data   {source} as {task.name}, protocol {protocol.name} (loss on {protocol.loss_mask})")
+    print(
+        f"  train  {train.method}, lr {recipe.optim.lr:g} ({recipe.optim.schedule}), "
+        f"{train.batch_size} rows a step, {train.epochs:g} epochs, into {recipe.run_path}"
+    )
+    print(f"  eval   {', '.join(each.name for each in scored)}")
+
+
+def _model(recipe: Recipe, task: Task) -> str:
+    select = recipe.select
+    if select.file is not None:
+        selection = adapter.read_selection(Path(select.file))
+        return (
+            f"K={selection.k} by {selection.criterion} in {len(selection.indices)} layers, from {select.file}"
+        )
+    if recipe.model.path not in PACKAGED and not Path(recipe.model.path).expanduser().exists():
+        return f"K={select.k} by {select.criterion}; not on this machine, so not looked into"
+    folder = hub.resolve_model(recipe.model.path, recipe.model.revision, recipe.model.trust_remote_code)
+    skeleton = hub.skeleton(folder, task.model_task, task.num_labels, recipe.model.trust_remote_code)
+    weights = hub.open_weights(folder)
+    targets = selecting.target_layers(skeleton, weights, select.targets, select.exclude, select.layers)
+    selecting.check_k(targets, select.k)
+    count, total = selecting.trainable_count(targets, select.k), hub.total_parameters(folder)
+    trains = f"{count:,} of {total:,} parameters train ({selecting.share(count, total)})"
+    return f"K={select.k} by {select.criterion} in {len(targets)} layers: {trains}"
