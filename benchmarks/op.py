@@ -26,9 +26,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import RESULTS, machine
+from common import RESULTS
 
 from neuroada_cli import files
+from neuroada_cli.benchmarking.machine import machine
 from neuroada_cli.delta.sampled_grad import BACKENDS, TABLE, usable
 from neuroada_cli.delta.selection import choose
 

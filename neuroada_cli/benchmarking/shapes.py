@@ -60,8 +60,9 @@ SHAPES: dict[str, Shape] = {
     "roberta-large": Shape(
         "roberta",
         {
-            "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-            "num_attention_heads": 16, "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "num_labels": 2,
+            "hidden_size": 1024, "intermediate_size": 4096,
+            "num_hidden_layers": 24, "num_attention_heads": 16,
+            "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "num_labels": 2,
             "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
         },
         "classification",

@@ -1,0 +1,195 @@
+"""One bench from a model to its rows: time interleaved, then memory method by method.
+
+O = output neurons, I = inputs, K = chosen inputs per neuron
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from neuroada_cli import hub
+from neuroada_cli.allocator import keep_freed_memory
+from neuroada_cli.benchmarking.footprint import Footprint, Load, footprint
+from neuroada_cli.benchmarking.peers import PEERS
+from neuroada_cli.benchmarking.steps import (
+    Contender,
+    Timing,
+    contender,
+    flow_to_embeddings,
+    interleave,
+    random_batch,
+    timing,
+)
+from neuroada_cli.benchmarking.tables import Row
+from neuroada_cli.delta.model import find_targets
+from neuroada_cli.delta.selection import choose
+from neuroada_cli.memory import predict
+from neuroada_cli.selecting import check_k
+
+UNTRACEABLE = (RuntimeError, NotImplementedError, ValueError, TypeError)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained. kind is the loss's; name and layers describe it, depth is the uncut number."""
+
+    name: str
+    model: nn.Module
+    targets: list[str]
+    kind: str
+    layers: int
+    depth: int
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured. peers are keys of PEERS; ks are the K of `neuroada`, the peers take the largest."""
+
+    peers: tuple[str, ...]
+    ks: tuple[int, ...]
+    batch: int
+    sequence: int
+    rounds: int
+    warmup: int
+    device: str
+    dtype: torch.dtype
+    budget: int | None = None
+
+    def entries(self) -> list[tuple[str, int | None]]:
+        """(method, K) in the order of the table: the floor, ours, the peers, full fine-tuning last."""
+        peers = [name for name in dict.fromkeys(self.peers) if name not in ("floor", "neuroada")]
+        peers.sort(key=lambda name: name == "full")
+        ours: list[tuple[str, int | None]] = [("neuroada", k) for k in dict.fromkeys(self.ks)]
+        return [("floor", None), *ours, *((name, self._k_of(name)) for name in peers)]
+
+    def _k_of(self, peer: str) -> int | None:
+        return max(self.ks) if peer in ("mask", "scatter", "supertuning") else None
+
+
+def all_targets(
+    model: nn.Module,
+    include: Sequence[str] = ("all-linear",),
+    exclude: Sequence[str] = (),
+    layers: Sequence[int] | None = None,
+) -> list[str]:
+    """Names of the layers to adapt. Raises ValueError as `find_targets` does."""
+    return list(find_targets(model, include, exclude, layers, hub.default_exclude(model)))
+
+
+def measure(subject: Subject, plan: Plan, on_progress: Callable[[str], None] | None = None) -> list[Row]:
+    """A row per entry of the plan, the floor first.
+
+    on_progress  told in a few words what is going on
+    Raises RecipeError for a K that is larger than a layer's inputs, ResourceError for a missing package.
+    """
+    tell = on_progress or (lambda _: None)
+    for name, _ in plan.entries():
+        PEERS[name]()  # a missing package is told before anything is measured
+    if plan.device == "cpu":
+        keep_freed_memory()
+    indices = _indices(subject, plan)
+    timings, trainable = _times(subject, plan, indices, tell)
+    rows = []
+    for place, (name, k) in enumerate(plan.entries()):
+        tell(f"memory of {name}" + (f" K={k}" if k else ""))
+        here = indices[k or max(plan.ks)]
+        load = Load(_vocabulary(subject.model), subject.kind, plan.batch, plan.sequence, plan.device)
+        predicted = _predicted(subject, plan, name, k)
+        print_ = footprint(name, PEERS[name](), subject.model, here, load, plan.budget)
+        rows.append(_row(name, k, timings[place], trainable[place], print_, predicted, plan, subject))
+    return rows
+
+
+def _indices(subject: Subject, plan: Plan) -> dict[int, dict[str, Tensor]]:
+    """K -> module name -> the columns of largest magnitude."""
+    check_k({name: subject.model.get_submodule(name) for name in subject.targets}, max(plan.ks))
+    weights = {name: _weight_OI(subject.model.get_submodule(name)) for name in subject.targets}
+    return {k: {name: choose(weight_OI, k) for name, weight_OI in weights.items()} for k in plan.ks}
+
+
+def _weight_OI(module: nn.Module) -> Tensor:
+    from neuroada_cli.delta.linear import is_conv1d
+
+    assert isinstance(module.weight, Tensor)
+    return module.weight.detach().T if is_conv1d(module) else module.weight.detach()
+
+
+def _times(
+    subject: Subject, plan: Plan, indices: Mapping[int, Mapping[str, Tensor]], tell: Callable[[str], None]
+) -> tuple[list[Timing], list[int]]:
+    contenders: list[Contender] = []
+    for name, k in plan.entries():
+        tell(f"attaching {name}")
+        torch.manual_seed(0)
+        here = indices[k or max(plan.ks)]
+        contenders.append(contender(name, k, PEERS[name](), subject.model, here))
+    vocabulary = _vocabulary(subject.model)
+    batch = random_batch(vocabulary, subject.kind, plan.batch, plan.sequence, plan.device)
+    total = plan.warmup + plan.rounds
+    interleave(
+        contenders,
+        batch,
+        subject.kind,
+        plan.rounds,
+        plan.warmup,
+        lambda done: tell(f"round {done} of {total}"),
+    )
+    timings = [timing(entry, contenders[0]) for entry in contenders]
+    trainable = [entry.trainable for entry in contenders]
+    contenders.clear()
+    gc.collect()
+    return timings, trainable
+
+
+def _vocabulary(model: nn.Module) -> int:
+    return int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+
+
+def _predicted(subject: Subject, plan: Plan, name: str, k: int | None) -> int | None:
+    """None for a peer whose set-up looks at values (a random mask's positions) and so cannot be traced."""
+    try:
+        memory = predict(
+            subject.model, subject.targets, PEERS[name](), k or max(plan.ks), plan.batch, plan.sequence,
+            plan.dtype, device=plan.device, prepare=flow_to_embeddings,
+        )  # fmt: skip
+    except UNTRACEABLE:
+        if name in ("floor", "neuroada", "mask", "full"):
+            raise
+        return None
+    return memory.peak
+
+
+def _row(
+    name: str, k: int | None, time: Timing, trainable: int, memory: Footprint, predicted: int | None,
+    plan: Plan, subject: Subject,
+) -> Row:  # fmt: skip
+    split = memory.memory
+    return Row(
+        method=name,
+        k=k,
+        ratio_to_floor=round(time.ratio, 4),
+        ratio_low=round(time.low, 4),
+        ratio_high=round(time.high, 4),
+        step_seconds=time.seconds,
+        samples_per_s=plan.batch / time.seconds,
+        tokens_per_s=plan.batch * plan.sequence / time.seconds,
+        trainable=trainable,
+        trainable_share=trainable / subject.parameters,
+        peak_bytes=split.peak,
+        weights_bytes=split.weights,
+        state_bytes=split.state,
+        activation_bytes=split.activations,
+        predicted_bytes=predicted,
+        resident_bytes=memory.resident,
+        largest_batch=memory.fits,
+        largest_batch_samples_per_s=memory.fits_samples_per_s,
+    )

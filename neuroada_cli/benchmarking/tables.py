@@ -1,0 +1,134 @@
+"""The result of a bench: rows for JSON, a table to read, a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from neuroada_cli import files
+from neuroada_cli.selecting import share
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method. Times are medians over the rounds; bytes are the peak of one step, measured alone.
+
+    ratio_to_floor          own time over the floor's, round by round; ratio_low and ratio_high: quartiles
+    predicted_bytes         without weights (`neuroada_cli.memory.predict`); None where a peer cannot be traced
+    resident_bytes          peak of the whole process (CPU on Linux)
+    largest_batch           rows within the budget that was asked for
+    """
+
+    method: str
+    k: int | None
+    ratio_to_floor: float
+    ratio_low: float
+    ratio_high: float
+    step_seconds: float
+    samples_per_s: float
+    tokens_per_s: float
+    trainable: int
+    trainable_share: float
+    peak_bytes: int
+    weights_bytes: int
+    state_bytes: int
+    activation_bytes: int
+    predicted_bytes: int | None
+    resident_bytes: int | None
+    largest_batch: int | None
+    largest_batch_samples_per_s: float | None
+
+    @property
+    def label(self) -> str:
+        return f"{self.method} K={self.k}" if self.k is not None else self.method
+
+
+def as_json(rows: Sequence[Row], settings: dict[str, Any], machine: dict[str, Any]) -> list[dict[str, Any]]:
+    """One object per method, each with the whole run's settings and machine."""
+    return [{**asdict(row), "settings": settings, "machine": machine} for row in rows]
+
+
+def table(rows: Sequence[Row], title: str, parameters: int) -> Table:
+    shown = Table(title=title, title_justify="left", caption_justify="left")
+    budget = any(row.largest_batch is not None for row in rows)
+    headings = ["method", "step / floor", "tokens/s", "trains", "peak", "weights", "state", "activations"]
+    headings += ["predicted", *(["largest batch", "samples/s there"] if budget else [])]
+    for heading in headings:
+        shown.add_column(heading, justify="left" if heading == "method" else "right")
+    for row in rows:
+        cells = [row.label, _ratio(row), f"{row.tokens_per_s:,.0f}", share(row.trainable, parameters)]
+        cells += [size(n) for n in (row.peak_bytes, row.weights_bytes, row.state_bytes, row.activation_bytes)]
+        cells.append(_predicted(row))
+        if budget:
+            cells.append("–" if row.largest_batch is None else f"{row.largest_batch:,}")
+            speed = row.largest_batch_samples_per_s
+            cells.append("–" if speed is None else f"{speed:,.1f}")
+        shown.add_row(*cells, style="bold" if row.method == "neuroada" else None)
+    return shown
+
+
+def _ratio(row: Row) -> str:
+    return "1" if row.method == "floor" else f"{row.ratio_to_floor:.3f}"
+
+
+def _predicted(row: Row) -> str:
+    if row.predicted_bytes is None:
+        return "–"
+    return f"{size(row.predicted_bytes)} ({100 * (row.predicted_bytes / row.peak_bytes - 1):+.1f} %)"
+
+
+def size(nbytes: int) -> str:
+    """ "1.23 GB" (10^9), "45.6 MB", "0.5 MB"."""
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
+def draw(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Step time over the floor against peak memory, one labelled point per method, as PNG, SVG or PDF.
+
+    Raises ResourceError when the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for row, (dx, dy) in zip(rows, _offsets(rows), strict=True):
+        ours, floor = row.method == "neuroada", row.method == "floor"
+        colour = "#c0392b" if ours else "#7f8c8d" if floor else "#2c5f8a"
+        place = (row.ratio_to_floor, row.peak_bytes / 1e9)
+        axes.plot(*place, marker="D" if floor else "o", color=colour, markersize=9 if ours else 7)
+        axes.annotate(
+            row.label, place, xytext=(dx, dy), textcoords="offset points", color=colour, fontsize=10,
+            fontweight="bold" if ours else "normal", ha="left" if dx > 0 else "right", va="center",
+        )  # fmt: skip
+    axes.axvline(1.0, color="#7f8c8d", linewidth=0.8, linestyle=":")
+    axes.set(
+        xlabel="step time over the floor (frozen model)", ylabel="peak memory of a step, GB", title=title
+    )
+    axes.margins(0.16)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    kind = path.suffix.lower().removeprefix(".") or "png"
+    with files.atomic_file(path) as temporary, open(temporary, "wb") as stream:
+        figure.savefig(stream, format=kind, dpi=150)
+
+
+def _offsets(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    """Where each label goes: right of its point, moved up or down where two points lie close together."""
+    widest = max(row.ratio_to_floor for row in rows) - min(row.ratio_to_floor for row in rows) or 1.0
+    highest = max(row.peak_bytes for row in rows)
+    placed: list[tuple[float, float]] = []
+    offsets = []
+    for row in rows:
+        x, y = (row.ratio_to_floor / widest, row.peak_bytes / highest)
+        near = sum(abs(x - other_x) < 0.2 and abs(y - other_y) < 0.05 for other_x, other_y in placed)
+        placed.append((x, y))
+        offsets.append((9, (0, 12, -12, 22, -22)[near % 5]))
+    return offsets

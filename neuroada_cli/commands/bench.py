@@ -1,0 +1,193 @@
+"""`neuroada bench`: time and memory of a training step beside its peers and the frozen floor, in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from neuroada_cli import files, hub
+from neuroada_cli.benchmarking import peers, shapes, tables
+from neuroada_cli.benchmarking.machine import machine
+from neuroada_cli.benchmarking.measure import Plan, Subject, all_targets, measure
+from neuroada_cli.benchmarking.tables import Row
+from neuroada_cli.data.tasks import get_task
+from neuroada_cli.errors import OutputError, RecipeError, ResourceError
+from neuroada_cli.recipe import Recipe
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """rows in the table's order; settings and machine are those of every row."""
+
+    rows: list[Row]
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+
+    def as_json(self) -> list[dict[str, Any]]:
+        return tables.as_json(self.rows, self.settings, self.machine)
+
+
+def run(
+    recipe: Recipe | None = None,
+    model: str = "smollm2-135m",
+    layers: int | None = None,
+    compare: tuple[str, ...] = ("mask",),
+    k: tuple[int, ...] | None = None,
+    batch: int = 4,
+    sequence: int = 256,
+    rounds: int = 8,
+    warmup: int = 2,
+    dtype: str | None = None,
+    device: str | None = None,
+    json_out: Path | None = None,
+    plot_out: Path | None = None,
+    memory_budget: int | None = None,
+    quiet: bool = False,
+) -> BenchResult:
+    """Measure NeuroAda at every K, the peers in `compare` and the floor; print, and write what is asked for.
+
+    recipe         its model, targets, K, data type and device, instead of a built-in shape
+    model, layers  a built-in shape with random weights, cut to so many blocks
+    k, dtype       None: the recipe's, else 1 and fp32
+    memory_budget  bytes; adds the largest batch that fits and its samples per second
+    Raises RecipeError, ModelError, OutputError (unwritable names) before anything is built, ResourceError.
+    """
+    peers.check_names(compare)
+    _check_outputs(json_out, plot_out)
+    device = device or (recipe.device if recipe else None) or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ResourceError(f"there is no {device} here", fix="leave --device out, or give --device cpu")
+    dtype = dtype or (recipe.model.dtype if recipe else "fp32")
+    ks = k or ((recipe.select.k,) if recipe else (1,))
+    plan = Plan(compare, ks, batch, sequence, rounds, warmup, device, hub.TORCH_DTYPES[dtype], memory_budget)
+    with _progress(quiet) as tell, _memory_advice():
+        tell("building the model")
+        subject = _from_recipe(recipe, layers, plan) if recipe else _built_in(model, layers, plan)
+        rows = measure(subject, plan, tell)
+    settings = _settings(subject, plan, dtype)
+    result = BenchResult(rows, settings, machine())
+    if not quiet:
+        _show(result, subject)
+    if json_out is not None:
+        files.write_json(json_out, result.as_json())
+    if plot_out is not None:
+        tables.draw(rows, _title(settings), plot_out)
+    return result
+
+
+def _check_outputs(json_out: Path | None, plot_out: Path | None) -> None:
+    """An output that cannot be written is told before minutes of measuring."""
+    if plot_out is not None and plot_out.suffix.lower() not in PICTURES:
+        raise RecipeError(f"{plot_out.name} is no picture", "--plot", f"end it in {', '.join(PICTURES)}")
+    for path, option in ((json_out, "--json"), (plot_out, "--plot")):
+        if path is not None and path.is_dir():
+            raise OutputError(f"{path} is a folder", option, "name a file")
+        if path is not None and not path.parent.is_dir():
+            raise OutputError(f"the folder {path.parent} does not exist", option, "make it, or name another")
+
+
+def _built_in(model: str, layers: int | None, plan: Plan) -> Subject:
+    _check_length(plan, shapes.check(model, layers).sizes["max_position_embeddings"])
+    built = shapes.build(model, layers, plan.dtype, plan.device)
+    return Subject(model, built.model, all_targets(built.model), built.kind, built.layers, built.depth)
+
+
+def _from_recipe(recipe: Recipe, layers: int | None, plan: Plan) -> Subject:
+    if layers is not None:
+        raise RecipeError("cuts built-in shapes, not the model of a recipe", "--layers", "use --model")
+    task = get_task(recipe.data.task)
+    settings = recipe.model
+    folder = hub.resolve_model(settings.path, settings.revision, settings.trust_remote_code)
+    _check_length(plan, hub.read_config(folder).get("max_position_embeddings"))
+    model = hub.load_model(
+        folder, task.model_task, plan.dtype, plan.device, num_labels=task.num_labels,
+        attention=settings.attention, seed=recipe.seed, trust_remote_code=settings.trust_remote_code,
+    ).model  # fmt: skip
+    select = recipe.select
+    try:
+        targets = all_targets(model, select.targets, select.exclude, select.layers)
+    except ValueError as error:
+        raise RecipeError(str(error), "select") from None
+    depth = int(getattr(model.config, "num_hidden_layers", 0))
+    return Subject(settings.path, model, targets, task.kind, depth, depth)
+
+
+def _check_length(plan: Plan, longest: int | None) -> None:
+    if longest is not None and plan.sequence > longest:
+        raise RecipeError(
+            f"{plan.sequence} tokens per row, but the model has {longest} positions", "--seq", "give fewer"
+        )
+
+
+def _settings(subject: Subject, plan: Plan, dtype: str) -> dict[str, Any]:
+    return {
+        "model": subject.name,
+        "layers": subject.layers,
+        "of_layers": subject.depth,
+        "parameters": subject.parameters,
+        "targets": len(subject.targets),
+        "dtype": dtype,
+        "device": plan.device,
+        "batch": plan.batch,
+        "sequence": plan.sequence,
+        "rounds": plan.rounds,
+        "warmup": plan.warmup,
+        "memory_budget": plan.budget,
+        "optimizer": "AdamW, clipped to norm 1",
+    }
+
+
+def _title(settings: dict[str, Any]) -> str:
+    cut = f", {settings['layers']} of {settings['of_layers']} blocks"
+    return (
+        f"{settings['model']}{cut if settings['layers'] != settings['of_layers'] else ''}, {settings['dtype']}, "
+        f"{settings['batch']} x {settings['sequence']} tokens, {settings['device']}"
+    )
+
+
+def _show(result: BenchResult, subject: Subject) -> None:
+    console = Console()
+    console.print(tables.table(result.rows, _title(result.settings), subject.parameters))
+    rounds = result.settings["rounds"]
+    notes = [
+        f"step / floor: median over {rounds} interleaved rounds; the floor is the same model, frozen, with "
+        "gradients down to its embeddings.",
+    ]
+    if subject.layers != subject.depth:
+        notes.append(
+            f"{subject.layers} of {subject.depth} blocks: the embeddings and the vocabulary weigh more than in "
+            "the whole model, so ratios are nearer to 1 and memory cannot be scaled up by the blocks alone."
+        )
+    for note in notes:
+        console.print(note, style="dim")
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Any]:
+    """A status line on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("") as status:
+        yield status.update
+
+
+@contextmanager
+def _memory_advice() -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError | torch.OutOfMemoryError) and "memory" not in str(error).lower():
+            raise
+        raise ResourceError(
+            "out of memory", "bench", "give fewer --layers, a smaller --batch or --seq, or fewer methods"
+        ) from error

@@ -1,0 +1,154 @@
+"""The memory of a training step that never runs: any architecture, any method, no weights.
+
+The step runs on fake tensors, which have shapes and data types but no memory; a few seconds for a 7B model.
+The result is as right as the step is the same: rows of one length, the same attention kernel.
+
+O = output neurons, K = chosen inputs per neuron, B = rows, S = tokens per row, N = learnt tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from neuroada_cli.delta.model import delta_layers
+from neuroada_cli.delta.sampled_grad import BACKENDS
+from neuroada_cli.memory.tracker import Breakdown, StepMemory, TensorBytes, copy_structure
+from neuroada_cli.methods import Method
+from neuroada_cli.selecting import layer_shape
+
+
+def predict(
+    skeleton: nn.Module,
+    targets: Iterable[str],
+    method: Method,
+    k: int,
+    batch: int,
+    sequence: int,
+    dtype: torch.dtype = torch.float32,
+    learnt: int | None = None,
+    whole: Sequence[str] = (),
+    gradient_checkpointing: bool = False,
+    device: str = "cpu",
+    padded: bool = False,
+    prepare: Callable[[nn.Module], None] | None = None,
+) -> Breakdown:
+    """Peak memory of training steps that never run; no weights are needed.
+
+    skeleton   the model on any device, also meta (`hub.skeleton`); it is not changed
+    targets    names of the layers the method adapts, with K connections per neuron
+    method     a fresh instance; the peers of the bench work as well
+    batch, sequence  rows per forward pass and tokens per row (every row as long)
+    learnt     how many tokens of the batch are targets; None: all. Only their logits are computed
+    whole      parameters that train in full beside the deltas (a fresh head)
+    device     "cpu" or "cuda": the CUDA kernel keeps one transposed input
+    padded     rows of several lengths: attention then takes a mask [B, 1, S, S], and K and V per head
+    prepare    called on the model before the method is attached (the bench's hook on the embeddings)
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    checks = _ChecksPass()  # type: ignore[no-untyped-call]
+    with FakeTensorMode(allow_non_fake_inputs=True), checks, _shapes_only(device), _mask(padded):
+
+        def fake(tensor: Tensor) -> Tensor:
+            # buffers (RoPE's frequencies) keep their own type, as they do when a model is loaded
+            return torch.empty(
+                tensor.shape, dtype=dtype if isinstance(tensor, nn.Parameter) else tensor.dtype
+            )
+
+        model = copy_structure(skeleton, fake)
+        model.train()
+        if prepare is not None:
+            prepare(model)
+        if gradient_checkpointing:
+            cast(Any, model).gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        indices = {
+            name: torch.zeros(layer_shape(model.get_submodule(name))[0], k, dtype=torch.int32)
+            for name in targets
+        }
+
+        def attach() -> None:
+            method.attach(model, indices, whole)
+            for layer in delta_layers(model).values():
+                layer.backend = "shapes_only"
+
+        step = StepMemory(model, method, attach, TensorBytes())
+        return step.run(lambda: _fake_loss(model, batch, sequence, learnt))
+
+
+def _fake_loss(model: nn.Module, batch: int, sequence: int, learnt: int | None) -> Tensor:
+    """As `training.loss.token_loss` on whole rows; a classifier's loss where there is no output embedding."""
+    tokens_BS = torch.zeros(batch, sequence, dtype=torch.int64)
+    head = cast(Any, model).get_output_embeddings()
+    if head is None:
+        logits_BC = model(input_ids=tokens_BS).logits.float()
+        return F.cross_entropy(logits_BC, torch.zeros(batch, dtype=torch.int64), reduction="sum")
+    count = min(learnt or batch * (sequence - 1), batch * (sequence - 1))
+
+    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden_BSH, *rest = args
+        picked = torch.zeros(count, dtype=torch.int64)
+        return (hidden_BSH.reshape(-1, hidden_BSH.shape[-1])[picked].unsqueeze(0), *rest)
+
+    handle = head.register_forward_pre_hook(keep)
+    try:
+        logits_NV = model(input_ids=tokens_BS, use_cache=False).logits[0]
+    finally:
+        handle.remove()
+    return F.cross_entropy(logits_NV.float(), torch.zeros(count, dtype=torch.int64), reduction="sum")
+
+
+class _ChecksPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Answers what code asks of values, which fake tensors have none of: numbers are 0, conditions hold."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            dtype = args[0].dtype
+            return True if dtype == torch.bool else 0.0 if dtype.is_floating_point else 0
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _mask(padded: bool) -> Iterator[None]:
+    """transformers leaves the attention mask out where no row is padded, but never for fake tensors."""
+    from transformers import masking_utils
+
+    original = getattr(masking_utils, "is_tracing", None)
+    if padded or original is None:
+        yield
+        return
+    masking_utils.is_tracing = lambda *_: False
+    try:
+        yield
+    finally:
+        masking_utils.is_tracing = original
+
+
+@contextmanager
+def _shapes_only(device: str) -> Iterator[None]:
+    """A back-end of the sampled gradient that allocates what the real ones do and computes nothing.
+
+    Kernels of our own read raw memory, and fake tensors have none.
+    """
+    transposed: list[Tensor] = []
+
+    def allocate(grad_TO: Tensor, x_TI: Tensor, index_OK: Tensor) -> Tensor:
+        if device != "cpu":
+            transposed[:] = [torch.empty_like(x_TI)]
+        return torch.empty(index_OK.shape, dtype=torch.float32)
+
+    BACKENDS["shapes_only"] = allocate
+    try:
+        yield
+    finally:
+        del BACKENDS["shapes_only"]
