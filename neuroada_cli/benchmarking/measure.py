@@ -135,14 +135,11 @@ def _times(
     vocabulary = _vocabulary(subject.model)
     batch = random_batch(vocabulary, subject.kind, plan.batch, plan.sequence, plan.device)
     total = plan.warmup + plan.rounds
-    interleave(
-        contenders,
-        batch,
-        subject.kind,
-        plan.rounds,
-        plan.warmup,
-        lambda done: tell(f"round {done} of {total}"),
-    )
+
+    def on_round(done: int) -> None:
+        tell(f"round {done} of {total}")
+
+    interleave(contenders, batch, subject.kind, plan.rounds, plan.warmup, on_round)
     timings = [timing(entry, contenders[0]) for entry in contenders]
     trainable = [entry.trainable for entry in contenders]
     contenders.clear()

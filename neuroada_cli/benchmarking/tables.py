@@ -18,7 +18,7 @@ class Row:
     """One method. Times are medians over the rounds; bytes are the peak of one step, measured alone.
 
     ratio_to_floor          own time over the floor's, round by round; ratio_low and ratio_high: quartiles
-    predicted_bytes         without weights (`neuroada_cli.memory.predict`); None where a peer cannot be traced
+    predicted_bytes         without weights (`neuroada_cli.memory.predict`); None if untraceable
     resident_bytes          peak of the whole process (CPU on Linux)
     largest_batch           rows within the budget that was asked for
     """
@@ -53,15 +53,17 @@ def as_json(rows: Sequence[Row], settings: dict[str, Any], machine: dict[str, An
 
 
 def table(rows: Sequence[Row], title: str, parameters: int) -> Table:
-    shown = Table(title=title, title_justify="left", caption_justify="left")
+    """Weights are left to the caption: they are the same for all. state and activations are at the peak."""
+    weights = size(rows[0].weights_bytes)
+    shown = Table(title=title, title_justify="left", caption_justify="left", pad_edge=False)
+    shown.caption = f"peak = weights ({weights}) + state + activations; predicted: without weights, off by"
     budget = any(row.largest_batch is not None for row in rows)
-    headings = ["method", "step / floor", "tokens/s", "trains", "peak", "weights", "state", "activations"]
-    headings += ["predicted", *(["largest batch", "samples/s there"] if budget else [])]
-    for heading in headings:
-        shown.add_column(heading, justify="left" if heading == "method" else "right")
+    headings = ["method", "/ floor", "tokens/s", "trains", "peak", "state", "activ.", "predicted"]
+    for heading in [*headings, *(["fits", "samples/s"] if budget else [])]:
+        shown.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for row in rows:
         cells = [row.label, _ratio(row), f"{row.tokens_per_s:,.0f}", share(row.trainable, parameters)]
-        cells += [size(n) for n in (row.peak_bytes, row.weights_bytes, row.state_bytes, row.activation_bytes)]
+        cells += [size(n) for n in (row.peak_bytes, row.state_bytes, row.activation_bytes)]
         cells.append(_predicted(row))
         if budget:
             cells.append("–" if row.largest_batch is None else f"{row.largest_batch:,}")
@@ -78,7 +80,7 @@ def _ratio(row: Row) -> str:
 def _predicted(row: Row) -> str:
     if row.predicted_bytes is None:
         return "–"
-    return f"{size(row.predicted_bytes)} ({100 * (row.predicted_bytes / row.peak_bytes - 1):+.1f} %)"
+    return f"{100 * (row.predicted_bytes / row.peak_bytes - 1):+.1f} %"
 
 
 def size(nbytes: int) -> str:

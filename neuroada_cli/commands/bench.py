@@ -146,25 +146,26 @@ def _settings(subject: Subject, plan: Plan, dtype: str) -> dict[str, Any]:
 
 
 def _title(settings: dict[str, Any]) -> str:
-    cut = f", {settings['layers']} of {settings['of_layers']} blocks"
-    return (
-        f"{settings['model']}{cut if settings['layers'] != settings['of_layers'] else ''}, {settings['dtype']}, "
-        f"{settings['batch']} x {settings['sequence']} tokens, {settings['device']}"
-    )
+    whole = settings["layers"] == settings["of_layers"]
+    cut = "" if whole else f", {settings['layers']} of {settings['of_layers']} blocks"
+    size = f"{settings['batch']} x {settings['sequence']} tokens"
+    return f"{settings['model']}{cut}, {settings['dtype']}, {size}, {settings['device']}"
 
 
 def _show(result: BenchResult, subject: Subject) -> None:
     console = Console()
     console.print(tables.table(result.rows, _title(result.settings), subject.parameters))
-    rounds = result.settings["rounds"]
     notes = [
-        f"step / floor: median over {rounds} interleaved rounds; the floor is the same model, frozen, with "
-        "gradients down to its embeddings.",
+        f"/ floor: step time over the same model's, frozen, with gradients down to its embeddings; median of "
+        f"{result.settings['rounds']} interleaved rounds."
     ]
+    if result.settings["memory_budget"] is not None:
+        budget = tables.size(result.settings["memory_budget"])
+        notes.append(f"fits: rows of the largest batch within {budget}, and its samples per second.")
     if subject.layers != subject.depth:
         notes.append(
-            f"{subject.layers} of {subject.depth} blocks: the embeddings and the vocabulary weigh more than in "
-            "the whole model, so ratios are nearer to 1 and memory cannot be scaled up by the blocks alone."
+            f"{subject.layers} of {subject.depth} blocks: embeddings and vocabulary weigh more than in the "
+            "whole model, so ratios are nearer to 1, and memory does not scale with the blocks alone."
         )
     for note in notes:
         console.print(note, style="dim")
