@@ -72,7 +72,7 @@ class LiveReport:
     def __init__(self, log: MetricsLog, device: torch.device, console: Console | None = None) -> None:
         self._log, self._device = log, device
         self._console = console or Console(stderr=True)
-        self._smooth: dict[str, float] = {}
+        self._smooth: dict[str, tuple[float, int]] = {}
         self._started = time.monotonic()
         self._first_step: int | None = None
         columns = (
@@ -113,9 +113,11 @@ class LiveReport:
         self._console.print(f"step {step}: {shown}{' (best so far)' if is_best else ''}", highlight=False)
 
     def _smoothed(self, name: str, value: float) -> float:
-        old = self._smooth.get(name, value)
-        self._smooth[name] = SMOOTHING * old + (1 - SMOOTHING) * value
-        return self._smooth[name]
+        """A plain mean over the first steps, a moving one afterwards."""
+        mean, count = self._smooth.get(name, (0.0, 0))
+        weight = min(SMOOTHING, count / (count + 1))
+        self._smooth[name] = weight * mean + (1 - weight) * value, count + 1
+        return self._smooth[name][0]
 
     def _plain(self, step: int, total: int, line: str) -> None:
         if self._first_step is None:

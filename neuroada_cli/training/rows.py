@@ -11,7 +11,7 @@ from neuroada_cli.data.glue import half_of_validation
 from neuroada_cli.data.sources import Rows
 from neuroada_cli.data.task import Task, examples_of
 from neuroada_cli.data.tasks import get_protocol
-from neuroada_cli.errors import DataError, RecipeError
+from neuroada_cli.errors import DataError
 from neuroada_cli.evaluation import metrics
 from neuroada_cli.recipe import DataSection
 from neuroada_cli.training.loop import TrainData
@@ -30,20 +30,14 @@ class PreparedRows:
     hashes: dict[str, str]
 
 
-def prepare(section: DataSection, task: Task, tokenizer: Any, seed: int, max_positions: int) -> PreparedRows:
+def prepare(section: DataSection, task: Task, tokenizer: Any, seed: int) -> PreparedRows:
     """Load, split, limit and encode.
 
     Validation rows are, in this order: `data.validation`; the last `data.validation_rows` of the training
     set; the last 300 for GSM8K by itself; the task's own validation set (of GLUE's the part that chooses
     checkpoints); otherwise there are none.
-    max_positions  tokens that the model can take; data.max_length may not exceed it
     Raises DataError or RecipeError, with counts and places.
     """
-    if section.max_length > max_positions:
-        raise RecipeError(
-            f"data.max_length={section.max_length}, but the model takes {max_positions} tokens",
-            fix=f"choose 8..{max_positions}",
-        )
     metrics.require(task.metrics[:1] if task.kind != "generation" else ())
     source = section.train or sources.require_source(task.sets.get("train"), "data.train")
     rows = sources.load_rows(source, "train", section.data_dir)

@@ -1,0 +1,249 @@
+"""`neuroada train`: cheap checks, selection, model, training, and what is left behind.
+
+K = chosen inputs per neuron
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from neuroada_cli import adapter as adapters
+from neuroada_cli import environment, files, hub, selecting, training_plot
+from neuroada_cli.adapter import Adapter, Selection
+from neuroada_cli.allocator import keep_freed_memory
+from neuroada_cli.data.tasks import get_protocol
+from neuroada_cli.errors import RecipeError, UserError
+from neuroada_cli.methods import METHODS, Method, MethodState
+from neuroada_cli.recipe import Recipe, to_yaml
+from neuroada_cli.report import LiveReport, MetricsLog, peak_memory, read_metrics
+from neuroada_cli.training import plan as plans
+from neuroada_cli.training import run_folder
+from neuroada_cli.training.checkpoint import RunCheckpoints, check_unchanged, newest_complete
+from neuroada_cli.training.loop import Progress, train
+from neuroada_cli.training.preflight import Checked, check, loop_settings
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run left behind; after a dry run there are no folders, steps are those to come.
+
+    best        the checkpoint with the best evaluation; None without validation rows
+    best_value  its validation loss, or the task's metric
+    loss        mean training loss of the last step
+    peak_bytes  of memory; of a dry run: predicted
+    """
+
+    run_dir: Path
+    best: Path | None
+    last: Path | None
+    steps: int
+    seconds: float
+    peak_bytes: int
+    trainable: int
+    total: int
+    best_value: float | None
+    loss: float | None
+
+
+def run(
+    recipe: Recipe,
+    selection: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    quiet: bool = False,
+) -> TrainResult:
+    """Train as the recipe says, into its run folder.
+
+    selection  a selection file, instead of the run folder's own or a new one
+    resume     go on from the newest complete checkpoint (from the start when there is none yet)
+    overwrite  remove a former run in the folder, once everything else is known to be right
+    dry_run    check everything and show what would happen; no weight is read, nothing is written
+    Raises UserErrors before the model loads wherever that is possible; Stopped after a signal.
+    """
+    console = Console(stderr=True, quiet=quiet)
+    if selection is not None:
+        section = recipe.select.model_copy(update={"file": str(selection)})
+        recipe = recipe.model_copy(update={"select": section})
+    run_dir = recipe.run_path
+    run_folder.check(run_dir, resume, overwrite)
+    checked = check(recipe, overwrite)
+    plans.show(recipe, checked.plan, checked.rows, checked.tokenizer, console)
+    if dry_run:
+        plan, names = checked.plan, list(checked.targets)
+        predicted = plans.show_dry_run(
+            checked.recipe, plan, checked.rows, checked.skeleton, names, checked.device
+        )
+        return TrainResult(
+            run_dir, None, None, plan.steps, 0.0, predicted.peak, plan.trainable, plan.total, None, None
+        )
+    with files.Lock(run_dir):
+        run_folder.check(run_dir, resume, overwrite)
+        source = newest_complete(run_dir) if resume else None
+        if source is not None:
+            check_unchanged(source, checked.recipe.model_dump(mode="json"), checked.rows.hashes)
+        elif resume:
+            console.print("no checkpoint yet: training starts at the beginning")
+        return _train(checked, source, console)
+
+
+def _train(checked: Checked, source: Path | None, console: Console) -> TrainResult:
+    recipe, run_dir, started = checked.recipe, checked.recipe.run_path, time.perf_counter()
+    if checked.device == "cpu":
+        keep_freed_memory()
+    selection = _selection(checked, source, console)
+    model, method, trainable = _attached(checked, selection)
+    if source is None:
+        _begin(recipe, run_dir, selection)
+    log = MetricsLog(run_dir / run_folder.METRICS)
+    checkpoints = RunCheckpoints(
+        run_dir,
+        adapter=lambda state: _adapter(checked, selection, state),
+        tokenizer=checked.tokenizer,
+        recipe_yaml=to_yaml(recipe),
+        recipe=recipe.model_dump(mode="json"),
+        data=checked.rows.hashes,
+        keep=recipe.train.keep,
+        log_position=log.position,
+        cut_log=log.cut,
+        source=source,
+    )
+    device = torch.device(checked.device)
+    indices = {} if recipe.train.method == "full" else selection.indices
+    try:
+        with LiveReport(log, device, console) as report:
+            settings = loop_settings(recipe)
+            progress = train(model, method, checked.rows.data, settings, checkpoints, report, indices)
+    except UserError:
+        with contextlib.suppress(UserError):  # the picture matters less than what went wrong
+            _draw(recipe, run_dir)
+        raise
+    _draw(recipe, run_dir)
+    result = _result(checked, progress, trainable, time.perf_counter() - started, peak_memory(device))
+    _show(result, console)
+    return result
+
+
+def _selection(checked: Checked, source: Path | None, console: Console) -> Selection:
+    """Stored once and reused ever after: the checkpoint's, the given one, or a new one."""
+    if source is not None:
+        selection = adapters.read_adapter(source).selection
+        adapters.check_base(selection.fingerprint, checked.folder)
+        return selection
+    if checked.given is not None:
+        return checked.given
+    section = checked.recipe.select
+    with console.status("choosing connections"):
+        return selecting.select_indices(
+            checked.folder,
+            checked.skeleton,
+            checked.targets,
+            section.k,
+            section.criterion,
+            checked.recipe.seed,
+        )
+
+
+def _attached(checked: Checked, selection: Selection) -> tuple[nn.Module, Method, int]:
+    """(model with the method on it, the method, how many numbers train)."""
+    recipe, task = checked.recipe, checked.task
+    loaded = hub.load_model(
+        checked.folder,
+        task.model_task,
+        recipe.model.dtype,
+        checked.device,
+        task.num_labels,
+        recipe.model.attention,
+        seed=recipe.seed,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    model, method = loaded.model, METHODS[recipe.train.method]()
+    for name in selection.indices:
+        if f"{name}.weight" in loaded.fresh:
+            raise RecipeError(f"{name} is new and trains whole", "select.targets", "leave it out")
+    whole = list(loaded.fresh)
+    if recipe.train.train_bias:
+        biases = (f"{name}.bias" for name in selection.indices)
+        parameters = dict(model.named_parameters())
+        whole += [name for name in biases if name in parameters and name not in whole]
+    method.attach(model, selection.indices, whole)
+    adapted = sum(index.numel() for index in selection.indices.values())
+    if recipe.train.method == "full":
+        adapted = sum(parameter.numel() for parameter in method.parameters(model))
+    return model, method, adapted + sum(parameter.numel() for parameter in method.whole_parameters())
+
+
+def _begin(recipe: Recipe, run_dir: Path, selection: Selection) -> None:
+    """Only now, with everything known to be right, may a former run go."""
+    run_folder.clear(run_dir)
+    files.write_text(run_dir / run_folder.RECIPE, to_yaml(recipe))
+    adapters.write_selection(run_dir / run_folder.SELECTION, selection)
+    files.write_json(run_dir / run_folder.ENVIRONMENT, environment.facts())
+
+
+def _adapter(checked: Checked, selection: Selection, state: MethodState) -> Adapter:
+    recipe, task = checked.recipe, checked.task
+    path = Path(recipe.model.path).expanduser()
+    deltas = state.deltas or {name: torch.zeros(i.shape) for name, i in selection.indices.items()}
+    settings = {
+        "method": recipe.train.method,
+        "dtype": recipe.model.dtype,
+        "task": task.name,
+        "protocol": recipe.data.protocol,
+        "loss_mask": get_protocol(recipe.data.protocol).loss_mask,
+        "num_labels": task.num_labels,
+        "labels": list(task.labels),
+    }
+    return Adapter(
+        selection,
+        deltas,
+        state.whole,
+        base=str(path.resolve()) if path.is_dir() else recipe.model.path,
+        revision=recipe.model.revision,
+        task=task.model_task,
+        settings=settings,
+    )
+
+
+def _draw(recipe: Recipe, run_dir: Path) -> None:
+    title = f"{recipe.name}: {recipe.train.method}, K={recipe.select.k}, {recipe.data.task}"
+    entries = read_metrics(run_dir / run_folder.METRICS)
+    training_plot.draw(entries, run_dir / run_folder.PICTURE, title)
+
+
+def _result(
+    checked: Checked, progress: Progress, trainable: int, seconds: float, peak_bytes: int
+) -> TrainResult:
+    run_dir = checked.recipe.run_path
+    entries = read_metrics(run_dir / run_folder.METRICS)
+    losses = [entry["loss"] for entry in entries if entry["kind"] == "train"]
+    return TrainResult(
+        run_dir=run_dir,
+        best=run_dir / f"checkpoint-{progress.best_step}" if progress.best_step is not None else None,
+        last=run_dir / f"checkpoint-{progress.saved}",
+        steps=progress.step,
+        seconds=seconds,
+        peak_bytes=peak_bytes,
+        trainable=trainable,
+        total=checked.plan.total,
+        best_value=progress.best,
+        loss=losses[-1] if losses else None,
+    )
+
+
+def _show(result: TrainResult, console: Console) -> None:
+    minutes, seconds = divmod(round(result.seconds), 60)
+    best = f"; best: {result.best.name} ({result.best_value:.4f})" if result.best else ""
+    console.print(
+        f"{result.steps} steps in {minutes}:{seconds:02d}, {result.peak_bytes / 1e9:.2f} GB{best}; "
+        f"everything is in {result.run_dir}",
+        highlight=False,
+        soft_wrap=True,
+    )

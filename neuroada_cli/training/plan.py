@@ -1,0 +1,108 @@
+"""What a run is going to do, told before it does it: size, steps, data, a row with its loss mask, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from torch import nn
+
+from neuroada_cli import hub, memory
+from neuroada_cli.data.batch import preview
+from neuroada_cli.errors import RecipeError
+from neuroada_cli.methods import METHODS
+from neuroada_cli.recipe import Recipe, to_yaml
+from neuroada_cli.selecting import share
+from neuroada_cli.training.rows import PreparedRows
+
+PREVIEW_CHARACTERS = 1200
+
+
+@dataclass(frozen=True)
+class Plan:
+    """trainable and total count parameters (a fresh head is known only once the model is loaded)."""
+
+    trainable: int
+    total: int
+    steps: int
+
+
+def check_positions(skeleton: nn.Module, longest: int) -> None:
+    """Raises RecipeError when a row is longer than the positions that the model has."""
+    config = skeleton.config
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if limit is None:
+        return
+    for name, module in skeleton.named_modules():
+        # RoBERTa's positions start behind the padding token's, so it takes fewer than its config says
+        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
+            limit = min(limit, module.num_embeddings - module.padding_idx - 1)
+    if longest > limit:
+        raise RecipeError(
+            f"a row has {longest} tokens, but the model takes {limit}", fix=f"set data.max_length: {limit}"
+        )
+
+
+def show(recipe: Recipe, plan: Plan, rows: PreparedRows, tokenizer: Any, console: Console) -> None:
+    """A few lines and one training row, with learnt tokens standing out."""
+    counts, held = rows.train_report, rows.validation_report
+    cut = f", {counts.truncated} cut at {recipe.data.max_length}" if counts.truncated else ""
+    lines = [
+        f"{plan.trainable:,} of {plan.total:,} parameters train ({share(plan.trainable, plan.total)})",
+        f"{counts.rows:,} rows from {rows.train_source}; longest {counts.longest} tokens{cut}",
+        f"validation: {held.rows:,} rows from {rows.validation_source}" if held else "no validation rows",
+        f"{plan.steps:,} optimizer steps of {recipe.train.batch_size} rows",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    if counts.truncated:
+        console.print("cut rows never show the model their end: raise data.max_length", style="yellow")
+    if rows.data.kind == "generation":
+        learnt = 100 * counts.targets / counts.tokens
+        text = preview(rows.data.train[0], tokenizer)
+        text.truncate(PREVIEW_CHARACTERS, overflow="ellipsis")
+        console.print(Panel(text, title="first row", subtitle=f"{learnt:.0f} % of all tokens are learnt"))
+
+
+def show_dry_run(
+    recipe: Recipe, plan: Plan, rows: PreparedRows, skeleton: nn.Module, targets: Sequence[str], device: str
+) -> memory.Breakdown:
+    """The resolved recipe and the predicted memory, on standard output; no weight is read."""
+    counts = rows.train_report
+    micro = min(recipe.train.micro_batch_size or recipe.train.batch_size, counts.rows)
+    predicted = memory.predict(
+        skeleton,
+        targets,
+        METHODS[recipe.train.method](),
+        recipe.select.k,
+        batch=micro,
+        sequence=counts.longest,
+        dtype=hub.TORCH_DTYPES[recipe.model.dtype],
+        learnt=round(micro * counts.longest * counts.targets / counts.tokens),
+        gradient_checkpointing=recipe.train.gradient_checkpointing,
+        device=device.partition(":")[0],
+        padded=True,
+    )
+    table = Table(
+        title=f"Predicted memory: {micro} x {counts.longest} tokens, an estimate", title_justify="left"
+    )
+    table.add_column("what")
+    table.add_column("GB", justify="right")
+    for what, nbytes in (
+        ("weights", predicted.weights),
+        (f"what {recipe.train.method} adds", predicted.state),
+        ("activations", predicted.activations),
+        ("peak", predicted.peak),
+    ):
+        table.add_row(what, f"{nbytes / 1e9:.3f}")
+    console = Console()
+    console.print(to_yaml(recipe), highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"{plan.trainable:,} of {plan.total:,} parameters train; {plan.steps:,} steps", highlight=False
+    )
+    console.print(table)
+    return predicted

@@ -1,0 +1,122 @@
+"""Checks before a run: everything that can be known without reading a weight.
+
+K = chosen inputs per neuron
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuroada_cli import adapter as adapters
+from neuroada_cli import hub, selecting
+from neuroada_cli.adapter import Selection
+from neuroada_cli.data.task import Task
+from neuroada_cli.data.tasks import get_task
+from neuroada_cli.delta.model import is_linear
+from neuroada_cli.errors import RecipeError
+from neuroada_cli.recipe import Recipe
+from neuroada_cli.training import run_folder
+from neuroada_cli.training.loop import Settings
+from neuroada_cli.training.optim import OptimSettings
+from neuroada_cli.training.plan import Plan, check_positions
+from neuroada_cli.training.rows import PreparedRows, prepare
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Everything that is known before a weight is read. given is a finished selection, if there is one."""
+
+    recipe: Recipe
+    task: Task
+    folder: Path
+    tokenizer: Any
+    skeleton: nn.Module
+    targets: dict[str, nn.Module]
+    rows: PreparedRows
+    given: Selection | None
+    device: str
+    plan: Plan
+
+
+def check(recipe: Recipe, overwrite: bool) -> Checked:
+    """Everything that can be known without reading weights, cheap things first.
+
+    overwrite  a selection of a former run in the run folder is going to be replaced, so it is not used
+    Raises RecipeError, DataError, ModelError, ResourceError.
+    """
+    device = recipe.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise RecipeError(f"device={device}, but this machine has no CUDA device", fix="set device: cpu")
+    task = get_task(recipe.data.task)
+    model = recipe.model
+    folder = hub.resolve_model(model.path, model.revision, model.trust_remote_code)
+    tokenizer = hub.load_tokenizer(folder, model.trust_remote_code)
+    rows = prepare(recipe.data, task, tokenizer, recipe.seed)
+    if recipe.train.early_stop is not None and not rows.data.validation:
+        raise RecipeError("train.early_stop needs validation rows", fix="set data.validation_rows")
+    skeleton = hub.skeleton(folder, task.model_task, task.num_labels, model.trust_remote_code)
+    longest = max(rows.train_report.longest, rows.validation_report.longest if rows.validation_report else 0)
+    check_positions(skeleton, longest)
+    targets = _targets(recipe, folder, skeleton)
+    given = _given_selection(recipe, folder, skeleton, targets, overwrite)
+    if given is not None and recipe.select.file is not None:  # a named file is the last word
+        targets = {name: skeleton.get_submodule(name) for name in given.indices}
+        section = recipe.select.model_copy(update={"k": given.k, "criterion": given.criterion})
+        recipe = recipe.model_copy(update={"select": section})
+    total = hub.total_parameters(folder)
+    full = recipe.train.method == "full"
+    trainable = total if full else selecting.trainable_count(targets, recipe.select.k)
+    steps = loop_settings(recipe).total_steps(len(rows.data.train))
+    plan = Plan(trainable, total, steps)
+    return Checked(recipe, task, folder, tokenizer, skeleton, targets, rows, given, device, plan)
+
+
+def _targets(recipe: Recipe, folder: Path, skeleton: nn.Module) -> dict[str, nn.Module]:
+    section = recipe.select
+    targets = selecting.target_layers(
+        skeleton, hub.open_weights(folder), section.targets, section.exclude, section.layers
+    )
+    if section.file is None:
+        selecting.check_k(targets, section.k)
+    return targets
+
+
+def _given_selection(
+    recipe: Recipe, folder: Path, skeleton: nn.Module, targets: dict[str, nn.Module], overwrite: bool
+) -> Selection | None:
+    """`select.file`, or what `neuroada select` left in the run folder; it has to fit base and recipe."""
+    own = recipe.run_path / run_folder.SELECTION
+    replaced = overwrite and run_folder.holds_run(recipe.run_path)
+    if recipe.select.file is not None:
+        file = Path(recipe.select.file)
+    elif own.is_file() and not replaced:
+        file = own
+    else:
+        return None
+    selection = adapters.read_selection(file)
+    adapters.check_base(selection.fingerprint, folder)
+    linear = {name: module for name, module in skeleton.named_modules() if is_linear(module)}
+    shapes = {name: selecting.layer_shape(module) for name, module in linear.items()}
+    adapters.check_shapes(selection, shapes, str(file))
+    wanted = (recipe.select.k, recipe.select.criterion, set(targets))
+    if file == own and (selection.k, selection.criterion, set(selection.indices)) != wanted:
+        raise RecipeError(
+            f"was made with k={selection.k}, {selection.criterion} for {len(selection.indices)} layers; the "
+            f"recipe says k={wanted[0]}, {wanted[1]} for {len(targets)}",
+            str(file),
+            "remove it, or name it with --selection",
+        )
+    return selection
+
+
+def loop_settings(recipe: Recipe) -> Settings:
+    """The recipe's `optim` and `train` sections and its seed, as the loop takes them."""
+    optim, section = recipe.optim.model_dump(), recipe.train.model_dump()
+    for key in ("method", "train_bias", "keep"):  # not the loop's business
+        del section[key]
+    return Settings(OptimSettings(**optim), seed=recipe.seed, **section)
