@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from neuroada_cli import files
@@ -53,17 +54,23 @@ def as_json(rows: Sequence[Row], settings: dict[str, Any], machine: dict[str, An
 
 
 def table(rows: Sequence[Row], title: str, parameters: int) -> Table:
-    """Weights are left to the caption: they are the same for all. state and activations are at the peak."""
-    weights = size(rows[0].weights_bytes)
-    shown = Table(title=title, title_justify="left", caption_justify="left", pad_edge=False)
-    shown.caption = f"peak = weights ({weights}) + state + activations; predicted: without weights, off by"
+    """One line per method, in 80 columns. Weights are left to the caption: they are the same for all."""
+    unit, name = (1e9, "GB") if max(row.peak_bytes for row in rows) >= 1e10 else (1e6, "MB")
+    digits = 2 if name == "GB" else 1
+    shown = Table(
+        title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    shown.caption = (
+        f"peak = weights ({rows[0].weights_bytes / unit:,.{digits}f} {name}) + state + activations"
+    )
     budget = any(row.largest_batch is not None for row in rows)
-    headings = ["method", "/ floor", "tokens/s", "trains", "peak", "state", "activ.", "predicted"]
+    headings = ["method", "/ floor", "tokens/s", "trains", f"peak {name}", "state", "activ.", "pred."]
     for heading in [*headings, *(["fits", "samples/s"] if budget else [])]:
         shown.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for row in rows:
         cells = [row.label, _ratio(row), f"{row.tokens_per_s:,.0f}", share(row.trainable, parameters)]
-        cells += [size(n) for n in (row.peak_bytes, row.state_bytes, row.activation_bytes)]
+        sizes = (row.peak_bytes, row.state_bytes, row.activation_bytes)
+        cells += [f"{nbytes / unit:,.{digits}f}" for nbytes in sizes]
         cells.append(_predicted(row))
         if budget:
             cells.append("–" if row.largest_batch is None else f"{row.largest_batch:,}")
@@ -80,7 +87,8 @@ def _ratio(row: Row) -> str:
 def _predicted(row: Row) -> str:
     if row.predicted_bytes is None:
         return "–"
-    return f"{100 * (row.predicted_bytes / row.peak_bytes - 1):+.1f} %"
+    off = round(100 * (row.predicted_bytes / row.peak_bytes - 1), 1)
+    return f"{off:+.1f}%" if off else "0.0%"
 
 
 def size(nbytes: int) -> str:
@@ -97,7 +105,7 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for row, (dx, dy) in zip(rows, _offsets(rows), strict=True):
         ours, floor = row.method == "neuroada", row.method == "floor"
@@ -113,13 +121,13 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
         xlabel="step time over the floor (frozen model)", ylabel="peak memory of a step, GB", title=title
     )
     axes.margins(0.16)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.2e-9 * max(row.peak_bytes for row in rows))
     axes.grid(alpha=0.25)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     kind = path.suffix.lower().removeprefix(".") or "png"
     with files.atomic_file(path) as temporary, open(temporary, "wb") as stream:
-        figure.savefig(stream, format=kind, dpi=150)
+        canvas.print_figure(stream, format=kind, dpi=150)
 
 
 def _offsets(rows: Sequence[Row]) -> list[tuple[int, int]]:

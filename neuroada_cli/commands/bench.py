@@ -156,8 +156,8 @@ def _show(result: BenchResult, subject: Subject) -> None:
     console = Console()
     console.print(tables.table(result.rows, _title(result.settings), subject.parameters))
     notes = [
-        f"/ floor: step time over the same model's, frozen, with gradients down to its embeddings; median of "
-        f"{result.settings['rounds']} interleaved rounds."
+        "/ floor: step time over the same model's, frozen, with gradients down to its embeddings; median of "
+        f"{result.settings['rounds']} interleaved rounds. pred.: by how much the prediction without weights is off."
     ]
     if result.settings["memory_budget"] is not None:
         budget = tables.size(result.settings["memory_budget"])
