@@ -55,29 +55,56 @@ def as_json(rows: Sequence[Row], settings: dict[str, Any], machine: dict[str, An
 
 def table(rows: Sequence[Row], title: str, parameters: int) -> Table:
     """One line per method, in 80 columns. Weights are left to the caption: they are the same for all."""
-    unit, name = (1e9, "GB") if max(row.peak_bytes for row in rows) >= 1e10 else (1e6, "MB")
-    digits = 2 if name == "GB" else 1
-    shown = Table(
-        title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    shown.caption = (
-        f"peak = weights ({rows[0].weights_bytes / unit:,.{digits}f} {name}) + state + activations"
-    )
-    budget = any(row.largest_batch is not None for row in rows)
-    headings = ["method", "/ floor", "tokens/s", "trains", f"peak {name}", "state", "activ.", "pred."]
-    for heading in [*headings, *(["fits", "samples/s"] if budget else [])]:
-        shown.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    unit, name, digits = (1e9, "GB", 2) if max(row.peak_bytes for row in rows) >= 1e10 else (1e6, "MB", 1)
+    weights = f"{rows[0].weights_bytes / unit:,.{digits}f} {name}"
+    headings = ("/ floor", "tokens/s", "trains", f"peak {name}", "state", "activ.", "pred.")
+    shown = _plain_table(title, headings)
+    shown.caption = f"peak = weights ({weights}) + state + activations"
     for row in rows:
-        cells = [row.label, _ratio(row), f"{row.tokens_per_s:,.0f}", share(row.trainable, parameters)]
         sizes = (row.peak_bytes, row.state_bytes, row.activation_bytes)
-        cells += [f"{nbytes / unit:,.{digits}f}" for nbytes in sizes]
-        cells.append(_predicted(row))
-        if budget:
-            cells.append("–" if row.largest_batch is None else f"{row.largest_batch:,}")
-            speed = row.largest_batch_samples_per_s
-            cells.append("–" if speed is None else f"{speed:,.1f}")
-        shown.add_row(*cells, style="bold" if row.method == "neuroada" else None)
+        shown.add_row(
+            row.label,
+            _ratio(row),
+            f"{row.tokens_per_s:,.0f}",
+            share(row.trainable, parameters),
+            *(f"{nbytes / unit:,.{digits}f}" for nbytes in sizes),
+            _predicted(row),
+            style=_style(row),
+        )
     return shown
+
+
+def budget_table(rows: Sequence[Row], budget: int) -> Table:
+    """The largest batch of each method within the budget, and its speed."""
+    shown = _plain_table(f"Largest batch within {size(budget)}", ("rows", "samples/s", "of the floor's"))
+    floor = rows[0].largest_batch_samples_per_s
+    for row in rows:
+        speed = row.largest_batch_samples_per_s
+        if speed is None:
+            shown.add_row(row.label, "none fits", style=_style(row))
+            continue
+        relative = f"{speed / floor:.2f}" if floor else "–"
+        shown.add_row(row.label, f"{row.largest_batch:,}", f"{speed:,.2f}", relative, style=_style(row))
+    return shown
+
+
+def _plain_table(title: str, headings: Sequence[str]) -> Table:
+    shown = Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    shown.add_column("method", no_wrap=True)
+    for heading in headings:
+        shown.add_column(heading, justify="right", no_wrap=True)
+    return shown
+
+
+def _style(row: Row) -> str | None:
+    return "bold" if row.method == "neuroada" else None
 
 
 def _ratio(row: Row) -> str:

@@ -157,11 +157,11 @@ def _show(result: BenchResult, subject: Subject) -> None:
     console.print(tables.table(result.rows, _title(result.settings), subject.parameters))
     notes = [
         "/ floor: step time over the same model's, frozen, with gradients down to its embeddings; median of "
-        f"{result.settings['rounds']} interleaved rounds. pred.: by how much the prediction without weights is off."
+        f"{result.settings['rounds']} interleaved rounds.",
+        "pred.: how far the memory predicted without weights is off.",
     ]
-    if result.settings["memory_budget"] is not None:
-        budget = tables.size(result.settings["memory_budget"])
-        notes.append(f"fits: rows of the largest batch within {budget}, and its samples per second.")
+    if (budget := result.settings["memory_budget"]) is not None:
+        console.print(tables.budget_table(result.rows, budget))
     if subject.layers != subject.depth:
         notes.append(
             f"{subject.layers} of {subject.depth} blocks: embeddings and vocabulary weigh more than in the "
