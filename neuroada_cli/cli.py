@@ -1,7 +1,8 @@
 """The `neuroada` command: reads the command line, runs one command, turns failures into one line.
 
-Every command imports what it needs when it runs, so that `neuroada --help` imports neither torch, nor
-transformers, nor pydantic. What a command does lies in `neuroada_cli.commands`; here are only its options.
+Every command imports what it needs when it runs, and only after its recipe was read: `neuroada --help` and
+a mistake in a recipe are answered at once, without torch. What a command does lies in
+`neuroada_cli.commands`; here are only its options.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Annotated
 import typer
 
 from neuroada_cli import __version__, failures
+from neuroada_cli.cli_recipes import recipes_app
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.options import (
     DataDirOption,
@@ -36,7 +38,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipes_app = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
 app.add_typer(recipes_app, name="recipes")
 
 
@@ -80,10 +81,11 @@ def quickstart(
     neuroada quickstart --set select.k=4 --set train.max_steps=40
     neuroada quickstart --set model.path=path/to/model --out runs/mine
     """
+    loaded = load(recipe, overrides, data_dir, out)
     from neuroada_cli import quickstart as tour
 
     # the default folder is the tour's own, so a second tour may replace the first
-    tour.run(load(recipe, overrides, data_dir, out), overwrite=overwrite or out is None)
+    tour.run(loaded, overwrite=overwrite or out is None)
 
 
 @app.command()
@@ -101,9 +103,10 @@ def select(
     neuroada select llama7b_commonsense
     neuroada select my.yaml --set select.k=4 --out k4.safetensors
     """
+    loaded = load(recipe, overrides)
     from neuroada_cli.commands import select as command
 
-    command.run(load(recipe, overrides), out=out, overwrite=overwrite)
+    command.run(loaded, out=out, overwrite=overwrite)
 
 
 @app.command()
@@ -128,9 +131,9 @@ def train(
     neuroada train llama7b_math --data-dir ~/data --set optim.lr=1e-3
     neuroada train llama7b_math --resume
     """
+    loaded = load(recipe, overrides, data_dir, out)
     from neuroada_cli.commands import train as command
 
-    loaded = load(recipe, overrides, data_dir, out)
     command.run(loaded, selection=selection, resume=resume, overwrite=overwrite, dry_run=dry_run)
 
 
@@ -162,15 +165,15 @@ def merge(
     neuroada merge runs/llama7b_math out/
     neuroada merge runs/llama7b_math/checkpoint-500 out/ --dtype fp16 --max-shard-size 2GB
     """
+    folder, shard = run_folder(source), parse_bytes(max_shard_size, "--max-shard-size")
     from neuroada_cli.commands import merge as command
 
-    folder = run_folder(source)
     command.run(
         folder,
         out if out is not None else folder / "merged",
         base=base,
         dtype=dtype,
-        max_shard_bytes=parse_bytes(max_shard_size, "--max-shard-size"),
+        max_shard_bytes=shard,
         overwrite=overwrite,
         trust_remote_code=trust_remote_code,
     )
@@ -212,21 +215,23 @@ def eval_(
     neuroada eval runs/llama7b_math --limit 200
     neuroada eval --predictions theirs.jsonl --tasks gsm8k --protocol reft
     """
-    from neuroada_cli.commands import eval as command
-
     names = tuple(split(tasks))
-    if predictions is not None:
-        if target is not None or len(names) != 1:
-            raise RecipeError("scores one task without a model", "--predictions", "add --tasks TASK only")
-        command.run_predictions(predictions, names[0], protocol or "reft")
-        return
-    if target is None:
+    if predictions is not None and (target is not None or len(names) != 1):
+        raise RecipeError("scores one task without a model", "--predictions", "add --tasks TASK only")
+    if target is None and predictions is None:
         raise RecipeError("nothing to score", "eval", "name a model folder, a run folder or a hub id")
     if overrides and recipe is None:
         raise RecipeError("has nothing to override without a recipe", "--set", "add --recipe RECIPE")
+    loaded = load(recipe, overrides, data_dir) if recipe is not None else None
+    from neuroada_cli.commands import eval as command
+
+    if predictions is not None:
+        command.run_predictions(predictions, names[0], protocol or "reft")
+        return
+    assert target is not None
     command.run(
         target,
-        recipe=load(recipe, overrides, data_dir) if recipe is not None else None,
+        recipe=loaded,
         tasks=names,
         protocol=protocol,
         out=out,
@@ -272,16 +277,18 @@ def bench(
     neuroada bench --compare mask
     neuroada bench --model llama-7b --layers 2 --k 1,20 --compare mask,lora --plot bench.png
     """
-    from neuroada_cli.commands import bench as command
-
     if overrides and recipe is None:
         raise RecipeError("has nothing to override without a recipe", "--set", "name a recipe")
+    loaded = load(recipe, overrides) if recipe is not None else None
+    counts, budget = parse_counts(k, "--k"), parse_bytes(memory_budget, "--memory-budget")
+    from neuroada_cli.commands import bench as command
+
     command.run(
-        recipe=load(recipe, overrides) if recipe is not None else None,
+        recipe=loaded,
         model=model,
         layers=layers,
         compare=tuple(split(compare)),
-        k=parse_counts(k, "--k"),
+        k=counts,
         batch=batch,
         sequence=sequence,
         rounds=rounds,
@@ -290,7 +297,7 @@ def bench(
         device=device,
         json_out=json_out,
         plot_out=plot_out,
-        memory_budget=parse_bytes(memory_budget, "--memory-budget"),
+        memory_budget=budget,
     )
 
 
@@ -302,9 +309,10 @@ def validate(recipe: RecipeArgument, overrides: SetOption = [], data_dir: DataDi
     neuroada validate my.yaml
     neuroada validate llama7b_math --set optim.lr=1e-3
     """
+    loaded = load(recipe, overrides, data_dir)
     from neuroada_cli.commands import validate as command
 
-    command.run(load(recipe, overrides, data_dir))
+    command.run(loaded)
 
 
 @app.command()
@@ -315,55 +323,13 @@ def env() -> None:
     command.run()
 
 
-@recipes_app.callback()
-def _recipes(context: typer.Context) -> None:
-    """List, show and copy the recipes that come with neuroada.
-
-    \b
-    neuroada recipes
-    neuroada recipes copy llama7b_math my.yaml
-    """
-    if context.invoked_subcommand is None:
-        list_recipes()
-
-
-@recipes_app.command(name="ls")
-def list_recipes() -> None:
-    """List the bundled recipes with what they do."""
-    from neuroada_cli.commands import recipes as command
-
-    command.list_all()
-
-
-@recipes_app.command(name="show")
-def show_recipe(
-    name: RecipeArgument,
-    resolved: Annotated[bool, typer.Option("--resolved", help="With every default written out.")] = False,
-) -> None:
-    """Print a recipe."""
-    from neuroada_cli.commands import recipes as command
-
-    command.show(name, resolved=resolved)
-
-
-@recipes_app.command(name="copy")
-def copy_recipe(
-    name: RecipeArgument,
-    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="Default: ./NAME.yaml.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
-) -> None:
-    """Copy a bundled recipe to start your own from."""
-    from neuroada_cli.commands import recipes as command
-
-    command.copy(name, out, overwrite=overwrite)
-
-
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with its code. `--debug` may stand anywhere in it."""
     given = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in given
     try:
         code = app([word for word in given if word != "--debug"], prog_name="neuroada", standalone_mode=False)
+        sys.stdout.flush()  # a reader that has gone is noticed here, not at the interpreter's end
     except BaseException as error:
         code = failures.report(error, debug)
     sys.exit(code if isinstance(code, int) else 0)

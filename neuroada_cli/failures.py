@@ -30,7 +30,7 @@ def report(error: BaseException, debug: bool = False) -> int:
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         # the reader of our output (head, a pager) has gone; keep the interpreter from flushing into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1
     line, code = explain(error)
     if debug:
         traceback.print_exception(error)
