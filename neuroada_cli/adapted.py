@@ -22,6 +22,7 @@ class Adapted:
 
     folder    of the base (or plain) model
     identity  what a result file says the model was: fingerprint of the base, hash of the adapter
+    fresh     parameters that are in none of the files, so they are random: a head that nobody trained
     """
 
     model: nn.Module
@@ -29,6 +30,7 @@ class Adapted:
     folder: Path
     adapter: Adapter | None
     identity: dict[str, Any]
+    fresh: tuple[str, ...] = ()
 
 
 def is_adapter(target: str) -> bool:
@@ -67,7 +69,8 @@ def load(
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         tokenizer = hub.load_tokenizer(folder, trust_remote_code)
-        return Adapted(loaded.model, tokenizer, folder, None, {"model": hub.fingerprint(folder)})
+        identity = {"model": hub.fingerprint(folder)}
+        return Adapted(loaded.model, tokenizer, folder, None, identity, tuple(loaded.fresh))
     place = adapters.find_adapter(target)
     adapter = adapters.read_adapter(place)
     if task is not None and task != adapter.task:
@@ -80,13 +83,30 @@ def load(
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
     put_on(loaded.model, adapter, str(place))
-    tokenizer = hub.load_tokenizer(place if (place / "tokenizer_config.json").is_file() else folder)
+    tokenizer = _tokenizer(place, folder, trust_remote_code)
     manifest = files.verify_folder(place)["files"]
     identity = {
         "model": adapter.selection.fingerprint,
         "adapter_sha256": manifest[adapters.TENSORS]["sha256"],
     }
-    return Adapted(loaded.model.eval(), tokenizer, folder, adapter, identity)
+    fresh = tuple(name for name in loaded.fresh if name not in adapter.whole)
+    return Adapted(loaded.model.eval(), tokenizer, folder, adapter, identity, fresh)
+
+
+def tokenizer_of(target: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer that `load` would come with, without the model."""
+    if not is_adapter(target):
+        return hub.load_tokenizer(hub.resolve_model(target, revision, trust_remote_code), trust_remote_code)
+    place = adapters.find_adapter(target)
+    adapter = adapters.read_adapter(place)
+    return _tokenizer(
+        place, hub.resolve_model(adapter.base, adapter.revision, trust_remote_code), trust_remote_code
+    )
+
+
+def _tokenizer(adapter: Path, base: Path, trust_remote_code: bool) -> Any:
+    own = (adapter / "tokenizer_config.json").is_file()
+    return hub.load_tokenizer(adapter if own else base, trust_remote_code)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -92,6 +93,18 @@ def pad_id(tokenizer: Any) -> int:
     raise DataError("the tokenizer has neither a pad, an unknown nor an end token", fix="set its pad_token")
 
 
+def align_padding(model: Any, tokenizer: Any) -> int:
+    """The padding id for a row classifier; its config gets one if it lacks it.
+
+    Decoders find a row's last token by comparing with config.pad_token_id, and RoBERTa's positions start
+    behind it, so here the model's own id goes before `pad_id`.
+    """
+    config = model.config.get_text_config()
+    if config.pad_token_id is None:
+        config.pad_token_id = pad_id(tokenizer)
+    return int(config.pad_token_id)
+
+
 def token_ids(tokenizer: Any, text: str) -> list[int]:
     """The prompt's tokens as the model gets them: one BOS where the tokenizer adds one, no EOS."""
     bos = getattr(tokenizer, "bos_token", None)
@@ -122,6 +135,7 @@ def encode(
     if kind == "generation":
         if tokenizer.eos_token_id is None:
             raise DataError("the tokenizer has no end token, so no answer could end", fix="set its eos_token")
+        _refuse_without_answer(examples)
         pairs = [_encode_target(e, tokenizer, max_length, loss_on_prompt) for e in examples]
     else:
         pairs = [_encode_label(e, tokenizer, max_length, kind) for e in examples]
@@ -145,7 +159,9 @@ def encode(
 def _encode_target(
     example: Example, tokenizer: Any, max_length: int, loss_on_prompt: bool
 ) -> tuple[Encoded, bool]:
-    ids = [*token_ids(tokenizer, example.prompt + example.target), tokenizer.eos_token_id]
+    ids = token_ids(tokenizer, example.prompt + example.target)
+    if ids[-1:] != [tokenizer.eos_token_id]:
+        ids.append(tokenizer.eos_token_id)
     prompt_length = 0 if loss_on_prompt else len(token_ids(tokenizer, example.prompt))
     cut = len(ids) > max_length
     ids = ids[:max_length]
@@ -162,6 +178,15 @@ def _encode_label(example: Example, tokenizer: Any, max_length: int, kind: str) 
     )
     label = float(example.answer) if kind == "regression" else int(example.answer)
     return Encoded(list(encoded["input_ids"]), label, example.row, encoded.get("token_type_ids")), cut
+
+
+def _refuse_without_answer(examples: Sequence[Example]) -> None:
+    empty = [example.row for example in examples if not example.target.strip()]
+    if empty:
+        raise DataError(
+            f"{len(empty)} of {len(examples)} rows have no answer to learn (the first is row {empty[0]})",
+            fix="fill their answers in, or drop these rows",
+        )
 
 
 def _refuse_without_target(rows: Sequence[Encoded], max_length: int) -> None:
@@ -221,7 +246,8 @@ def preview(row: Encoded, tokenizer: Any) -> Text:
     """A row as the model sees it: tokens that are learnt stand out, the rest is dim; \\n is shown as ↵."""
     text = Text()
     labels = row.labels if isinstance(row.labels, list) else [IGNORED] * len(row)
-    for token, label in zip(row.input_ids, labels, strict=True):
-        piece = tokenizer.decode([token]).replace("\n", "↵\n")
-        text.append(piece, style="dim" if label == IGNORED else "bold black on bright_green")
+    # runs, not single tokens: one character may be several tokens
+    for ignored, run in groupby(zip(row.input_ids, labels, strict=True), lambda pair: pair[1] == IGNORED):
+        piece = tokenizer.decode([token for token, _ in run]).replace("\n", "↵\n")
+        text.append(piece, style="dim" if ignored else "bold black on bright_green")
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -34,6 +35,8 @@ def _example_of(name: str) -> Callable[[Row, int, str], Example]:
         label = row["label"]
         if isinstance(label, bool) or not isinstance(label, int | float):
             raise TypeError(f"label is {type(label).__name__}, not a number")
+        if not math.isfinite(label):
+            raise ValueError(f"label is {label}")
         if labels and label not in range(len(labels)):
             raise ValueError(f"label {label} is outside 0..{len(labels) - 1} (unlabelled test rows are -1)")
         return Example(text(row, first), "", label, number, text(row, second) if second else None)

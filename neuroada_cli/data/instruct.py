@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from neuroada_cli.data.batch import Example
@@ -39,6 +40,8 @@ def messages_of(row: Row) -> list[dict[str, str]]:
         turns = [(m["role"], m["content"]) for m in row["messages"]]
     else:
         turns = [(m["from"], m["value"]) for m in row["conversations"]]
+    if not all(isinstance(content, str) for _, content in turns):
+        raise TypeError("a message's content is not text")
     unknown = next((role for role, _ in turns if role not in ROLES), None)
     if unknown is not None:
         raise ValueError(f"unknown role {unknown!r}")
@@ -58,11 +61,19 @@ def with_template(tokenizer: Any) -> Shape:
             fix="use data.format: prompt-completion, or an instruction-tuned model",
         )
 
+    import jinja2  # comes with chat templates
+
     def from_chat(row: Row, number: int) -> Example:
         messages = messages_of(row)
-        prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
         answer = messages[-1]["content"]
-        return Example(prompt, answer, answer, number)
+        try:
+            prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+            # what ends a turn may be more than the end token (Gemma's <end_of_turn>): the template knows
+            whole = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
+        except jinja2.TemplateError as error:  # templates refuse roles and orders they do not know
+            raise ValueError(f"the chat template refuses it: {error}") from None
+        target = whole[len(prompt) :] if whole.startswith(prompt) else answer
+        return Example(prompt, target.removesuffix(tokenizer.eos_token or ""), answer, number)
 
     return from_chat
 
@@ -87,10 +98,11 @@ def recognise(row: Row) -> str:
     raise KeyError("messages, prompt and completion, instruction and output, or text")
 
 
-def shaped(task: Task, rows: list[Row], form: str | None, tokenizer: Any) -> Task:
-    """`task`, with its example function fixed to a format (recognised from the first row without one)."""
-    from dataclasses import replace
+def shaped(task: Task, rows: Sequence[Row], form: str | None, tokenizer: Any) -> Task:
+    """`task`, with its example function fixed to a format (recognised from the first row without one).
 
+    Raises DataError for rows of no known format, or chat rows and a tokenizer without a template.
+    """
     try:
         name = form or recognise(rows[0])
     except KeyError as error:

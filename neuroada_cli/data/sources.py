@@ -1,27 +1,25 @@
 """Where rows come from: a folder given once, local files, the published addresses, the hub.
 
-A source is written `set` or `set:split`. Local JSON, JSON lines (both also as .xz) are read here, strictly,
-so that a bad line is named; parquet, hub and URLs go through `datasets`.
+A source is written `set` or `set:split`. Local files and fetched URLs are read strictly (`data.reading`), the
+hub goes through `datasets`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import lzma
 import os
 import re
-from collections.abc import Callable, Sized
-from dataclasses import dataclass
+import urllib.parse
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from neuroada_cli.data import due_dates
+from neuroada_cli.data.reading import ENDINGS, Row, read_as, read_file
 from neuroada_cli.errors import DataError, RecipeError
-
-Row = dict[str, Any]
 
 LLM_ADAPTERS = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
 # set -> public address; {split} is filled in. Hub ids are "owner/name:config".
@@ -47,24 +45,43 @@ KNOWN_SETS: dict[str, str] = {
 GENERATED: dict[str, Callable[[str, int], list[Row]]] = {"due_dates": due_dates.make_rows}
 GENERATED_ROWS = {"train": 4000, "validation": 400, "test": 800}
 
-ENDINGS = (".jsonl", ".json", ".jsonl.xz", ".json.xz", ".parquet")
+PART = re.compile(r"^\w+_\d+\.")  # test_1000.jsonl.xz: so many rows of a split
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 ENVIRONMENT = "NEUROADA_DATA"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one split. source says where they came from; sha256 is of their content, not of the file;
-    lines are their line numbers in a local file.
+    """Rows of one split.
+
+    source   where they came from
+    sha256   of the content of all rows that were there, not of the file (which may be packed)
+    lines    their line numbers in a local file
+    numbers  their numbers in the source, when they are only a part of it
+    partial  the source is named as a part of the split (test_1000 for test)
     """
 
     rows: list[Row]
     source: str
     sha256: str
     lines: list[int] | None = None
+    numbers: list[int] | None = None
+    partial: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def subset(self, chosen: Sequence[int]) -> Rows:
+        """The rows at these places, which remember where they come from."""
+        lines = None if self.lines is None else [self.lines[i] for i in chosen]
+        numbers = [i if self.numbers is None else self.numbers[i] for i in chosen]
+        return replace(self, rows=[self.rows[i] for i in chosen], lines=lines, numbers=numbers)
+
+    @property
+    def label(self) -> str:
+        """The source for result files, which others read: of a path on this machine only the end."""
+        path = Path(self.source)
+        return "/".join(path.parts[-2:]) if path.is_file() else self.source
 
 
 def load_rows(source: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Rows:
@@ -82,17 +99,26 @@ def load_rows(source: str, split: str, data_dir: str | os.PathLike[str] | None =
     places = [Path(folder) / name] if folder else []
     if folder and not Path(folder).is_dir():
         raise DataError("no such folder", str(folder), f"mend --data-dir (or ${ENVIRONMENT})")
-    places.append(Path(name).expanduser())
+    places.append(Path(os.path.expanduser(name)))
     for place in places:
-        file = find_file(place, split)
+        try:
+            file = find_file(place, split)
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", str(place)) from None
         if file is not None:
-            return _checked(*read_file(file), str(file))
+            partial = file != place and bool(PART.match(file.name))
+            return replace(_checked(*read_file(file), str(file)), partial=partial)
     if name in GENERATED:
-        rows = GENERATED[name](split, GENERATED_ROWS.get(split, 0))
+        if split not in GENERATED_ROWS:
+            raise DataError(f"has no split {split}", name, f"choose {', '.join(GENERATED_ROWS)}")
+        rows = GENERATED[name](split, GENERATED_ROWS[split])
         return _checked(rows, None, f"{name} ({split}, made by neuroada)")
     address = KNOWN_SETS.get(name, name)
     if address.startswith(("https://", "http://")):
-        return _checked(_from_url(address.replace("{split}", split), source, places), None, address)
+        if name in KNOWN_SETS and "{split}" not in address and split != "train":
+            raise _nowhere(source, places, f"{address} has training rows only")
+        address = address.replace("{split}", split)
+        return _checked(*_from_url(address, source, places), address)
     if HUB_ID.match(address.partition(":")[0]) and not Path(name).is_absolute():
         return _checked(_from_hub(address, split, source, places), None, f"{address} {split}")
     raise _nowhere(source, places)
@@ -111,25 +137,29 @@ def split_source(source: str, split: str) -> tuple[str, str]:
 
 
 def find_file(place: Path, split: str) -> Path | None:
-    """The file that holds a split: `place` itself, place.<ending>, or place/<split>.<ending>."""
+    """The file that holds a split: `place` itself, place.<ending> (training rows), place/<split>.<ending>, or
+    a part of the split. Raises DataError for a folder of other splits.
+    """
     if place.is_file():
         return place
-    for ending in ENDINGS:
-        if (file := place.with_name(place.name + ending)).is_file() and split == "train":
-            return file
+    if place.name and split == "train":
+        for ending in ENDINGS:
+            if (file := place.with_name(place.name + ending)).is_file():
+                return file
     if not place.is_dir():
         return None
     for ending in ENDINGS:
         if (file := place / f"{split}{ending}").is_file():
             return file
-    # a part of a split, like test_1000.jsonl.xz: results name the file, so nobody takes it for the whole
-    parts = [file for file in sorted(place.glob(f"{split}_[0-9]*")) if file.name.endswith(ENDINGS)]
+    there = sorted(file.name for file in place.iterdir() if file.name.endswith(ENDINGS))
+    parts = [name for name in there if name.startswith(f"{split}_") and PART.match(name)]
     if parts:
-        return parts[0]
-    there = (
-        ", ".join(sorted(file.name for file in place.iterdir() if file.name.endswith(ENDINGS))) or "nothing"
+        return place / parts[0]
+    if not there:
+        return None  # some folder that happens to have the set's name
+    raise DataError(
+        f"has no split {split} (it holds {', '.join(there)})", str(place), "name one as SET:SPLIT"
     )
-    raise DataError(f"has no split {split} (it holds {there})", str(place), "name one as SET:SPLIT")
 
 
 def take(rows: Sized, limit: int | None, seed: int) -> list[int]:
@@ -141,104 +171,22 @@ def take(rows: Sized, limit: int | None, seed: int) -> list[int]:
 
 
 # ---------------------------------------------------------------------------------------------------
-# Local files
-
-
-def read_file(file: Path) -> tuple[list[Row], list[int] | None]:
-    """(rows, their line numbers) of a local file. Raises DataError with file:line, counting the bad lines."""
-    if file.name.endswith(".parquet"):
-        return _parquet(file), None
-    try:
-        data = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
-    except lzma.LZMAError:
-        raise DataError("is not a whole .xz file", str(file), "copy it again") from None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", str(file)) from None
-    if data.startswith(b"\xef\xbb\xbf"):
-        data = data[3:]
-    if data.lstrip()[:1] == b"[":
-        return _json_array(data, file), None
-    return _json_lines(data, file)
-
-
-def _json_array(data: bytes, file: Path) -> list[Row]:
-    try:
-        rows = json.loads(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError("not UTF-8 text", f"{file}:{line}", "save it as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"not valid JSON: {error.msg}", f"{file}:{error.lineno}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not valid JSON: {error}", str(file)) from None
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise DataError(f"row {number} is a {type(row).__name__}, not an object", str(file))
-    return list(rows)
-
-
-def _json_lines(data: bytes, file: Path) -> tuple[list[Row], list[int]]:
-    rows: list[Row] = []
-    lines: list[int] = []
-    bad: list[tuple[int, str]] = []
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        problem = _parse_line(line, rows)
-        if problem is None:
-            lines.append(number)
-        else:
-            bad.append((number, problem))
-    if bad:
-        number, problem = bad[0]
-        more = f" ({len(bad)} of {len(bad) + len(rows)} lines are bad)" if len(bad) > 1 else ""
-        raise DataError(f"{problem}{more}", f"{file}:{number}", "mend or remove it")
-    return rows, lines
-
-
-def _parse_line(line: bytes, rows: list[Row]) -> str | None:
-    """Adds the line's row; or says what is wrong with it."""
-    if b"\0" in line:
-        return "holds a NUL byte"
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return "not UTF-8 text"
-    except json.JSONDecodeError as error:
-        return f"not valid JSON: {error.msg}"
-    except (ValueError, RecursionError) as error:
-        return f"not valid JSON: {error}"
-    if not isinstance(row, dict):
-        return f"is a {type(row).__name__}, not an object"
-    rows.append(row)
-    return None
-
-
-def _parquet(file: Path) -> list[Row]:
-    try:
-        import pyarrow.parquet  # comes with datasets
-
-        return list(pyarrow.parquet.read_table(file).to_pylist())
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise DataError(f"is not a parquet file: {str(error).splitlines()[0]}", str(file)) from None
-
-
-# ---------------------------------------------------------------------------------------------------
 # Elsewhere
 
 
-def _from_url(url: str, source: str, places: list[Path]) -> list[Row]:
+def _from_url(url: str, source: str, places: list[Path]) -> tuple[list[Row], list[int] | None]:
     from neuroada_cli.hub.resolve import hub_answers
 
     if not hub_answers(url):
         raise _nowhere(source, places, f"{url} does not answer")
     import datasets
 
-    kind = "parquet" if url.endswith(".parquet") else "json"
     try:
-        return list(datasets.load_dataset(kind, data_files=url, split="train").to_list())
-    except Exception as error:  # whatever a foreign server and file bring about
-        raise DataError(f"cannot be loaded: {str(error).splitlines()[0][:200]}", url) from error
+        fetched = Path(datasets.DownloadManager().download(url))  # into the cache of `datasets`
+    except Exception as error:  # whatever a foreign server brings about
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(f"cannot be fetched: {reason}", url) from error
+    return read_as(fetched, urllib.parse.urlsplit(url).path, url)
 
 
 def _from_hub(address: str, split: str, source: str, places: list[Path]) -> list[Row]:
@@ -259,21 +207,13 @@ def _from_hub(address: str, split: str, source: str, places: list[Path]) -> list
 
 
 def _nowhere(source: str, places: list[Path], also: str = "") -> DataError:
-    looked = ", ".join(f"{place}{_held(place)}" for place in places)
+    looked = ", ".join(map(str, places))
     also = f", and {also}" if also else ""
     return DataError(
         f"no such data set (looked at {looked}{also})",
         source,
         f"name a file, a folder, a hub id or a URL, or give --data-dir (or ${ENVIRONMENT})",
     )
-
-
-def _held(place: Path) -> str:
-    """The splits of a folder that lacks the wanted one."""
-    if not place.is_dir():
-        return ""
-    names = sorted(file.name for file in place.iterdir() if file.name.endswith(ENDINGS))
-    return f" (which holds {', '.join(names)})" if names else " (which holds no data files)"
 
 
 def _checked(rows: list[Row], lines: list[int] | None, source: str) -> Rows:

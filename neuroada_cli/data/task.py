@@ -1,7 +1,7 @@
 """What a task is: what a row of a data set means under a protocol, and how an answer to it is scored.
 
-A protocol fixes prompts, loss mask, generation,
-extraction and scoring; results under different protocols cannot be compared.
+A protocol fixes prompts, loss mask, decoding, extraction and scoring; results under different protocols
+cannot be compared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Split = Literal["train", "validation", "test"]
 class Protocol:
     """loss_mask names what is learnt; every result file carries name and mask.
 
-    beams  of the protocol's own decoding; ours is greedy unless a caller asks otherwise
+    beams  1: greedy decoding, else plain beam search
     """
 
     name: str
@@ -83,25 +83,33 @@ class Task:
 
 
 def examples_of(
-    task: Task, rows: Sequence[Row], protocol: str, source: str, lines: Sequence[int] | None = None
+    task: Task,
+    rows: Sequence[Row],
+    protocol: str,
+    source: str,
+    lines: Sequence[int] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> list[Example]:
     """The examples of a task's rows.
 
-    source  named in errors; lines: the line of each row in it, if known
+    source   named in errors; lines: the line of each row in it, if known
+    numbers  the rows' numbers in the source, where `rows` is only a part of it
     Raises DataError counting the rows that lack a field or hold the wrong type, naming the first.
     """
     found: list[Example] = []
     bad: list[tuple[int, str]] = []
-    for number, row in enumerate(rows):
+    for at, row in enumerate(rows):
+        number = at if numbers is None else numbers[at]
         try:
             found.append(task.example(row, number, protocol))
         except KeyError as error:
-            bad.append((number, f"has no field {error.args[0]!r}"))
+            bad.append((at, f"has no field {error.args[0]!r}"))
         except (TypeError, ValueError, AttributeError, IndexError) as error:
-            bad.append((number, f"cannot be used: {error}"))
+            bad.append((at, f"cannot be used: {error}"))
     if bad:
-        number, problem = bad[0]
-        place = f"{source}:{lines[number]}" if lines else f"{source}, row {number}"
+        at, problem = bad[0]
+        number = at if numbers is None else numbers[at]
+        place = f"{source}:{lines[at]}" if lines else f"{source}, row {number}"
         more = f" ({len(bad)} of {len(rows)} rows are bad)" if len(bad) > 1 else ""
         raise DataError(f"{problem}{more}", place, f"task {task.name} needs it in every row")
     return found

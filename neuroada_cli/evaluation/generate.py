@@ -1,4 +1,7 @@
-"""Answers of a language model: greedy, in length-sorted, left-padded batches with a KV cache."""
+"""Answers of a language model: greedy, in length-sorted, left-padded batches with a KV cache.
+
+B = rows of a batch, S = sequence length, V = vocabulary
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from neuroada_cli.data.batch import pad_id, token_ids
-from neuroada_cli.errors import DataError
+from neuroada_cli.errors import DataError, NumericsError
 
 # (numbers of the rows just done, their completions, tokens generated)
 OnBatch = Callable[[list[int], list[str], int], None]
@@ -29,19 +32,16 @@ def generate(
 
     Whatever the model's own generation settings say, decoding is greedy (or plain beam search with `beams`).
     Rows of similar length share a batch, longest first, and a batch ends with its last row's end token.
-    Raises DataError for a prompt that leaves no room in the model's context.
+    Raises DataError for a prompt that leaves no room in the model's context, NumericsError for NaN.
     """
     encoded = [token_ids(tokenizer, prompt) for prompt in prompts]
-    _refuse_long(model, encoded, max_new_tokens)
+    _refuse_unfit(model, encoded, max_new_tokens)
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
     completions = [""] * len(prompts)
-    pad = pad_id(tokenizer)
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode(), _own_settings(model, tokenizer, max_new_tokens, beams):
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
-            texts, count = _complete(
-                model, tokenizer, [encoded[i] for i in numbers], pad, max_new_tokens, beams
-            )
+            texts, count = _complete(model, tokenizer, [encoded[i] for i in numbers])
             for number, text in zip(numbers, texts, strict=True):
                 completions[number] = text
             if on_batch is not None:
@@ -49,32 +49,61 @@ def generate(
     return completions
 
 
-def _complete(
-    model: Any, tokenizer: Any, rows: list[list[int]], pad: int, max_new_tokens: int, beams: int
-) -> tuple[list[str], int]:
-    from transformers import GenerationConfig
-
+def _complete(model: Any, tokenizer: Any, rows: list[list[int]]) -> tuple[list[str], int]:
     device = next(model.parameters()).device
+    pad, ends = model.generation_config.pad_token_id, model.generation_config.eos_token_id
     length = max(map(len, rows))
     tokens_BS = torch.tensor([[pad] * (length - len(row)) + row for row in rows], device=device)
     attention_BS = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
-    ends = _end_ids(model, tokenizer)
-    settings = GenerationConfig(
-        do_sample=False,
-        num_beams=beams,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=pad,
-        eos_token_id=ends,
-        use_cache=True,
-    )
-    output_BS = model.generate(tokens_BS, attention_mask=attention_BS, generation_config=settings)
+    watch = _NanWatch(device)
+    output_BS = model.generate(tokens_BS, attention_mask=attention_BS, logits_processor=[watch])
+    if watch.seen:
+        raise NumericsError(
+            "the model's outputs are not numbers (NaN), so nothing it writes means anything",
+            fix="try --dtype fp32; if that fails, too, its weights are broken",
+        )
     new = [_until_end(row, ends) for row in output_BS[:, length:].tolist()]
     return [tokenizer.decode(row, skip_special_tokens=True) for row in new], sum(map(len, new))
 
 
-def _end_ids(model: Any, tokenizer: Any) -> list[int]:
+class _NanWatch:
+    """Remembers on the device whether any score was NaN, so that looking costs one transfer per batch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seen = torch.zeros((), dtype=torch.bool, device=device)
+
+    def __call__(self, input_ids: Tensor, scores_BV: Tensor) -> Tensor:
+        self.seen |= scores_BV.isnan().any()
+        return scores_BV
+
+
+@contextmanager
+def _own_settings(model: Any, tokenizer: Any, max_new_tokens: int, beams: int) -> Iterator[None]:
+    """Inside, the model's generation settings are ours.
+
+    They are replaced, not passed along: `generate` fills what a caller leaves open (a repetition penalty,
+    say) from the model's own.
+    """
+    from transformers import GenerationConfig
+
+    before = model.generation_config
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        num_beams=beams,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad_id(tokenizer),
+        eos_token_id=_end_ids(before, tokenizer),
+        use_cache=True,
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+def _end_ids(settings: Any, tokenizer: Any) -> list[int]:
     """The tokenizer's end token, and those the model names (chat models end a turn with their own)."""
-    named = getattr(model.generation_config, "eos_token_id", None)
+    named = getattr(settings, "eos_token_id", None)
     ends = [named] if isinstance(named, int) else list(named or [])
     return sorted({*ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
 
@@ -83,14 +112,16 @@ def _until_end(row: list[int], ends: Sequence[int]) -> list[int]:
     return row[: next((i for i, token in enumerate(row) if token in ends), len(row))]
 
 
-def _refuse_long(model: Any, encoded: list[list[int]], max_new_tokens: int) -> None:
-    context = getattr(model.config, "max_position_embeddings", None)
-    longest = max(range(len(encoded)), key=lambda i: len(encoded[i]), default=None)
-    if context is None or longest is None:
-        return
-    if len(encoded[longest]) + max_new_tokens > context:
+def _refuse_unfit(model: Any, encoded: list[list[int]], max_new_tokens: int) -> None:
+    if any(not row for row in encoded):
         raise DataError(
-            f"row {longest} has {len(encoded[longest])} tokens; {max_new_tokens} new ones do not fit "
+            "a prompt is empty, and this tokenizer starts rows with nothing", fix="remove the row"
+        )
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, encoded), default=0)
+    if context is not None and longest + max_new_tokens > context:
+        raise DataError(
+            f"the longest prompt has {longest} tokens; {max_new_tokens} new ones do not fit behind it into "
             f"the model's context of {context}",
             fix="lower eval.max_new_tokens (--max-new-tokens)",
         )

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from neuroada_cli.data.batch import Encoded, Example, collate, encode, pad_id
-from neuroada_cli.data.task import Scoring, Task
+from neuroada_cli.data.batch import Encoded, Example, align_padding, collate, encode
+from neuroada_cli.data.task import PROTOCOLS, Scoring, Task
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.evaluation.generate import evaluating, generate
 from neuroada_cli.evaluation.metrics import METRICS
@@ -49,7 +49,8 @@ class TaskResult:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-OnRows = Callable[[list[Prediction]], None]
+# (rows just scored, tokens generated for them)
+OnRows = Callable[[list[Prediction], int], None]
 
 
 def predict(
@@ -82,7 +83,7 @@ def predict(
         ]
         done.update(zip(numbers, scored, strict=True))
         if on_rows is not None:
-            on_rows(scored)
+            on_rows(scored, count)
 
     generate(
         model,
@@ -91,6 +92,7 @@ def predict(
         max_new_tokens or scoring.max_new_tokens,
         batch_size,
         finish,
+        PROTOCOLS[protocol].beams,
     )
     return [done[number] for number in range(len(examples))], tokens
 
@@ -120,7 +122,7 @@ def _classify(
     on_rows: OnRows | None,
 ) -> list[Prediction]:
     rows, _ = encode(examples, tokenizer, max_length, task.kind)
-    pad, device = pad_id(tokenizer), next(model.parameters()).device
+    pad, device = align_padding(model, tokenizer), next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     done: dict[int, Prediction] = {}
     with evaluating(model):
@@ -130,7 +132,7 @@ def _classify(
             scored = [_labelled(examples[i], value) for i, value in zip(numbers, values, strict=True)]
             done.update(zip(numbers, scored, strict=True))
             if on_rows is not None:
-                on_rows(scored)
+                on_rows(scored, 0)
     return [done[number] for number in range(len(examples))]
 
 

@@ -1,0 +1,138 @@
+"""What an evaluation keeps in its folder, so that it can be read, compared and continued.
+
+predictions/<task>.jsonl           every row, in the source's order
+predictions/<task>.partial.jsonl   the batches of an evaluation that is not finished
+results.json                       task -> scores, and everything they depend on
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from neuroada_cli import files
+from neuroada_cli.errors import DataError, OutputError
+from neuroada_cli.evaluation.run import Prediction, TaskResult
+
+About = dict[str, Any]  # all settings, model and data behind a score; what differs cannot be compared
+
+
+@dataclass
+class Progress:
+    """What is done of a task: row number -> prediction, seconds spent, tokens generated."""
+
+    done: dict[int, Prediction] = field(default_factory=dict)
+    seconds: float = 0.0
+    tokens: int = 0
+
+
+class Records:
+    """The files of one evaluation folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._summary = folder / "results.json"
+
+    def finished_file(self, task: str) -> Path:
+        return self.folder / "predictions" / f"{task}.jsonl"
+
+    def _partial_file(self, task: str) -> Path:
+        return self.folder / "predictions" / f"{task}.partial.jsonl"
+
+    def refuse_finished(self, tasks: Sequence[str]) -> None:
+        """Raises OutputError when nothing is left to do, DataError for a broken results.json."""
+        self._results()
+        if all(self.finished_file(task).exists() for task in tasks):
+            raise OutputError(
+                "exists", str(self.finished_file(tasks[0])), "add --overwrite, or choose another --out"
+            )
+
+    def finished(self, task: str, about: About) -> tuple[list[Prediction], TaskResult] | None:
+        """A task that an interrupted evaluation under the same settings has done completely.
+
+        Raises OutputError for one that was done under other settings.
+        """
+        file = self.finished_file(task)
+        if not file.exists():
+            return None
+        entry = self._results().get(task, {})
+        if entry.get("settings") != _key(about):
+            raise OutputError(
+                "exists, made under other settings", str(file), "add --overwrite, or choose another --out"
+            )
+        names = {f.name for f in dataclasses.fields(TaskResult)}
+        try:
+            lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028
+            predictions = [Prediction(**json.loads(line)) for line in lines if line]
+            return predictions, TaskResult(**{key: value for key, value in entry.items() if key in names})
+        except (OSError, ValueError, TypeError):
+            raise OutputError("is not what eval wrote", str(file), "add --overwrite") from None
+
+    def resume(self, task: str, about: About) -> Progress:
+        """What an interrupted evaluation under the same settings has done; else a new work file."""
+        file = self._partial_file(task)
+        head = json.dumps({"settings": _key(about)})
+        progress = Progress()
+        if file.is_file():
+            text = file.read_text(encoding="utf-8", errors="replace")
+            lines = text.split("\n")[:-1]  # what follows the last line break was cut off by a kill
+            whole = _read_batches(lines[1:], progress) if lines[:1] == [head] else 0
+            if whole:
+                kept = "\n".join(lines[: 1 + whole]) + "\n"
+                if kept != text:
+                    files.write_text(file, kept)
+                return progress
+        with files.explained(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(file, head + "\n")
+        return Progress()
+
+    def add(self, task: str, batch: Sequence[Prediction], seconds: float, tokens: int) -> None:
+        """Keep a batch; seconds and tokens count from the task's start.
+
+        One line per batch, so that going on cuts the remaining rows into the same batches.
+        """
+        rows = [dataclasses.asdict(prediction) for prediction in batch]
+        files.append_jsonl(
+            self._partial_file(task), {"rows": rows, "seconds": round(seconds, 3), "tokens": tokens}
+        )
+
+    def finish(self, task: str, predictions: Sequence[Prediction], result: TaskResult, about: About) -> None:
+        """Write results.json, then the predictions (their presence says "finished"), drop the work file."""
+        lines = [json.dumps(dataclasses.asdict(p), ensure_ascii=False) + "\n" for p in predictions]
+        entry = dataclasses.asdict(result) | about | {"settings": _key(about)}
+        results = self._results()
+        files.write_json(self._summary, results | {task: entry})
+        files.write_text(self.finished_file(task), "".join(lines))
+        self._partial_file(task).unlink(missing_ok=True)
+
+    def _results(self) -> dict[str, Any]:
+        if not self._summary.is_file():
+            return {}
+        results = files.read_json(self._summary, DataError)
+        if not isinstance(results, dict) or not all(isinstance(entry, dict) for entry in results.values()):
+            raise DataError("is not what eval wrote", str(self._summary), "choose another --out")
+        return results
+
+
+def _key(about: About) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _read_batches(lines: Sequence[str], progress: Progress) -> int:
+    """Adds batches up to the first line that is not whole; returns how many."""
+    for number, line in enumerate(lines):
+        try:
+            batch = json.loads(line)
+            rows = [Prediction(**row) for row in batch["rows"]]
+            seconds, tokens = float(batch["seconds"]), int(batch["tokens"])
+        except (ValueError, TypeError, KeyError):
+            return number
+        progress.done |= {row.row: row for row in rows}
+        progress.seconds, progress.tokens = seconds, tokens
+    return len(lines)
