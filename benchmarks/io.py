@@ -1,0 +1,265 @@
+"""File work against the plain way: select / reading the files, merge / cp, attach and switch / loading.
+
+    python benchmarks/io.py                 # a 2 GB model in four shards, made in a temporary folder
+    python benchmarks/io.py --gigabytes 0.2 --rounds 1 --no-write
+
+Every timed command is a process of its own that has imported everything before the clock starts. Rounds are
+interleaved; a figure is the median of the ratios within a round. "Cold" asks the system to drop the files
+from its cache first; `cp` is timed as it is and with the copies flushed to disk, which merge always does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS
+
+from neuroada_cli import adapter as adapters
+from neuroada_cli import files, hub, selecting
+from neuroada_cli.benchmarking.machine import machine
+from neuroada_cli.recipe import recipe_from
+
+SHARDS = 4
+CHUNK = 16 << 20
+K = 20
+
+
+def make_model(folder: Path, gigabytes: float) -> None:
+    """A Llama of bf16 noise with as many blocks as the size takes, in SHARDS files."""
+    hidden, inner, vocabulary = 2048, 5632, 32000
+    block = 4 * hidden * hidden + 3 * hidden * inner + 2 * hidden
+    layers = max(1, round((gigabytes * 1e9 / 2 - 2 * vocabulary * hidden) / block))
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
+        "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": vocabulary,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    files.write_json(folder / "config.json", config)
+    shapes = {name: tuple(t.shape) for name, t in hub.skeleton(folder, "causal-lm").state_dict().items()}
+    names = sorted(shapes)
+    per_shard = -(-len(names) // SHARDS)
+    weight_map = {}
+    for number in range(SHARDS):
+        here = names[number * per_shard : (number + 1) * per_shard]
+        shard = hub.shard_name(number + 1, SHARDS)
+        plan = [(name, torch.bfloat16, shapes[name]) for name in here]
+        noise = (torch.empty(shapes[name], dtype=torch.bfloat16).normal_(0, 0.02) for name in here)
+        files.stream_tensors(folder / shard, plan, noise, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(here, shard)
+    total = sum(2 * torch.Size(shape).numel() for shape in shapes.values())
+    files.write_json(folder / hub.INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def make_adapter(model: Path, folder: Path) -> None:
+    skeleton = hub.skeleton(model, "causal-lm")
+    targets = selecting.target_layers(skeleton, hub.open_weights(model), ["all-linear"])
+    selection = selecting.select_indices(model, skeleton, targets, K)
+    generator = torch.Generator().manual_seed(0)
+    deltas = {
+        name: 0.01 * torch.randn(index.shape, generator=generator)
+        for name, index in selection.indices.items()
+    }
+    trained = adapters.Adapter(selection, deltas, {}, str(model), None, "causal-lm", {"dtype": "bf16"})
+    with files.atomic_folder(folder) as temporary:
+        adapters.write_adapter(temporary, trained)
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is timed; each runs in a process of its own
+
+
+def select(model: Path, work: Path) -> None:
+    from neuroada_cli.commands import select as command
+
+    recipe = recipe_from(
+        {
+            "name": "bench",
+            "model": {"path": str(model)},
+            "select": {"k": K},
+            "data": {"task": "commonsense"},
+        }
+    )
+    command.run(recipe, out=work / "selection.safetensors", overwrite=True, quiet=True)
+
+
+def merge(model: Path, work: Path) -> None:
+    from neuroada_cli.commands import merge as command
+
+    command.run(work / "adapter", work / "merged", quiet=True)
+
+
+def read(model: Path, work: Path) -> None:
+    buffer = bytearray(CHUNK)
+    for file in sorted(model.glob("*.safetensors")):
+        with open(file, "rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
+
+
+def cp(model: Path, work: Path) -> None:
+    subprocess.run(["cp", "-r", str(model), str(work / "copy")], check=True)
+
+
+def cp_flushed(model: Path, work: Path) -> None:
+    cp(model, work)
+    for file in (work / "copy").iterdir():
+        with open(file, "rb") as stream:
+            os.fsync(stream.fileno())
+
+
+TIMED: dict[str, Callable[[Path, Path], None]] = {
+    "select": select, "merge": merge, "read": read, "cp": cp, "cp_flushed": cp_flushed,
+}  # fmt: skip
+
+
+def child(name: str, model: Path, work: Path) -> dict[str, Any]:
+    """Seconds, and how much anonymous memory (no file pages) and resident set grew at their peak."""
+    from neuroada_cli.commands import merge as _merge
+    from neuroada_cli.commands import select as _select
+
+    hub.skeleton(model, "causal-lm")  # imports transformers' model code
+    assert _merge and _select
+    before = memory()
+    peak = dict(before)
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            for key, value in memory().items():
+                peak[key] = max(peak[key], value)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.perf_counter()
+    TIMED[name](model, work)
+    seconds = time.perf_counter() - started
+    done.set()
+    watcher.join()
+    grown = {f"{key}_growth_bytes": peak[key] - before[key] for key in before}
+    return {"seconds": seconds, **grown}
+
+
+def memory() -> dict[str, int]:
+    wanted = {"RssAnon": "anonymous", "VmRSS": "resident"}
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    lines = (line.split() for line in status.splitlines())
+    return {wanted[p[0][:-1]]: int(p[1]) * 1024 for p in lines if p and p[0][:-1] in wanted}
+
+
+def drop_from_cache(folder: Path) -> None:
+    os.sync()
+    for file in folder.glob("*.safetensors"):
+        with open(file, "rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def in_child(name: str, model: Path, work: Path, cold: bool) -> dict[str, Any]:
+    for left in ("copy", "merged"):
+        shutil.rmtree(work / left, ignore_errors=True)
+    if cold:
+        drop_from_cache(model)
+    command = [sys.executable, __file__, "--child", name, "--model", str(model), "--work", str(work)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def compare(
+    ours: str, theirs: Sequence[str], model: Path, work: Path, rounds: int, cold: bool
+) -> dict[str, Any]:
+    """ours over each of theirs as a ratio of speeds (1 = as fast), median over interleaved rounds."""
+    nbytes = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (ours, *theirs)}
+    for turn in range(rounds):
+        order = [ours, *theirs] if turn % 2 == 0 else [*theirs, ours]
+        for name in order:
+            runs[name].append(in_child(name, model, work, cold))
+            print(f"  {name:11} {'cold' if cold else 'warm'}  {runs[name][-1]['seconds']:7.2f} s", flush=True)
+    row: dict[str, Any] = {"what": ours, "cache": "cold" if cold else "warm", "bytes": nbytes}
+    for name, results in runs.items():
+        row[f"{name}_bytes_per_s"] = nbytes / statistics.median(r["seconds"] for r in results)
+    for name in theirs:
+        pairs = zip(runs[ours], runs[name], strict=True)
+        row[f"speed_over_{name}"] = round(statistics.median(t["seconds"] / o["seconds"] for o, t in pairs), 3)
+    for kind in ("anonymous", "resident"):
+        row[f"peak_{kind}_bytes"] = max(result[f"{kind}_growth_bytes"] for result in runs[ours])
+    return row
+
+
+def attach_and_switch(model: Path, work: Path) -> dict[str, Any]:
+    """Seconds to put an adapter on the loaded model, to swap it for another, and to load the model."""
+    from neuroada_cli.delta import model as delta
+
+    trained = adapters.read_adapter(work / "adapter")
+    other = {name: -values for name, values in trained.deltas.items()}
+    rows = []
+    for _ in range(3):
+        started = time.perf_counter()
+        loaded = hub.load_model(model, "causal-lm", "bf16").model
+        total = sum(
+            float(p.detach().flatten()[:: 2048 // 2].sum()) for p in loaded.parameters()
+        )  # every page
+        assert total == total
+        load = time.perf_counter() - started
+        started = time.perf_counter()
+        delta.attach(loaded, trained.selection.indices, trained.deltas)
+        attach = time.perf_counter() - started
+        switches = []
+        for values in (other, trained.deltas, other):
+            started = time.perf_counter()
+            delta.switch(loaded, values)
+            switches.append(time.perf_counter() - started)
+        rows.append((load, attach, statistics.median(switches)))
+        del loaded
+    load, attach, switch = (statistics.median(column) for column in zip(*rows, strict=True))
+    return {
+        "what": "attach", "k": K, "load_seconds": load, "attach_seconds": attach, "switch_seconds": switch,
+        "attach_over_load": round(attach / load, 4), "switch_over_load": round(switch / load, 4),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="select, merge, attach and switch against the plain way.")
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", help="where the model is made; default: the system's temporary folder")
+    parser.add_argument("--no-write", action="store_true", help="leave the result file alone")
+    parser.add_argument("--child", choices=TIMED, help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        print(json.dumps(child(given.child, given.model, given.work)))
+        return
+    with tempfile.TemporaryDirectory(prefix="neuroada-bench-", dir=given.folder) as folder:
+        work = Path(folder)
+        model = work / "model"
+        print(f"making a model of {given.gigabytes} GB", flush=True)
+        make_model(model, given.gigabytes)
+        make_adapter(model, work / "adapter")
+        rows = [compare("select", ["read"], model, work, given.rounds, cold) for cold in (True, False)]
+        rows += [compare("merge", ["cp", "cp_flushed"], model, work, given.rounds, cold=False)]
+        rows[-1]["largest_shard_bytes"] = max(f.stat().st_size for f in model.glob("*.safetensors"))
+        rows += [attach_and_switch(model, work)]
+    for row in rows:
+        print(json.dumps(row))
+    if not given.no_write:
+        files.write_json(RESULTS / "io.json", {"machine": machine(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
