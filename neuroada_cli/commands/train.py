@@ -213,7 +213,8 @@ def _adapter(checked: Checked, selection: Selection, state: MethodState) -> Adap
 
 
 def _draw(recipe: Recipe, run_dir: Path) -> None:
-    title = f"{recipe.name}: {recipe.train.method}, K={recipe.select.k}, {recipe.data.task}"
+    size = "" if recipe.train.method == "full" else f", K={recipe.select.k}"
+    title = f"{recipe.name}: {recipe.train.method}{size}, {recipe.data.task}"
     entries = read_metrics(run_dir / run_folder.METRICS)
     training_plot.draw(entries, run_dir / run_folder.PICTURE, title)
 

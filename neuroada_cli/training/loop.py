@@ -11,7 +11,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +126,7 @@ def train(
     watch = FrozenWatch(model, indices)
     progress = checkpoints.restore(model, method, optimizer)
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        enable_checkpointing(model)
     model.train()
     schedule = Schedule(data, settings)
     with StopSignals() as stop, _memory_advice(settings):
@@ -155,6 +155,17 @@ def train(
             )  # fmt: skip
             progress.step += 1
             report.step(stats, schedule.total)
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Recompute each block's activations in the backward pass.
+
+    The deltas inside a block ask for gradients themselves, so the block's input need not: transformers' hook
+    that makes the embeddings' output ask for one would only cost a backward pass through the first block.
+    """
+    enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.2x on
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    model.disable_input_require_grads()
 
 
 class Schedule:

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from conftest import PICO_MODELS, pico_bert, pico_llama
+from tiny_run import one_thread  # noqa: F401
 from torch import Tensor, nn
 from torch.testing import assert_close
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import pico_bert, pico_gpt2, pico_llama
+from tiny_run import one_thread  # noqa: F401
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import Gemma2Config, Gemma2ForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
@@ -151,4 +152,4 @@ def test_segments_of_a_sentence_pair_reach_the_model() -> None:
     types_BS = torch.zeros_like(rows.tokens_BS)
     types_BS[:, 3:] = 1
     with_types, _ = class_loss(model, replace(rows, types_BS=types_BS))
-    assert abs(float(with_types - class_loss(model, rows)[0])) > 1e-4
+    assert (with_types - class_loss(model, rows)[0]).detach().abs() > 1e-4
