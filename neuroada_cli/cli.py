@@ -257,12 +257,17 @@ def bench(
     compare: Annotated[
         str, typer.Option("--compare", metavar="A,B", help="Peers: mask, full, scatter, lora, dora, shira, …")
     ] = "mask",
-    k: Annotated[str, typer.Option("--k", metavar="N,M", help="Connections per neuron to measure.")] = "1",
+    k: Annotated[
+        str | None,
+        typer.Option("--k", metavar="N,M", help="Connections per neuron; default: the recipe's, or 1."),
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Rows per step.")] = 4,
     sequence: Annotated[int, typer.Option("--seq", min=2, help="Tokens per row.")] = 256,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds measured.")] = 8,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds left out first.")] = 2,
-    dtype: Annotated[Dtype, typer.Option("--dtype", help="Of the weights.")] = "fp32",
+    dtype: Annotated[
+        Dtype | None, typer.Option("--dtype", help="Of the weights; default: the recipe's, or fp32.")
+    ] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")] = None,
     memory_budget: Annotated[
         str | None, typer.Option("--memory-budget", help="Like 40GB: also find the largest batch that fits.")
@@ -280,7 +285,8 @@ def bench(
     if overrides and recipe is None:
         raise RecipeError("has nothing to override without a recipe", "--set", "name a recipe")
     loaded = load(recipe, overrides) if recipe is not None else None
-    counts, budget = parse_counts(k, "--k"), parse_bytes(memory_budget, "--memory-budget")
+    counts = parse_counts(k, "--k") if k is not None else None
+    budget = parse_bytes(memory_budget, "--memory-budget")
     from neuroada_cli.commands import bench as command
 
     command.run(
