@@ -80,7 +80,7 @@ def load(
     labels = adapter.settings.get("num_labels")
     loaded = hub.load_model(
         folder, adapter.task, dtype or str(adapter.settings.get("dtype", "fp32")), device, labels, attention,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, quantization=adapter.settings.get("quantization"),
     )  # fmt: skip
     put_on(loaded.model, adapter, str(place))
     tokenizer = _tokenizer(place, folder, trust_remote_code)

@@ -149,8 +149,17 @@ def merge(
         str | None, typer.Option("--base", help="The base model, if it has moved since training.")
     ] = None,
     dtype: Annotated[
-        Dtype | None, typer.Option("--dtype", help="Of the written weights; default: the one trained in.")
+        str | None,
+        typer.Option("--dtype", metavar="bf16|fp16|fp32", help="Of the weights; default: as trained."),
     ] = None,
+    onto: Annotated[
+        str,
+        typer.Option(
+            "--onto",
+            metavar="original|dequantized",
+            help="Of a quantised base: its 16-bit original, or exactly what training saw.",
+        ),
+    ] = "original",
     max_shard_size: Annotated[
         str | None, typer.Option("--max-shard-size", help="Like 5GB; default: the base's own shards.")
     ] = None,
@@ -172,6 +181,7 @@ def merge(
         folder,
         out if out is not None else folder / "merged",
         base=base,
+        onto=onto,
         dtype=dtype,
         max_shard_bytes=shard,
         overwrite=overwrite,

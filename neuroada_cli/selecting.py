@@ -18,6 +18,7 @@ from neuroada_cli import hub
 from neuroada_cli.adapter import Selection
 from neuroada_cli.delta.linear import is_conv1d
 from neuroada_cli.delta.model import find_targets, sharing_modules
+from neuroada_cli.delta.quantized import round_trip
 from neuroada_cli.delta.selection import CRITERIA, choose
 from neuroada_cli.errors import ModelError, RecipeError
 
@@ -99,12 +100,16 @@ def select_indices(
     criterion: str = "magnitude",
     seed: int = 0,
     on_layer: Callable[[LayerChoice], None] | None = None,
+    quantization: str | None = None,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Selection:
     """The K connections of every neuron of the targets, read from the files of `folder`.
 
     skeleton  the module graph the targets belong to (ties and the name prefix)
     seed      of `random`; every layer draws from its own stream, so neither order nor sharding matters
     on_layer  called after each layer, for progress and the table
+    quantization, dtype  choose from the weights as bitsandbytes leaves them (computing in dtype), because
+              those are what trains
     Raises RecipeError for K or a criterion that does not fit, ModelError for weights that are missing,
     misshapen, not finite or packed.
     """
@@ -117,6 +122,8 @@ def select_indices(
     for name in _in_file_order(weights, stored):
         check_weight(weights, stored[name], name, targets[name])
         weight_OI = neurons_as_rows(weights.tensor(stored[name]), targets[name])
+        if quantization is not None:
+            weight_OI = round_trip(weight_OI, quantization, dtype)
         generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
         try:
             indices[name] = choose(weight_OI, k, criterion, generator)

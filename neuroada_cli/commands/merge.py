@@ -25,9 +25,10 @@ from rich.progress import (
 from rich.table import Table
 
 from neuroada_cli import adapter as adapters
-from neuroada_cli import files, hub
+from neuroada_cli import files, hub, merge_check
 from neuroada_cli.adapter import Adapter
-from neuroada_cli.errors import ModelError, NumericsError, OutputError
+from neuroada_cli.delta.quantized import KINDS as QUANTIZED_KINDS
+from neuroada_cli.errors import ModelError, NumericsError, OutputError, RecipeError
 from neuroada_cli.merged_folder import copy_companions, merged_config, model_card
 from neuroada_cli.merging import FoldStats, Merge, Planned, describe_dtype, main_dtype
 from neuroada_cli.selecting import share
@@ -56,17 +57,21 @@ def run(
     overwrite: bool = False,
     trust_remote_code: bool = False,
     quiet: bool = False,
+    onto: str = "original",
 ) -> MergeResult:
     """Merge the adapter in `source` (a run or adapter folder) into its base and write the folder `out`.
 
     base             where the base lies now; default: where training found it
     dtype            "bf16", "fp16" or "fp32"; default: the type that training saw
     max_shard_bytes  default: the base's own shards
+    onto             of a quantised base: "original" weights, or the "dequantized" ones that training saw;
+                     the difference to the trained model is measured, shown and stored
     Raises ModelError (no adapter, wrong base, an adapter that changes nothing), NumericsError (overflow),
     OutputError (out exists, or would lie in or over the inputs), ResourceError (disk).
     """
     started = time.perf_counter()
     out = Path(out)
+    _refuse_packed(dtype)
     folder = _find_adapter(Path(source))
     adapter = adapters.read_adapter(folder)
     _refuse_empty(adapter, folder)
@@ -79,7 +84,9 @@ def run(
     skeleton = hub.skeleton(base_folder, adapter.task, _num_labels(adapter), trust_remote_code)
     trained = _trained_dtype(adapter, weights)
     target = hub.TORCH_DTYPES[dtype] if dtype else trained
-    merge = Merge(weights, skeleton, adapter, trained, target, rename=classifier)
+    packed = _quantization(adapter, onto, folder)
+    requantize = packed if onto == "dequantized" else None
+    merge = Merge(weights, skeleton, adapter, trained, target, classifier, requantize)
     files.require_space(out, sum(entry.nbytes for entry in merge.plan) + SMALL_FILES_BYTES)
 
     config = hub.read_config(base_folder)
@@ -89,9 +96,14 @@ def run(
         files.write_json(temporary / "config.json", merged_config(config, target, adapter, skeleton))
         copy_companions(base_folder, temporary, config)
         files.write_text(temporary / "README.md", model_card(adapter, merge))
+        difference = None
+        if packed is not None:
+            difference = merge_check.measure(folder, temporary, str(base_folder)) | {"onto": onto}
+            files.write_json(temporary / "merge_report.json", difference)
     result = MergeResult(out, merge.stats, target, merge.parameters, nbytes, time.perf_counter() - started)
     if not quiet:
         _show(result, merge, trained)
+        _show_difference(difference)
     return result
 
 
@@ -130,6 +142,32 @@ def _counted(merge: Merge, shard: list[Planned], bar: Progress, step: Any) -> It
 
 # ---------------------------------------------------------------------------------------------------
 # What is refused
+
+
+def _refuse_packed(dtype: str | None) -> None:
+    if dtype in QUANTIZED_KINDS:
+        raise RecipeError(
+            "folding back into 4 or 8 bits would destroy the deltas: the largest weights of a block set its "
+            "scale, and rounding moves them by more than training did",
+            f"--dtype {dtype}",
+            "merge in bf16 and quantise when loading",
+        )
+    if dtype is not None and dtype not in hub.TORCH_DTYPES:
+        raise RecipeError(f"{dtype!r} is not a data type", "--dtype", f"choose {', '.join(hub.TORCH_DTYPES)}")
+
+
+def _quantization(adapter: Adapter, onto: str, folder: Path) -> str | None:
+    """How the base was quantised in training. Raises RecipeError for --onto without a quantised base."""
+    kind = adapter.settings.get("quantization")
+    if onto not in ("original", "dequantized"):
+        raise RecipeError(f"{onto!r} is neither original nor dequantized", "--onto")
+    if kind is None:
+        if onto != "original":
+            raise RecipeError("the adapter was not trained on a quantised base", "--onto", "leave it out")
+        return None
+    if kind not in QUANTIZED_KINDS:
+        raise ModelError(f"names an unknown quantisation {kind!r}", str(folder))
+    return str(kind)
 
 
 def _find_adapter(source: Path) -> Path:
@@ -200,6 +238,18 @@ def _num_labels(adapter: Adapter) -> int | None:
 
 
 # ---------------------------------------------------------------------------------------------------
+
+
+def _show_difference(found: dict[str, Any] | None) -> None:
+    if found is None:
+        return
+    mean, spread = found["mean_difference"], found["logit_spread"]
+    Console().print(
+        f"against the model as trained, on its quantised base ({found['rows']} rows of {found['source']}): "
+        f"logits differ by {mean:.3g} on average (their spread is {spread:.3g}), the first choice is "
+        f"the same at {found['same_first_choice']:.1%} of positions",
+        highlight=False,
+    )
 
 
 def _show(result: MergeResult, merge: Merge, trained: torch.dtype) -> None:

@@ -53,8 +53,9 @@ def run(recipe: Recipe, out: Path | None = None, overwrite: bool = False, quiet:
             bar.advance(step)
 
         selection = selecting.select_indices(
-            folder, skeleton, targets, settings.k, settings.criterion, recipe.seed, on_layer
-        )
+            folder, skeleton, targets, settings.k, settings.criterion, recipe.seed, on_layer,
+            recipe.model.quantization, hub.TORCH_DTYPES[recipe.model.dtype],
+        )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     adapter.write_selection(out, selection)
     if not quiet:

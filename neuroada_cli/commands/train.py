@@ -148,6 +148,8 @@ def _selection(checked: Checked, source: Path | None, console: Console) -> Selec
             section.k,
             section.criterion,
             checked.recipe.seed,
+            quantization=checked.recipe.model.quantization,
+            dtype=hub.TORCH_DTYPES[checked.recipe.model.dtype],
         )
 
 
@@ -163,6 +165,7 @@ def _attached(checked: Checked, selection: Selection) -> tuple[nn.Module, Method
         recipe.model.attention,
         seed=recipe.seed,
         trust_remote_code=recipe.model.trust_remote_code,
+        quantization=recipe.model.quantization,
     )
     model, method = loaded.model, METHODS[recipe.train.method]()
     for name in selection.indices:
@@ -195,6 +198,7 @@ def _adapter(checked: Checked, selection: Selection, state: MethodState) -> Adap
     settings = {
         "method": recipe.train.method,
         "dtype": recipe.model.dtype,
+        "quantization": recipe.model.quantization,
         "task": task.name,
         "protocol": recipe.data.protocol,
         "loss_mask": get_protocol(recipe.data.protocol).loss_mask,

@@ -46,6 +46,29 @@ def dequantize(module: nn.Module, dtype: torch.dtype) -> Tensor:
     return dense_OI.to(dtype)
 
 
+KINDS = ("nf4", "fp4", "int8")
+
+
+def round_trip(weight_OI: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
+    """What is left of a weight after bitsandbytes has quantised and dequantised it, in `dtype`.
+
+    kind   one of KINDS;  dtype  the type the weight is loaded in, and computed in
+    """
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    outputs, inputs = weight_OI.shape
+    layer: nn.Module
+    if kind == "int8":
+        layer = Linear8bitLt(inputs, outputs, bias=False, has_fp16_weights=False)
+    else:
+        # plain statistics, as `hub.load_model` asks for: quantising them once more would cost accuracy
+        layer = Linear4bit(
+            inputs, outputs, bias=False, compute_dtype=dtype, compress_statistics=False, quant_type=kind
+        )
+    layer.load_state_dict({"weight": weight_OI.to(dtype).contiguous()})
+    return dequantize(layer.to(weight_OI.device), dtype)
+
+
 class QuantizedDeltaLinear(DeltaLinear):
     """A bitsandbytes linear layer with K trainable connections per output neuron.
 

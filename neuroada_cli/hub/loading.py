@@ -56,31 +56,44 @@ def load_model(
     attention: str | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
+    quantization: str | None = None,
 ) -> LoadedModel:
     """The model with its weights rounded to `dtype` ("bf16", "fp16", "fp32" or a torch dtype).
+
+    quantization  nf4, fp4 or int8: linear layers except heads are quantised by bitsandbytes while loading,
+                  and compute in `dtype`
 
     A head that the folder lacks, or holds for another number of labels, is initialised from `seed` alone.
     Raises ModelError (not loadable, or a weight inside the pretrained part is missing), ResourceError (out
     of memory, or a package that the attention implementation needs).
     """
     check_folder(folder, trust_remote_code)
+    torch_dtype = TORCH_DTYPES[dtype] if isinstance(dtype, str) else dtype
+    packed: dict[str, Any] = {}
+    if quantization is not None:
+        heads = default_exclude(skeleton(folder, task, num_labels, trust_remote_code))
+        packed = {
+            "quantization_config": _quantization(quantization, torch_dtype, heads),
+            "device_map": {"": device},
+        }
     with _explained(folder), _silent_transformers(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model, info = _auto_class(task).from_pretrained(
             folder,
             config=_config(folder, num_labels, trust_remote_code),
-            dtype=TORCH_DTYPES[dtype] if isinstance(dtype, str) else dtype,
+            dtype=torch_dtype,
             attn_implementation=attention,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **packed,
         )
         missing = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
         fresh = [name for name, _ in model.named_parameters() if name in missing]
         _refuse_missing(model, fresh, task, folder)
-        return LoadedModel(model.to(device), fresh, folder)
+        return LoadedModel(model if packed else model.to(device), fresh, folder)
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -131,6 +144,26 @@ def _auto_class(task: Task) -> Any:
         "causal-lm": transformers.AutoModelForCausalLM,
         "sequence-classification": transformers.AutoModelForSequenceClassification,
     }[task]
+
+
+def _quantization(kind: str, compute_dtype: torch.dtype, heads: list[str]) -> Any:
+    """bitsandbytes' settings; output heads stay as they are (a fresh one trains whole)."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise ResourceError(
+            f"model.quantization={kind} needs bitsandbytes", fix="pip install bitsandbytes"
+        ) from None
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=heads,
+    )
 
 
 def _config(folder: Path, num_labels: int | None, trust_remote_code: bool) -> Any:
