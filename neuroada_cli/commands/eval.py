@@ -237,7 +237,7 @@ def _about(job: TaskRows, settings: _Settings, subject: adapted.Adapted) -> Abou
     scoring = job.task.scoring.get(settings.rules.name)
     beams = settings.rules.beams
     some = next(subject.model.parameters())
-    return {
+    return subject.identity | {
         "protocol": settings.rules.name,
         "loss_mask": settings.loss_mask if scoring else None,
         "decoding": (f"{beams} beams" if beams > 1 else "greedy") if scoring else None,
@@ -245,7 +245,6 @@ def _about(job: TaskRows, settings: _Settings, subject: adapted.Adapted) -> Abou
         "max_length": None if scoring else settings.max_length,
         "batch_size": settings.batch_size,
         "data": {"source": job.rows.label, "rows": job.part, "sha256": job.rows.sha256},
-        "model": subject.identity,
         "dtype": str(some.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(some.device) if some.is_cuda else some.device.type,
         "versions": {

@@ -109,7 +109,7 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:
     """The prompt's tokens as the model gets them: one BOS where the tokenizer adds one, no EOS."""
     bos = getattr(tokenizer, "bos_token", None)
     special = not (bos and text.startswith(bos))  # a chat template writes its own
-    ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    ids = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
     if special and len(ids) > 1 and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         ids.pop()
     return ids
@@ -170,7 +170,7 @@ def _encode_target(
 
 
 def _encode_label(example: Example, tokenizer: Any, max_length: int, kind: str) -> tuple[Encoded, bool]:
-    whole = tokenizer(example.prompt, example.pair)
+    whole = tokenizer(example.prompt, example.pair, verbose=False)
     cut = len(whole["input_ids"]) > max_length
     # cutting is the tokenizer's: it shortens the longer text and keeps the end markers
     encoded = (

@@ -1,7 +1,7 @@
 """Where rows come from: a folder given once, local files, the published addresses, the hub.
 
 A source is written `set` or `set:split`. Local files and fetched URLs are read strictly (`data.reading`), the
-hub goes through `datasets`.
+hub goes through `datasets`. What was fetched from a URL is kept in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from pathlib import Path
 
 import torch
 
+from neuroada_cli import files
 from neuroada_cli.data import due_dates
 from neuroada_cli.data.reading import ENDINGS, Row, read_as, read_file
 from neuroada_cli.errors import DataError, RecipeError
+from neuroada_cli.hub.resolve import hub_answers
+from neuroada_cli.packaged_models import cache_folder
 
 LLM_ADAPTERS = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
 # set -> public address; {split} is filled in. Hub ids are "owner/name:config".
@@ -175,24 +178,31 @@ def take(rows: Sized, limit: int | None, seed: int) -> list[int]:
 
 
 def _from_url(url: str, source: str, places: list[Path]) -> tuple[list[Row], list[int] | None]:
-    from neuroada_cli.hub.resolve import hub_answers
+    path = urllib.parse.urlsplit(url).path
+    kept = cache_folder() / "data" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{Path(path).name}"
+    if not kept.is_file():
+        if not hub_answers(url):
+            raise _nowhere(source, places, f"{url} does not answer")
+        with files.explained(kept):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(url, kept)
+    return read_as(kept, path, url)
 
-    if not hub_answers(url):
-        raise _nowhere(source, places, f"{url} does not answer")
-    import datasets
 
-    try:
-        fetched = Path(datasets.DownloadManager().download(url))  # into the cache of `datasets`
-    except Exception as error:  # whatever a foreign server brings about
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(f"cannot be fetched: {reason}", url) from error
-    return read_as(fetched, urllib.parse.urlsplit(url).path, url)
+def _fetch(url: str, kept: Path) -> None:
+    """The hub client's downloader: it retries, resumes and honours the user's proxies."""
+    from huggingface_hub.file_download import http_get
+
+    with files.atomic_file(kept) as temporary, temporary.open("wb") as file:
+        try:
+            http_get(url, file)
+        except Exception as error:  # whatever a foreign server brings about
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise DataError(f"cannot be fetched: {reason}", url) from error
 
 
 def _from_hub(address: str, split: str, source: str, places: list[Path]) -> list[Row]:
     from huggingface_hub import constants
-
-    from neuroada_cli.hub.resolve import hub_answers
 
     name, _, config = address.partition(":")
     if not constants.HF_HUB_OFFLINE and not hub_answers(constants.ENDPOINT):

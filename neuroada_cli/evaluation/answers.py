@@ -6,6 +6,7 @@ the same. `strict_*` are our own, reported in a column of their own.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import threading
@@ -107,6 +108,7 @@ def strict_number(completion: str, reference: str) -> bool:
 
     # A model may write 9^9^9^9: without a limit that would be worked out. The limit is an alarm signal, which
     # only the main thread gets.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would tell of every answer it gave up
     limit = VERIFY_SECONDS if threading.current_thread() is threading.main_thread() else None
     gold = parse(reference, parsing_timeout=limit)
     return bool(verify(gold, parse(completion, parsing_timeout=limit), timeout_seconds=limit))

@@ -123,7 +123,9 @@ def _refuse_unfit(model: Any, encoded: list[list[int]], max_new_tokens: int) -> 
         raise DataError(
             f"the longest prompt has {longest} tokens; {max_new_tokens} new ones do not fit behind it into "
             f"the model's context of {context}",
-            fix="lower eval.max_new_tokens (--max-new-tokens)",
+            fix="lower eval.max_new_tokens (--max-new-tokens)"
+            if longest < context
+            else "choose a model with a longer context, or leave this task out",
         )
 
 

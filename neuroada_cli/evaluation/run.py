@@ -174,7 +174,7 @@ def summarise(task: Task, predictions: Sequence[Prediction], seconds: float, tok
         unparsed=sum(not p.extracted for p in predictions),
         strict=sum(strict) / n if len(strict) == n else None,
         majority=_majority(task, predictions),
-        seconds=seconds,
+        seconds=round(seconds, 3),
         tokens=tokens,
         metrics=metrics,
     )
