@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -16,9 +16,10 @@ from neuroada_cli.benchmarking import peers, shapes, tables
 from neuroada_cli.benchmarking.machine import machine
 from neuroada_cli.benchmarking.measure import Plan, Subject, all_targets, measure
 from neuroada_cli.benchmarking.tables import Row
-from neuroada_cli.data.tasks import get_task
 from neuroada_cli.errors import OutputError, RecipeError, ResourceError
-from neuroada_cli.recipe import Recipe
+
+if TYPE_CHECKING:  # so that built-in shapes need neither pydantic nor PyYAML (`benchmarks/gpu.py`)
+    from neuroada_cli.recipe import Recipe
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -103,6 +104,8 @@ def _built_in(model: str, layers: int | None, plan: Plan) -> Subject:
 def _from_recipe(recipe: Recipe, layers: int | None, plan: Plan) -> Subject:
     if layers is not None:
         raise RecipeError("cuts built-in shapes, not the model of a recipe", "--layers", "use --model")
+    from neuroada_cli.data.tasks import get_task
+
     task = get_task(recipe.data.task)
     settings = recipe.model
     folder = hub.resolve_model(settings.path, settings.revision, settings.trust_remote_code)
