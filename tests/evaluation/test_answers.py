@@ -1,0 +1,156 @@
+"""The protocols' extraction and scoring rules on the cases that trip them, and the stricter ones."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from neuroada_cli.data.tasks import TASKS
+from neuroada_cli.data.templates import alpaca
+from neuroada_cli.evaluation import answers
+
+TRIGGER = "the correct answer is "
+
+
+@pytest.mark.parametrize(
+    ("completion", "extracted", "reference", "correct"),
+    [
+        ("the correct answer is true", "true", "true", True),
+        ("the correct answer is true \n", "true \n", "true", True),
+        ("the correct answer is  true", "true", "true", True),
+        ("the correct answer is true.", "true.", "true", False),
+        ("the correct answer is True", "True", "true", False),
+        (f"so {TRIGGER}true {TRIGGER}false", f"true {TRIGGER}false", "false", False),
+        ("the correct answer is", "", "true", False),
+        ("The correct answer is true", "", "true", False),
+        ("true", "", "true", False),
+        ("", "", "true", False),
+    ],
+)  # fmt: skip
+def test_reft_commonsense(completion: str, extracted: str, reference: str, correct: bool) -> None:
+    scoring = TASKS["boolq"].scoring["reft"]
+    assert scoring.extract("Is it?\n", completion) == extracted
+    assert scoring.correct(extracted, reference) is correct
+
+
+def test_the_first_trigger_counts_even_in_the_prompt() -> None:
+    """To the letter: the published code looks at prompt and completion as one text."""
+    extracted = TASKS["boolq"].scoring["reft"].extract("Say: the correct answer is true?\n", TRIGGER + "true")
+    assert extracted == "true?\nthe correct answer is true"
+
+
+@pytest.mark.parametrize(
+    ("task", "completion", "extracted"),
+    [
+        ("boolq", "It is false, not true", "false"),
+        ("piqa", "solution 1 or solution2", "solution2"),
+        ("piqa", "solution3", ""),
+        ("hellaswag", "the correct answer is ending4", "ending4"),
+        ("ARC-Easy", "answer5", "answer5"),
+        ("winogrande", "", ""),
+    ],
+)
+def test_llm_adapters_take_the_first_hit(task: str, completion: str, extracted: str) -> None:
+    prompt = "solution1 true answer1 option1"  # what stands there is not an answer
+    assert TASKS[task].scoring["llm-adapters"].extract(prompt, completion) == extracted
+
+
+@pytest.mark.parametrize(
+    ("completion", "extracted", "reference", "correct"),
+    [
+        ("2 + 2 = 4", "4", "4.0", True),
+        ("first 3, then 1,234,567", "1234567", "1234567", True),
+        ("the answer is 12.", "12.", "12", True),
+        ("it falls to -3.5 degrees", "-3.5", "-3.5", True),
+        ("10-3", "-3", "-3", True),  # the rule takes the minus for a sign
+        ("0.3333", "0.3333", "0.333", True),
+        ("0.335", "0.335", "0.333", False),
+        ("4.0009", "4.0009", "4", True),
+        ("4.001", "4.001", "4", False),  # in binary a little more than 1e-3 apart, as in the published code
+        (".5", "5", "0.5", False),
+        ("1/2", "2", "0.5", False),
+        ("1e3", "3", "1000", False),
+        ("٣", "٣", "3", True),  # \d and float() both know other scripts
+        ("9" * 400, "9" * 400, "1", False),
+        ("the price is $1,000.00 in all", "1000.00", "1,000", True),
+        ("no number", "", "4", False),
+        ("", "", "4", False),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["reft", "llm-adapters"])
+def test_numbers(protocol: str, completion: str, extracted: str, reference: str, correct: bool) -> None:
+    scoring = TASKS["SVAMP"].scoring[protocol]
+    assert scoring.extract(alpaca("There are 7 of 9. How many?"), completion) == extracted
+    assert scoring.correct(extracted, reference) is correct
+
+
+def test_without_a_trigger_there_is_no_number() -> None:
+    assert TASKS["SVAMP"].scoring["reft"].extract("bare prompt 7", "8") == ""
+
+
+@pytest.mark.parametrize(
+    ("completion", "lenient", "strict"),
+    [
+        ("The answer is C.", "C", "C"),
+        ("Dave thinks the answer is (B)", "D", "B"),
+        ("Answer: E", "A", "E"),
+        ("B", "B", "B"),
+        ("(B)", "B", "B"),
+        ("b", "", ""),
+        ("the option is A; no, the option is D", "A", "D"),
+        ("Apples cost 3 each", "A", ""),
+        ("The answer is Apples", "A", ""),
+        ("", "", ""),
+    ],
+)
+def test_letters(completion: str, lenient: str, strict: str) -> None:
+    scoring = TASKS["AQuA"].scoring["reft"]
+    assert scoring.extract(alpaca("which?"), completion) == lenient
+    assert [x for x in "ABCDE" if answers.strict_letter(completion, x)] == ([strict] if strict else [])
+
+
+@pytest.mark.parametrize(
+    ("completion", "right"),
+    [
+        ("the correct answer is solution2", True),
+        ("solution2.", True),
+        (" Solution2 \n", True),
+        ("the correct answer is solution2 because", False),
+        ("solution1 solution2", False),
+        ("solution22", False),
+        ("", False),
+    ],
+)
+def test_strict_options(completion: str, right: bool) -> None:
+    assert answers.exact_option(r"solution[12]")(completion, "solution2") is right
+
+
+@pytest.mark.parametrize(
+    ("completion", "reference", "right"),
+    [
+        ("The answer is 72.", "72", True),
+        (r"so \boxed{1/2}", "0.5", True),
+        ("so 1,234 apples", "1234", True),
+        ("nothing", "72", False),
+        ("", "72", False),
+    ],
+)
+def test_strict_numbers(completion: str, reference: str, right: bool) -> None:
+    pytest.importorskip("math_verify")
+    assert answers.strict_number(completion, reference) is right
+
+
+def test_a_tower_of_powers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("math_verify")
+    monkeypatch.setattr(answers, "VERIFY_SECONDS", 1)
+    assert answers.strict_number("it is 9^9^9^9^9", "72") is False
+
+
+def test_strict_numbers_work_outside_the_main_thread() -> None:
+    pytest.importorskip("math_verify")
+    found: list[bool] = []
+    thread = threading.Thread(target=lambda: found.append(answers.strict_number("it is 72", "72")))
+    thread.start()
+    thread.join()
+    assert found == [True]

@@ -1,0 +1,136 @@
+"""Generation equals the obvious loop: one row, no cache, no padding, the most likely token each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import pico_llama
+from tiny_tokenizer import EOS, SIZE, byte_tokenizer
+from transformers import LlamaForCausalLM
+
+from neuroada_cli import hub
+from neuroada_cli.data.batch import token_ids
+from neuroada_cli.errors import DataError, NumericsError
+from neuroada_cli.evaluation.generate import generate
+
+PROMPTS = ["What is it?\n", "a", "A much longer prompt than the others, to pad them.", "What was it?\n", "éü"]
+NEW = 12
+
+
+def writer(seed: int = 0) -> LlamaForCausalLM:
+    return pico_llama(vocabulary=SIZE, max_position_embeddings=128, initializer_range=0.4).train(seed == 1)
+
+
+@torch.no_grad()
+def obvious(model: LlamaForCausalLM, prompt: str, ends: tuple[int, ...] = (EOS,)) -> list[int]:
+    tokenizer = byte_tokenizer()
+    ids = token_ids(tokenizer, prompt)
+    start = len(ids)
+    while len(ids) < start + NEW:
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] in ends:
+            return ids[start:-1]
+    return ids[start:]
+
+
+def test_it_equals_the_obvious_loop_in_the_order_given() -> None:
+    model, tokenizer = writer(), byte_tokenizer()
+    expected = [tokenizer.decode(obvious(model, p), skip_special_tokens=True) for p in PROMPTS]
+    assert len(set(expected)) == len(PROMPTS)
+    for batch_size in (1, 2, 16):
+        assert generate(model, tokenizer, PROMPTS, NEW, batch_size) == expected
+
+
+def test_the_models_own_settings_do_not_matter_and_come_back() -> None:
+    model, tokenizer = writer(), byte_tokenizer()
+    expected = generate(model, tokenizer, PROMPTS, NEW)
+    own = model.generation_config
+    for key, value in {
+        "do_sample": True, "temperature": 5.0, "top_k": 3, "repetition_penalty": 3.0, "num_beams": 3,
+        "no_repeat_ngram_size": 1, "max_length": 5, "min_new_tokens": 9, "bad_words_ids": [[5]],
+        "suppress_tokens": [7, 8, 9],
+    }.items():  # fmt: skip
+        setattr(own, key, value)
+    model.train()
+    assert generate(model, tokenizer, PROMPTS, NEW) == expected
+    assert model.generation_config is own
+    assert model.training
+
+
+def test_longest_first_and_every_batch_is_reported_once() -> None:
+    seen: list[list[int]] = []
+    tokens = 0
+
+    def keep(numbers: list[int], texts: list[str], count: int) -> None:
+        nonlocal tokens
+        seen.append(numbers)
+        tokens += count
+        assert len(texts) == len(numbers)
+
+    generate(writer(), byte_tokenizer(), PROMPTS, NEW, 2, keep)
+    assert seen == [[2, 3], [0, 4], [1]]
+    assert tokens == sum(len(obvious(writer(), p)) for p in PROMPTS)
+
+
+def test_a_batch_ends_with_its_last_rows_end() -> None:
+    """The end token is one that the model does write, and another one that only its settings name."""
+    model, tokenizer = writer(), byte_tokenizer()
+    written = [obvious(model, p, ends=()) for p in PROMPTS]
+    ends = (written[0][4], EOS)
+    model.generation_config.eos_token_id = [ends[0], 77]
+    lengths = [len(obvious(model, p, ends=(*ends, 77))) for p in PROMPTS]
+    assert min(lengths) < NEW
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    model.register_forward_hook(count)
+    short = [p for p, n in zip(PROMPTS, lengths, strict=True) if n < NEW]
+    most = max(n for n in lengths if n < NEW)
+    found = generate(model, tokenizer, short, NEW)
+    assert calls == most + 1, "no token was written past the last row's end"
+    assert [len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in found] <= [NEW] * len(short)
+
+
+def test_beams() -> None:
+    model, tokenizer = writer(), byte_tokenizer()
+    [prompt] = PROMPTS[:1]
+    ids = torch.tensor([token_ids(tokenizer, prompt)])
+    plain = model.generate(
+        ids, attention_mask=torch.ones_like(ids), num_beams=4, do_sample=False, max_new_tokens=NEW,
+        pad_token_id=0, eos_token_id=EOS,
+    )  # fmt: skip
+    expected = tokenizer.decode(plain[0, ids.shape[1] :], skip_special_tokens=True)
+    assert generate(model, tokenizer, PROMPTS, NEW, beams=4)[0] == expected
+
+
+def test_not_a_number_is_an_error_not_a_wrong_answer() -> None:
+    model = writer()
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("nan")
+    with pytest.raises(NumericsError, match="NaN"):
+        generate(model, byte_tokenizer(), PROMPTS, NEW)
+
+
+def test_prompts_that_do_not_fit() -> None:
+    with pytest.raises(DataError, match=r"has 51 tokens; 78 new ones do not fit.*context of 128.*lower eval"):
+        generate(writer(), byte_tokenizer(), PROMPTS, 78)
+    with pytest.raises(DataError, match="choose a model with a longer context"):
+        generate(writer(), byte_tokenizer(), ["x" * 200], 1)
+    with pytest.raises(DataError, match="a prompt is empty"):
+        generate(writer(), byte_tokenizer(bos=False), [""], 1)
+
+
+def test_a_real_model_tells_its_story(shared: Path) -> None:
+    folder = shared / "models" / "stories260K"
+    if not folder.is_dir():
+        pytest.skip("needs the small real model")
+    model, tokenizer = hub.load_model(folder, "causal-lm", "fp32").model, hub.load_tokenizer(folder)
+    prompts = ["Once upon a time", "Lily and her mom went to the park. They", "Once"]
+    together = generate(model, tokenizer, prompts, 16, 3)
+    assert together == [generate(model, tokenizer, [p], 16)[0] for p in prompts]
+    assert "there was a little girl named Lily" in together[0]

@@ -1,0 +1,72 @@
+"""One task on one model: scores, and every row's own fate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import pico_bert, pico_llama
+from tiny_tokenizer import SIZE, byte_tokenizer
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from neuroada_cli.data.batch import Example
+from neuroada_cli.data.tasks import TASKS
+from neuroada_cli.errors import NumericsError
+from neuroada_cli.evaluation.run import Prediction, predict, score_one, summarise
+
+PAIRS = [Example("x" * n, "", n % 2, 10 + n, "yy") for n in (3, 9, 1, 5, 2)]
+
+
+def test_a_completion_is_scored_by_both_rules() -> None:
+    scoring = TASKS["boolq"].scoring["reft"]
+    example = Example("Is it?\n", "", "true", 4)
+    found = score_one(scoring, example, "well, the correct answer is true")
+    assert found == Prediction(4, "Is it?\n", "well, the correct answer is true", "true", "true", True, False)
+
+
+def test_scores_count_what_could_not_be_read() -> None:
+    rows = [
+        Prediction(n, "p", "c", extracted, reference, extracted == reference, extracted == reference)
+        for n, (extracted, reference) in enumerate([("a", "a"), ("", "a"), ("b", "a"), ("b", "b")])
+    ]
+    result = summarise(TASKS["boolq"], rows, 2.0, 40)
+    assert (result.n, result.score, result.unparsed, result.strict, result.majority) == (4, 0.5, 1, 0.5, 0.75)
+    assert summarise(TASKS["SVAMP"], rows, 2.0, 40).majority is None, "numbers have no majority to guess"
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_classes_are_those_of_each_row_alone(batch_size: int) -> None:
+    model, tokenizer = pico_bert(vocab_size=SIZE), byte_tokenizer(pairs=True)
+    seen: list[Prediction] = []
+    found, tokens = predict(
+        model, tokenizer, TASKS["rte"], PAIRS, "reft", batch_size, on_rows=lambda rows, _: seen.extend(rows)
+    )
+    alone = [int(model(**tokenizer(e.prompt, e.pair, return_tensors="pt")).logits.argmax()) for e in PAIRS]
+    assert [int(p.prediction) for p in found] == alone
+    assert [p.correct for p in found] == [a == e.answer for a, e in zip(alone, PAIRS, strict=True)]
+    assert [p.row for p in found] == [e.row for e in PAIRS]
+    assert sorted(p.row for p in seen) == sorted(p.row for p in found)
+    assert tokens == 0
+    result = summarise(TASKS["cola"], found, 1.0, 0)
+    assert result.metric == "matthews"
+    assert set(result.metrics) == {"matthews", "accuracy"}
+
+
+def test_a_decoder_without_a_padding_token_classifies_in_batches() -> None:
+    torch.manual_seed(0)
+    shape = pico_llama(vocabulary=SIZE).config.to_dict() | {"num_labels": 1, "pad_token_id": None}
+    model = LlamaForSequenceClassification(LlamaConfig(**shape)).eval()
+    tokenizer = byte_tokenizer(pairs=True)
+    together, _ = predict(model, tokenizer, TASKS["stsb"], PAIRS, "reft", 16)
+    alone, _ = predict(model, tokenizer, TASKS["stsb"], PAIRS, "reft", 1)
+    values = [[float(p.prediction) for p in found] for found in (together, alone)]
+    assert values[0] == pytest.approx(values[1], abs=1e-5)
+    assert len(set(values[0])) == len(PAIRS)
+    assert -1 <= summarise(TASKS["stsb"], together, 1.0, 0).score <= 1
+
+
+def test_broken_weights_are_an_error() -> None:
+    model = pico_bert(vocab_size=SIZE)
+    with torch.no_grad():
+        model.classifier.bias[0] = float("inf")
+    with pytest.raises(NumericsError, match="not finite"):
+        predict(model, byte_tokenizer(pairs=True), TASKS["rte"], PAIRS, "reft")
