@@ -136,7 +136,7 @@ def _tile(
     return lambda: triton_grad.triton_grad(grad_TO, x_TI, index_OK, block_o, block_t, warps)
 
 
-# name -> (settings of `neuroada bench`, seconds it may take). mask and full have a run to themselves, with the
+# name -> (settings of `neuroada bench`, seconds it may take). mask and full have runs of their own, with the
 # floor and K=1 beside them, because their dense state fills the device.
 STEPS: dict[str, tuple[dict[str, Any], float]] = {
     "llama-7b": ({"compare": ("lora", "scatter"), "batch": 8, "sequence": 512, "k": (1, 20)}, 80),

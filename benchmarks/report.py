@@ -1,0 +1,300 @@
+"""docs/performance.md from the result files: every figure on that page comes from benchmarks/results/.
+
+python benchmarks/report.py             # rewrite the page
+python benchmarks/report.py --check     # exit 1 if the page is not what the result files give
+"""
+
+# ruff: noqa: E501  (prose)
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import RESULTS
+
+from neuroada_cli import files
+from neuroada_cli.benchmarking.tables import size
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+
+INTRO = """# Speed and memory
+
+<!-- written by `make bench-report` from benchmarks/results/*.json; edit benchmarks/report.py instead -->
+
+**The floor.** Whatever trains below the loss, a step has to run the forward pass and the gradients of the
+layers' inputs. A frozen model with gradients down to its embeddings does exactly that and no more. Step times
+here are ratios to this floor, taken in the same run: 1.05 means 5 % above what cannot be avoided.
+
+**How time is measured.** All methods train on the same model, targets, batch, AdamW and training step (the one
+that `neuroada train` runs). In every round each method takes one step, in an order that moves on by one per
+round; a figure is the median over the rounds of (own time / the floor's time in that round), so a busy spell of
+the machine hits all alike. Warm-up rounds are left out. The quartiles stand in brackets.
+
+**How memory is measured.** One method at a time, the peak within one step: of live tensor bytes on the CPU, of
+the allocator on a GPU. It splits into the weights, what the method adds (values, indices, masks, gradients,
+optimizer moments) and activations. "Predicted" is what `train --dry-run` computes without weights.
+
+**The peers.** `mask`: dense gradients and dense Adam on the target weights, masked to the chosen positions.
+`scatter`: the same method as it is usually written, a dense `W + scatter(delta)` in every forward. `full`: all
+parameters. `lora` (rank 8), `dora`, `shira` (its smallest size) and `supertuning` (as many entries as the
+selection): from the PEFT library, adapters in the weights' data type, no dropout.
+"""
+
+
+def load(name: str) -> Any:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    aligned = "|".join(["---", *["---:"] * (len(headings) - 1)])
+    lines = [f"| {' | '.join(headings)} |", f"|{aligned}|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def machine_line(machine: dict[str, Any], command: str) -> str:
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+    load_now = "" if machine["gpu"] or machine["load"] is None else f", load {machine['load']}"
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return f"\n`{command}` on {machine['date']}: {where}{load_now}; {versions}.\n"
+
+
+# ---------------------------------------------------------------------------------------------------
+# Steps
+
+
+def step_section(
+    title: str, name: str, command: str, targets: dict[tuple[str, int | None], float] | None = None
+) -> str:
+    rows = load(name)
+    if rows is None:
+        return f"\n## {title}\n\nNot measured yet: run `{command}`.\n"
+    if "failed" in rows[0]:
+        return f"\n## {title}\n\nNo figures: {rows[0]['failed']}\n{machine_line(rows[0]['machine'], command)}"
+    headings = ["method", "step / floor", "tokens/s", "trained", "peak", "added", "activations", "predicted"]
+    if targets:
+        headings.insert(2, "target")
+    cells = []
+    for row in rows:
+        line = [
+            _label(row),
+            _ratio(row),
+            f"{row['tokens_per_s']:,.0f}",
+            f"{100 * row['trainable_share']:.3f} %",
+        ]
+        line += [size(row[key]) for key in ("peak_bytes", "state_bytes", "activation_bytes")]
+        line.append(_prediction(row))
+        if targets:
+            line.insert(2, _verdict(row, targets))
+        cells.append(line)
+    text = f"\n## {title}\n\n{_setting(rows[0])}\n\n{markdown(headings, cells)}"
+    if any(row["largest_batch"] is not None for row in rows):
+        text += f"\n{_budget(rows)}"
+    return text + machine_line(rows[0]["machine"], command)
+
+
+def _setting(row: dict[str, Any]) -> str:
+    s = row["settings"]
+    cut = "" if s["layers"] == s["of_layers"] else f", {s['layers']} of {s['of_layers']} blocks"
+    return (
+        f"Shape {s['model']}{cut} with random weights ({s['parameters'] / 1e6:,.0f} M parameters), {s['dtype']}, "
+        f"{s['batch']} x {s['sequence']} tokens, {s['targets']} layers adapted, {s['rounds']} rounds. Weights: "
+        f"{size(row['weights_bytes'])}."
+    )
+
+
+def _label(row: dict[str, Any]) -> str:
+    name = row["method"] if row["k"] is None else f"{row['method']} K={row['k']}"
+    return f"**{name}**" if row["method"] == "neuroada" else name
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    if row["method"] == "floor":
+        return "1"
+    return f"{row['ratio_to_floor']:.3f} ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})"
+
+
+def _verdict(row: dict[str, Any], targets: dict[tuple[str, int | None], float]) -> str:
+    limit = targets.get((row["method"], row["k"]))
+    if limit is None:
+        return ""
+    return f"≤ {limit:.2f}: {'met' if row['ratio_to_floor'] <= limit else 'missed'}"
+
+
+def _prediction(row: dict[str, Any]) -> str:
+    if row["predicted_bytes"] is None:
+        return "–"
+    off = round(100 * (row["predicted_bytes"] / row["peak_bytes"] - 1), 1)
+    return f"{off:+.1f} %" if off else "0.0 %"
+
+
+def _budget(rows: Sequence[dict[str, Any]]) -> str:
+    budget = rows[0]["settings"]["memory_budget"]
+    cells = [
+        [
+            _label(row),
+            f"{row['largest_batch']:,}",
+            f"{row['largest_batch_samples_per_s']:,.2f}" if row["largest_batch"] else "–",
+        ]
+        for row in rows
+    ]
+    return f"The largest batch within {size(budget)}:\n\n{markdown(['method', 'rows', 'samples/s'], cells)}"
+
+
+# ---------------------------------------------------------------------------------------------------
+# The op, files, the GPU's checks
+
+
+def op_section(title: str, name: str, command: str) -> str:
+    result = load(name)
+    if result is None:
+        return f"\n## {title}\n\nNot measured yet: run `{command}`.\n"
+    names = sorted({backend for row in result["rows"] for backend in row["ratios"]})
+    cells = [
+        [
+            row["kind"], f"{row['tokens']} x {row['inputs']} x {row['outputs']}", str(row["k"]),
+            *(_backend(row, backend) for backend in names),
+        ]
+        for row in result["rows"]
+    ]  # fmt: skip
+    return (
+        f"\n## {title}\n\nThe gradient of the deltas of one layer, as a ratio to that layer's forward pass plus "
+        "input gradient (T tokens x I inputs x O outputs). Bold is the fastest, which the tool takes for "
+        "shapes like it; `dense_oracle` is the whole weight gradient, which full and mask-based training "
+        f"pay.\n\n{markdown(['kind', 'T x I x O', 'K', *names], cells)}{machine_line(result['machine'], command)}"
+    )
+
+
+def _backend(row: dict[str, Any], name: str) -> str:
+    if name not in row["ratios"]:
+        return "–"
+    text = f"{row['ratios'][name]:.3f}"
+    return f"**{text}**" if name == row["fastest"] else text
+
+
+def io_section() -> str:
+    result = load("io")
+    title, command = "Files: select, merge, attach, switch", "make bench-io"
+    if result is None:
+        return f"\n## {title}\n\nNot measured yet: run `{command}`.\n"
+    cells = []
+    for row in result["rows"]:
+        if row["what"] == "attach":
+            for what in ("attach", "switch"):
+                share = row[f"{what}_over_load"]
+                seconds = row[f"{what}_seconds"]
+                cells.append(
+                    [f"{what} an adapter (K={row['k']})", f"{seconds:.3f} s", f"{100 * share:.1f} % of loading "
+                     f"({row['load_seconds']:.2f} s)", f"≤ 1 %: {'met' if share <= 0.01 else 'missed'}", ""]
+                )  # fmt: skip
+            continue
+        for key, peer in (("read", "reading the files"), ("cp", "cp"), ("cp_flushed", "cp, flushed to disk")):
+            if f"speed_over_{key}" not in row:
+                continue
+            ratio = row[f"speed_over_{key}"]
+            wanted = "" if key == "cp_flushed" else f"≥ 0.5: {'met' if ratio >= 0.5 else 'missed'}"
+            cells.append(
+                [f"{row['what']}, {row['cache']} cache", f"{size(row[row['what'] + '_bytes_per_s'])}/s",
+                 f"{ratio:.2f} x {peer}", wanted, size(row["peak_anonymous_bytes"])]
+            )  # fmt: skip
+    nbytes = next(row["bytes"] for row in result["rows"] if "bytes" in row)
+    headings = ["what", "speed", "against", "target", "memory"]
+    return (
+        f"\n## {title}\n\nA {size(nbytes)} bf16 model in four shards, made on the spot. Memory is what the command "
+        "adds to its process at its peak, file pages of the system's cache left out. `merge` writes, hashes "
+        "and flushes every file before it puts the folder in its place.\n\n"
+        f"{markdown(headings, cells)}{machine_line(result['machine'], command)}"
+    )
+
+
+def gpu_section() -> str:
+    about = load("gpu_run")
+    command = "make bench-gpu"
+    if about is None:
+        return (
+            "\n## On a GPU\n\nNot measured. The Triton kernel is tested against the oracle in Triton's "
+            f"interpreter only; `{command}` (one GPU, under nine minutes) checks, tunes and measures it.\n"
+        )
+    checks = load("gpu_check")
+    held = sum(row["ok"] for row in checks["rows"])
+    worst = max(row["error"] for row in checks["rows"])
+    text = f"\n## On a GPU: checks\n\n{held} of {len(checks['rows'])} comparisons with the oracle hold; the largest "
+    text += f"relative difference is {worst:.1e}.\n{machine_line(checks['machine'], command)}"
+    if about["left_out"]:
+        text += f"\nLeft out for lack of time: {', '.join(about['left_out'])}.\n"
+    text += op_section("On a GPU: the op", "op_cuda", command)
+    targets = {("neuroada", 1): 1.05, ("neuroada", 20): 1.15}
+    text += step_section("On a GPU: LLaMA-7B", "step_gpu_llama-7b", command, targets)
+    for name, title in (
+        ("mask", "beside the mask-based method"),
+        ("budget", "the largest batch"),
+        ("full", "beside full fine-tuning"),
+    ):
+        text += step_section(f"On a GPU: LLaMA-7B, {title}", f"step_gpu_llama-7b-{name}", command)
+    return text
+
+
+def rest_section() -> str:
+    """What is above the floor, and how much of it the op explains."""
+    op, lines = load("op_cpu"), []
+    for name, title in (("smollm2", "SmolLM2-135M's shape"), ("block", "one LLaMA-7B block")):
+        for row in load(f"step_cpu_{name}") or []:
+            if row["method"] != "neuroada":
+                continue
+            above = 100 * (row["ratio_to_floor"] - 1)
+            lines.append(f"- {title}, K={row['k']}: {above:+.1f} % over the floor")
+    if not lines or op is None:
+        return ""
+    ratios = [(row, row["ratios"][row["fastest"]]) for row in op["rows"] if row["kind"] == "cpu float32"]
+    parts = []
+    for k in (1, 20):
+        here = [ratio for row, ratio in ratios if row["k"] == k]
+        if here:
+            parts.append(f"{100 * min(here):.1f} to {100 * max(here):.1f} % at K={k}")
+    return (
+        "\n## Where the remaining time goes\n\n" + "\n".join(lines) + "\n\nThe op alone costs "
+        f"{' and '.join(parts)} of its layer's forward and input gradient (fp32, CPU, by shape). Narrow layers pay most: reading and laying out g and x grows with I + O, "
+        "the floor with I x O. The rest of a step above the floor is AdamW and clipping over the deltas, folding them in, and "
+        "the Python around one more autograd node per layer. Attention, norms and the vocabulary's product "
+        "belong to the floor and dilute all of it in a whole model.\n"
+    )
+
+
+def page() -> str:
+    smollm2 = {("neuroada", 1): 1.05, ("neuroada", 20): 1.10}
+    block = {("neuroada", 1): 1.02, ("neuroada", 20): 1.05}
+    cpu = "make bench-cpu"
+    return "".join(
+        [
+            INTRO,
+            step_section("A whole small model on the CPU", "step_cpu_smollm2", cpu, smollm2),
+            step_section("One LLaMA-7B block on the CPU, fp32", "step_cpu_block", cpu, block),
+            step_section("One LLaMA-7B block on the CPU, bf16", "step_cpu_block-bf16", cpu),
+            op_section("The op on the CPU", "op_cpu", "make bench-op"),
+            rest_section(),
+            io_section(),
+            gpu_section(),
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="docs/performance.md from the result files.")
+    parser.add_argument("--check", action="store_true", help="compare only")
+    given = parser.parse_args()
+    text = page()
+    if not given.check:
+        files.write_text(PAGE, text)
+    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
+        sys.exit("docs/performance.md is not what the result files give; run `make bench-report`")
+
+
+if __name__ == "__main__":
+    main()
