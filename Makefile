@@ -32,3 +32,5 @@ docs: setup  ## rewrite the generated pages
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache
+
+include benchmarks/targets.mk
