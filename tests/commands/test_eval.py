@@ -1,0 +1,375 @@
+"""`eval` as it is used: on bases, adapters and merged folders, stopped and continued, refused in time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import pico_bert, pico_llama
+from tiny_tokenizer import SIZE, byte_tokenizer
+
+from neuroada_cli import adapter as adapters
+from neuroada_cli import files, hub, selecting
+from neuroada_cli.cli import app
+from neuroada_cli.commands import eval as evaluate
+from neuroada_cli.commands import merge
+from neuroada_cli.errors import DataError, ModelError, NumericsError, OutputError, RecipeError, Stopped
+from neuroada_cli.evaluation.records import Records
+from neuroada_cli.recipe import recipe_from, to_yaml
+
+NEW = 5
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Small sets in the published form, in the folder that is searched first."""
+    folder = tmp_path / "sets"
+    monkeypatch.setenv("NEUROADA_DATA", str(folder))
+    monkeypatch.chdir(tmp_path)
+    questions = [
+        {"instruction": f"Is {n * 37} even?", "answer": ["false", "true"][n % 3 > 0]} for n in range(11)
+    ]
+    pairs = [{"sentence1": f"a{n}", "sentence2": "b" * n, "label": n % 2} for n in range(12)]
+    for name, rows in {
+        "boolq/test": questions,
+        "piqa/test": questions[:5],
+        "SVAMP/test": [{"instruction": f"{n} + 1?", "answer": str(n + 1)} for n in range(4)],
+        "glue_rte/validation": pairs,
+    }.items():
+        write_rows(folder / f"{name}.jsonl", rows)
+    return folder
+
+
+def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def base_folder(folder: Path, build: Callable[..., Any] = pico_llama, **changes: object) -> Path:
+    name = "vocabulary" if build is pico_llama else "vocab_size"
+    build(**{name: SIZE, "max_position_embeddings": 512} | changes).save_pretrained(folder)
+    byte_tokenizer(pairs=build is pico_bert).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return base_folder(tmp_path / "base")
+
+
+def adapter_folder(base: Path, folder: Path, task: str = "causal-lm", recipe: str | None = None) -> Path:
+    """An adapter as training leaves it, with random deltas in place of trained ones."""
+    labels = None if task == "causal-lm" else 2
+    skeleton = hub.skeleton(base, task, labels)
+    layers = selecting.target_layers(skeleton, hub.open_weights(base), ["all-linear"])
+    selection = selecting.select_indices(base, skeleton, layers, 2)
+    generator = torch.Generator().manual_seed(5)
+    adapter = adapters.Adapter(
+        selection=selection,
+        deltas={n: 0.5 * torch.randn(i.shape, generator=generator) for n, i in selection.indices.items()},
+        whole={},
+        base=str(base),
+        revision=None,
+        task=task,
+        settings={"dtype": "fp32", "num_labels": labels},
+    )
+    with files.atomic_folder(folder, overwrite=True) as temporary:
+        adapters.write_adapter(temporary, adapter, tokenizer=hub.load_tokenizer(base), recipe_yaml=recipe)
+    return folder
+
+
+def run(target: Path | str, *tasks: str, **options: Any) -> evaluate.EvalResult:
+    return evaluate.run(
+        str(target), tasks=tasks, **{"max_new_tokens": NEW, "batch_size": 2, "quiet": True} | options
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder but the lock, with the times taken out."""
+    found = {}
+    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"):
+        text = file.read_text()
+        if file.name == "results.json":
+            text = json.dumps({k: v | {"seconds": 0} for k, v in json.loads(text).items()})
+        found[str(file.relative_to(folder))] = text.encode()
+    return found
+
+
+# -- what is written
+
+
+def test_a_base_model(base: Path, tmp_path: Path) -> None:
+    result = run(base, "boolq", "SVAMP", dtype="fp32")
+    assert result.folder == Path("eval/base"), "nothing is put into a foreign model folder"
+    rows = [json.loads(line) for line in Path("eval/base/predictions/boolq.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rows] == list(range(11))
+    assert set(rows[0]) == {"row", "prompt", "prediction", "extracted", "reference", "correct", "strict"}
+    assert rows[1]["prompt"] == "Is 37 even?\n"
+    entry = json.loads(Path("eval/base/results.json").read_text())["boolq"]
+    source = {"source": "boolq/test.jsonl", "rows": "all rows"}
+    assert entry | {"data": entry["data"] | source} == entry
+    assert (entry["protocol"], entry["loss_mask"], entry["decoding"]) == ("reft", "target only", "greedy")
+    assert (entry["n"], entry["unparsed"], entry["score"], entry["dtype"]) == (11, 11, 0.0, "float32")
+    assert entry["model"] == hub.fingerprint(base)
+    assert len(entry["data"]["sha256"]) == 64
+    assert {"torch", "transformers", "neuroada"} <= set(entry["versions"])
+    assert str(tmp_path) not in Path("eval/base/results.json").read_text()
+
+
+def test_merged_predictions_are_the_adapters_row_by_row(base: Path, tmp_path: Path) -> None:
+    tuned = run(adapter_folder(base, tmp_path / "adapter"), "boolq", "SVAMP")
+    merge.run(tmp_path / "adapter", tmp_path / "merged", quiet=True)
+    merged = run(tmp_path / "merged", "boolq", "SVAMP", dtype="fp32")
+    assert tuned.predictions == merged.predictions
+    assert tuned.predictions != run(base, "boolq", "SVAMP", dtype="fp32").predictions
+    assert (tuned.folder, merged.folder) == (tmp_path / "adapter/eval", tmp_path / "merged/eval")
+    files.verify_folder(tmp_path / "adapter")
+    entry = json.loads((tmp_path / "adapter/eval/results.json").read_text())["boolq"]
+    manifest = files.verify_folder(tmp_path / "adapter")["files"]
+    assert entry["adapter_sha256"] == manifest["adapter_model.safetensors"]["sha256"]
+
+
+def test_a_run_folder_and_its_recipe(base: Path, tmp_path: Path) -> None:
+    recipe = recipe_from(
+        {
+            "name": "pico",
+            "model": {"path": str(base)},
+            "data": {"task": "boolq", "protocol": "llm-adapters"},
+            "eval": {"tasks": ["piqa"], "limit": 3, "max_new_tokens": 4, "batch_size": 8},
+        }
+    )
+    adapter_folder(base, tmp_path / "run/checkpoint-7", recipe=to_yaml(recipe))
+    (tmp_path / "run/metrics.jsonl").write_text("")
+    files.atomic_link(tmp_path / "run/last", "checkpoint-7")
+    result = evaluate.run(str(tmp_path / "run"), quiet=True)
+    assert result.folder == tmp_path / "run/eval"
+    entry = json.loads((tmp_path / "run/eval/results.json").read_text())["piqa"]
+    assert (entry["n"], entry["max_new_tokens"], entry["batch_size"]) == (3, 4, 8)
+    assert entry["data"]["rows"] == "the first 3 of all rows"
+    assert (entry["protocol"], entry["decoding"]) == ("llm-adapters", "4 beams")
+    assert entry["loss_mask"] == "prompt and target"
+    other = run(tmp_path / "run/last", "piqa", protocol="reft")
+    assert other.folder == tmp_path / "run/eval/checkpoint-7", "pruning a checkpoint keeps its results"
+    entry = json.loads((other.folder / "results.json").read_text())["piqa"]
+    assert (entry["protocol"], entry["loss_mask"]) == ("reft", "prompt and target"), "as it was trained"
+
+
+def test_a_recipe_names_its_base(base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pico.yaml"
+    file.write_text(f"name: pico\nmodel: {{path: {base}, dtype: fp32}}\ndata: {{task: piqa}}\n")
+    assert run(str(file)).predictions == run(base, "piqa", dtype="fp32", out="other").predictions
+
+
+def test_a_classifier_reports_on_the_rows_that_chose_nothing(tmp_path: Path) -> None:
+    base = base_folder(tmp_path / "bert", pico_bert)
+    tuned = run(adapter_folder(base, tmp_path / "adapter", "sequence-classification"), "rte")
+    result = tuned.results["rte"]
+    assert (result.n, result.metric, result.unparsed) == (6, "accuracy", 0)
+    rows = [p.row for p in tuned.predictions["rte"]]
+    assert rows == sorted(rows)
+    assert rows != list(range(6)), "numbered as in the source"
+    merge.run(tmp_path / "adapter", tmp_path / "merged", quiet=True)
+    assert run(tmp_path / "merged", "rte").predictions == tuned.predictions
+
+
+def test_a_random_head_is_told(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(base, "rte", quiet=False)
+    assert "score.weight: random, in none of the files, so scores are chance" in capsys.readouterr().out
+
+
+def test_the_table_and_the_note_on_a_part(
+    base: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    (data / "piqa/test.jsonl").rename(data / "piqa/test_5.jsonl")
+    run(base, "boolq", "piqa", quiet=False)
+    shown = capsys.readouterr().out
+    assert "piqa: piqa/test_5.jsonl is only a part of the published rows" in shown
+    assert [line for line in shown.splitlines() if "boolq" in line and "11" in line and "63.6" in line]
+    assert "mean" in shown
+
+
+def test_instructions_of_ones_own_are_scored_on_what_was_held_out(base: Path, tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}"
+    tokenizer.save_pretrained(base)
+    turns = [[("user", f"Say {n}"), ("assistant", str(n))] for n in range(9)]
+    rows = [{"messages": [{"role": r, "content": c} for r, c in turn]} for turn in turns]
+    mine = write_rows(tmp_path / "mine.jsonl", rows)
+    recipe = recipe_from(
+        {
+            "name": "own",
+            "model": {"path": str(base)},
+            "data": {"task": "instruct", "train": str(mine), "validation_rows": 2},
+        }
+    )
+    result = run(base, recipe=recipe)
+    assert [(p.row, p.prompt, p.reference) for p in result.predictions["instruct"]] == [
+        (7, "Say 7\n", "7"),
+        (8, "Say 8\n", "8"),
+    ]
+
+
+# -- stopped and continued
+
+
+def test_a_stopped_evaluation_goes_on_and_ends_the_same(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after every batch in turn: the second of two tasks is cut, too."""
+    tasks = ("boolq", "piqa")
+    run(base, *tasks, out=tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
+    add = Records.add
+    for stop_after in range(1, 9):
+        out, left = tmp_path / f"cut{stop_after}", [stop_after]
+
+        def stopping(*args: Any, left: list[int] = left) -> None:
+            add(*args)
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Records, "add", stopping)
+            with pytest.raises(Stopped, match=r"rows done so far are kept.*start it again") as stopped:
+                run(base, *tasks, out=out)
+            assert stopped.value.exit_code == 130
+        left[0] = -1
+        run(base, *tasks, out=out)
+        assert contents(out) == whole
+
+
+def test_the_second_time_does_only_what_is_left(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(base, "boolq", out=tmp_path / "out")
+    done: list[int] = []
+    monkeypatch.setattr(Records, "add", lambda self, task, batch, *rest: done.extend(r.row for r in batch))
+    result = run(base, "boolq", "piqa", out=tmp_path / "out")
+    assert sorted(done) == list(range(5)), "boolq's rows were not done again"
+    assert set(result.results) == {"boolq", "piqa"}
+
+
+def test_what_exists_is_not_overwritten_unasked(base: Path, tmp_path: Path) -> None:
+    run(base, "boolq", out=tmp_path / "out")
+    before = contents(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"boolq\.jsonl: exists; add --overwrite"):
+        run(base, "boolq", out=tmp_path / "out")
+    with pytest.raises(OutputError, match="made under other settings"):
+        run(base, "boolq", "piqa", out=tmp_path / "out", max_new_tokens=3)
+    assert contents(tmp_path / "out") == before
+    run(base, "boolq", out=tmp_path / "out", max_new_tokens=3, overwrite=True)
+    entry = json.loads((tmp_path / "out/results.json").read_text())["boolq"]
+    assert entry["max_new_tokens"] == 3
+
+
+# -- refused
+
+
+def test_refused_before_anything_is_loaded_or_written(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    with pytest.raises(RecipeError, match="bolq is not a task; did you mean boolq"):
+        run(base, "bolq")
+    with pytest.raises(RecipeError, match="no task to score"):
+        run(base)
+    with pytest.raises(RecipeError, match="need different heads"):
+        run(base, "boolq", "rte")
+    with pytest.raises(RecipeError, match="is not a protocol"):
+        run(base, "boolq", protocol="refd")
+    with pytest.raises(RecipeError, match="instruct has no test set of its own"):
+        run(base, "instruct")
+    write_rows(data / "boolq/test.jsonl", [{"instruction": "a", "answer": "true"}, {"instruction": "a"}])
+    with pytest.raises(DataError, match=r"test\.jsonl:2: has no field 'answer'"):
+        run(base, "boolq")
+    (data / "boolq/test.jsonl").write_text('{"instruction": "a", "answer": "tr')
+    with pytest.raises(DataError, match=r"test\.jsonl:1: not valid JSON"):
+        run(base, "boolq")
+    assert not (tmp_path / "eval").exists()
+
+
+def test_models_that_are_not_there_or_not_right(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such model folder"):
+        run("no/such/model at all", "boolq")
+    adapter = adapter_folder(base, tmp_path / "adapter")
+    with pytest.raises(ModelError, match="was trained for causal-lm, not for sequence-classification"):
+        run(adapter, "rte")
+    base_folder(base, initializer_range=0.3)
+    with pytest.raises(ModelError, match="base"):
+        run(adapter, "boolq")
+
+
+def test_a_broken_model_scores_nothing(base: Path, tmp_path: Path) -> None:
+    model = pico_llama(vocabulary=SIZE, max_position_embeddings=512)
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    model.save_pretrained(base)
+    with pytest.raises(NumericsError, match="NaN"):
+        run(base, "boolq", out=tmp_path / "out")
+    assert not (tmp_path / "out/results.json").exists()
+
+
+# -- predictions of other tools
+
+
+def test_foreign_predictions(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "1 + 1?", "prediction": "it is 1 + 1 = 2", "answer": "2.0"},
+        {"instruction": "2 + 2?", "prediction": "5", "answer": 4},
+        {"instruction": "3 + 3?", "prediction": "six", "answer": "6"},
+    ]
+    file = write_rows(tmp_path / "theirs.jsonl", rows)
+    for task in ("gsm8k", "gsm8k_cot"):
+        result = evaluate.run_predictions(file, task, "reft", quiet=True).results[task]
+        assert (result.n, result.score, result.unparsed) == (3, pytest.approx(1 / 3), 1)
+    rows = [{"instruction": "?", "prediction": "the correct answer is true", "answer": "true"}]
+    for protocol in ("reft", "llm-adapters"):
+        found = evaluate.run_predictions(write_rows(file, rows), "boolq", protocol, quiet=True)
+        assert found.results["boolq"].score == 1
+    rows = [{"instruction": "?", "prediction": " 2024-01-05\n", "answer": "2024-01-05"}]
+    assert evaluate.run_predictions(write_rows(file, rows), "due_dates", "reft", quiet=True).results
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "holds no rows"),
+        ([{"instruction": "a", "prediction": "b", "answer": "c"}, {}], ":2: has no field 'instruction'"),
+        ([{"instruction": "a", "prediction": 4, "answer": "c"}], ":1: .*prediction must be text"),
+    ],
+)
+def test_foreign_predictions_that_cannot_be_scored(
+    tmp_path: Path, rows: list[dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        evaluate.run_predictions(write_rows(tmp_path / "theirs.jsonl", rows), "boolq", "reft")
+
+
+def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "eval",
+        str(base),
+        "--tasks",
+        "boolq,piqa",
+        "--limit",
+        "2",
+        "--max-new-tokens",
+        "2",
+        "--out",
+        "o",
+    ]
+    app(words, standalone_mode=False)
+    assert "predictions and results: o" in capsys.readouterr().out
+    assert len((tmp_path / "o/predictions/piqa.jsonl").read_text().splitlines()) == 2
+    file = write_rows(tmp_path / "t.jsonl", [{"instruction": "?", "prediction": "4", "answer": "4"}])
+    app(["eval", "--predictions", str(file), "--tasks", "SVAMP"], standalone_mode=False)
+    assert "SVAMP" in capsys.readouterr().out
+    with pytest.raises(DataError, match="no such file"):
+        app(["eval", "--predictions", "absent.jsonl", "--tasks", "SVAMP"], standalone_mode=False)
