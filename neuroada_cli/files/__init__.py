@@ -9,17 +9,10 @@
 No pickle is read or written anywhere.
 """
 
-from neuroada_cli.files.atomic import (
-    MANIFEST,
-    atomic_file,
-    atomic_folder,
-    atomic_link,
-    clean_stale,
-    explained,
-    require_space,
-    verify_folder,
-)
+from neuroada_cli.files.atomic import atomic_file, atomic_folder, atomic_link, clean_stale
+from neuroada_cli.files.disk import explained, require_space
 from neuroada_cli.files.lock import Lock
+from neuroada_cli.files.manifest import MANIFEST, verify_folder
 from neuroada_cli.files.tensors import read_tensors, stream_tensors, write_tensors
 from neuroada_cli.files.text import append_jsonl, copy_file, read_json, write_json, write_text
 

@@ -6,13 +6,16 @@ import fcntl
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from types import TracebackType
 
 from neuroada_cli.errors import OutputError
-from neuroada_cli.files.atomic import explained
+from neuroada_cli.files import strict_json
+from neuroada_cli.files.disk import explained
 
 LOCK = ".lock"
+NAME_TRIES, NAME_SECONDS = 50, 0.01
 
 
 class Lock:
@@ -40,9 +43,15 @@ class Lock:
             ) from None
         except OSError:  # a file system without locks: better to work unlocked than not at all
             pass
-        with explained(self.folder):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        try:
+            with explained(self.folder):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(
+                    descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0
+                )
+        except BaseException:
+            os.close(descriptor)
+            raise
         self._descriptor = descriptor
         return self
 
@@ -55,8 +64,26 @@ class Lock:
 
 
 def _holder(descriptor: int) -> str:
+    """Who holds it, from the file; a holder that has the lock but has not written its name yet gets a while."""
+    here = socket.gethostname()
+    for _ in range(NAME_TRIES):
+        try:
+            said = strict_json.parse(os.pread(descriptor, 4096, 0))
+            pid, host = int(said["pid"]), str(said["host"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pid, host = 0, ""
+        if pid > 0 and (host != here or _lives(pid)):
+            return f"process {pid} on {host[:80]}"
+        time.sleep(NAME_SECONDS)
+    return "another process"
+
+
+def _lives(pid: int) -> bool:
+    """False for the holder before the present one, whose name is still in the file."""
     try:
-        said = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {int(said['pid'])} on {said['host']}"
-    except (ValueError, KeyError, TypeError):  # it has the lock but has not written its name yet
-        return "another process"
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import torch
 from torch import Tensor
 
 from neuroada_cli.errors import ModelError
-from neuroada_cli.files.atomic import atomic_file, explained, remember_hash
-from neuroada_cli.hub.weights import DTYPES, read_header
+from neuroada_cli.files.atomic import atomic_file
+from neuroada_cli.files.disk import explained
+from neuroada_cli.files.manifest import remember_hash
+from neuroada_cli.hub.weights import DTYPES, TensorInfo, read_header
 
 CHUNK = 8 << 20
 CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -92,8 +95,8 @@ def _header(plan: Sequence[Planned], metadata: Mapping[str, str] | None) -> byte
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, dtype, shape in plan:
-        if name in entries:
-            raise ValueError(f"{name} is planned twice")
+        if name in entries or name == "__metadata__":
+            raise ValueError(f"{name} is planned twice, or is no name for a tensor")
         end = offset + _nbytes(dtype, shape)
         entries[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
@@ -112,18 +115,27 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     Raises ModelError, naming the file and the tensor, for whatever is not exactly the format.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError("is missing", str(path))
     infos, metadata = read_header(path)
-    tensors: dict[str, Tensor] = {}
-    with path.open("rb") as file:
-        for name, info in infos.items():
-            file.seek(info.offset)
-            data = bytearray(file.read(info.nbytes))
-            if len(data) != info.nbytes:
-                raise ModelError(f"{name} was cut short", str(path), "copy it again")
-            empty = torch.empty(info.shape, dtype=info.dtype)
-            tensors[name] = torch.frombuffer(data, dtype=info.dtype).view(info.shape) if data else empty
-    if not all(isinstance(k, str) and isinstance(v, str) for k, v in metadata.items()):
+    if not all(isinstance(text, str) for text in metadata.values()):
         raise ModelError("has metadata that is not text", str(path))
-    return tensors, metadata
+    try:
+        with path.open("rb", buffering=0) as file:
+            return {name: _read_tensor(file, name, info) for name, info in infos.items()}, metadata
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror}", str(path)) from None
+
+
+def _read_tensor(file: FileIO, name: str, info: TensorInfo) -> Tensor:
+    if info.nbytes == 0:
+        return torch.empty(info.shape, dtype=info.dtype)
+    data = bytearray(info.nbytes)
+    file.seek(info.offset)
+    done = 0
+    while done < info.nbytes:
+        count = file.readinto(memoryview(data)[done:])
+        if not count:
+            raise ModelError(f"{name} was cut short", str(info.file), "copy it again")
+        done += count
+    return torch.frombuffer(data, dtype=info.dtype).view(info.shape)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from neuroada_cli.errors import ModelError, UserError
-from neuroada_cli.files.atomic import atomic_file, explained
+from neuroada_cli.files import strict_json
+from neuroada_cli.files.atomic import atomic_file
+from neuroada_cli.files.disk import explained
 
 MAX_JSON_BYTES = 64 << 20
 
@@ -26,10 +28,21 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def append_jsonl(path: str | os.PathLike[str], value: Any) -> None:
-    """Add one line to a log in one write, so that a kill cannot leave two halves of different lines."""
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    """Add one line to a log, all or nothing unless killed within the call. Raises ResourceError.
+
+    A full disk may take the first bytes of a line and refuse the rest; those are cut off again, so that the
+    next line does not continue half of this one.
+    """
+    line = memoryview((json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode())
     with explained(Path(path)), open(path, "ab", buffering=0) as file:
-        file.write(line.encode())
+        before = os.fstat(file.fileno()).st_size
+        try:
+            written = 0
+            while written < len(line):
+                written += file.write(line[written:])
+        except OSError:
+            os.ftruncate(file.fileno(), before)
+            raise
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -44,16 +57,12 @@ def read_json(path: str | os.PathLike[str], error: type[UserError] = ModelError)
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise error(f"larger than {MAX_JSON_BYTES >> 20} MiB", str(path))
-        return json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
+        return strict_json.parse(path.read_bytes())
     except FileNotFoundError:
         raise error("is missing", str(path)) from None
     except OSError as problem:
         raise error(f"cannot be read: {problem.strerror}", str(path)) from None
     except json.JSONDecodeError as problem:
         raise error(f"not valid JSON: {problem.msg}", f"{path}:{problem.lineno}") from None
-    except (ValueError, RecursionError) as problem:
+    except ValueError as problem:
         raise error(f"not valid JSON: {problem}", str(path)) from None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,95 @@
+"""What the operating system says about a disk, told to the user; and fsync."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from neuroada_cli.errors import ResourceError, UserError
+
+_REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room in your quota",
+    errno.EFBIG: "raise the file size limit (ulimit -f)",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "choose a folder you may write to",
+    errno.EPERM: "choose a folder you may write to",
+    errno.EIO: "the disk is failing; choose another one",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EEXIST: "a part of the path is a file",
+    errno.EISDIR: "name a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+# About the file that the error names, which may be one that was only to be read.
+_OF_THE_NAMED_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR}
+# Rust libraries (tokenizers) raise plain Exceptions that end like this.
+_RUST = re.compile(r"\(os error (\d+)\)")
+
+
+@contextmanager
+def explained(path: Path, nbytes: int | None = None) -> Iterator[None]:
+    """Operating-system errors inside become ResourceError naming `path`, what was needed, what to do.
+
+    An OSError without a number is not the system's and passes through, as everything else does.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise _explain(error, path, nbytes) from error
+    except Exception as error:
+        found = _RUST.search(str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise _explain(OSError(number, os.strerror(number)), path, nbytes) from error
+
+
+def _explain(error: OSError, path: Path, nbytes: int | None) -> ResourceError:
+    named = error.filename if isinstance(error.filename, str) else None
+    if named is not None and error.errno in _OF_THE_NAMED_FILE and not _is_written(Path(named), path):
+        return ResourceError(
+            f"cannot be opened: {error.strerror}", named, "check the path and its permissions"
+        )
+    size = f" ({nbytes:,} bytes wanted)" if nbytes is not None else ""
+    return ResourceError(
+        f"cannot be written: {error.strerror}{size}", str(path), _REMEDIES.get(error.errno or 0)
+    )
+
+
+def _is_written(named: Path, path: Path) -> bool:
+    """Whether a file is `path`, above or below it, or something of ours beside it."""
+    named, path = Path(os.path.abspath(named)), Path(os.path.abspath(path))
+    return named.is_relative_to(path.parent) or path.is_relative_to(named)
+
+
+def fsync(path: Path) -> None:
+    """A file's or folder's content, down to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_space(path: str | os.PathLike[str], nbytes: int) -> None:
+    """Raises ResourceError when the file system of `path` lacks room for `nbytes`, or cannot be written."""
+    place = os.path.abspath(path)
+    while not os.path.exists(place):
+        place = os.path.dirname(place)
+    with explained(Path(place)):
+        free = shutil.disk_usage(place).free
+    if free < nbytes:
+        raise ResourceError(f"needs {nbytes:,} bytes, {free:,} are free", str(path), "make room")
+    folder = place if os.path.isdir(place) else os.path.dirname(place)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ResourceError("may not be written", folder, "choose a folder you may write to")
