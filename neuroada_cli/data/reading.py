@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from neuroada_cli.errors import DataError
+from neuroada_cli.files import strict_json
 
 Row = dict[str, Any]
 ENDINGS = (".jsonl", ".json", ".jsonl.xz", ".json.xz", ".parquet")
@@ -42,29 +43,15 @@ def read_as(file: Path, name: str, where: str) -> tuple[list[Row], list[int] | N
     return _json_lines(data, where)
 
 
-def _loads(data: bytes) -> Any:
-    """Strict JSON: UTF-8, strings of whole characters, no NaN. Raises ValueErrors and RecursionError."""
-    value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
-    if b"\\ud" in data or b"\\uD" in data:  # half of a surrogate pair could not be encoded again
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    return value
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
-
-
 def _json_array(data: bytes, file: str) -> list[Row]:
     try:
-        rows = _loads(data)
+        rows = strict_json.parse(data)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DataError("not UTF-8 text", f"{file}:{line}", "save it as UTF-8") from None
     except json.JSONDecodeError as error:
         raise DataError(f"not valid JSON: {error.msg}", f"{file}:{error.lineno}") from None
-    except UnicodeEncodeError:
-        raise DataError("holds half of a surrogate pair", file, "write the characters out") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"not valid JSON: {error}", file) from None
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
@@ -96,14 +83,12 @@ def _parse_line(line: bytes, rows: list[Row]) -> str | None:
     if b"\0" in line:
         return "holds a NUL byte"
     try:
-        row = _loads(line)
+        row = strict_json.parse(line)
     except UnicodeDecodeError:
         return "not UTF-8 text"
-    except UnicodeEncodeError:
-        return "holds half of a surrogate pair"
     except json.JSONDecodeError as error:
         return f"not valid JSON: {error.msg}"
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return f"not valid JSON: {error}"
     if not isinstance(row, dict):
         return f"is a {type(row).__name__}, not an object"

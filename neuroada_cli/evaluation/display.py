@@ -30,9 +30,9 @@ class Bar:
 @contextmanager
 def bar(console: Console, name: str, total: int) -> Iterator[Bar]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, TextColumn("{task.fields[accuracy]}"), console=console, transient=True
-    ) as progress:
+    share = TextColumn("{task.fields[accuracy]}")
+    silent = not console.is_terminal  # else an empty line is left in a log
+    with Progress(*columns, share, console=console, transient=True, disable=silent) as progress:
         yield Bar(progress, name, total)
 
 

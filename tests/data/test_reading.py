@@ -17,7 +17,9 @@ GOOD = b'{"a": 1}\n'
 BAD_LINES = {
     b'{"a": ': "not valid JSON",
     b'{"a": 1}}': "not valid JSON",
-    b'{"a": NaN}': "NaN is not a JSON value",
+    b'{"a": NaN}': "NaN is not JSON",
+    b'{"a": 1e999}': "too large a number",
+    b'{"a": 1, "a": 2}': "twice",
     b'{"a": "\xff"}': "not UTF-8",
     b'{"a": "\0"}': "NUL",
     b'{"a": "\\ud800"}': "surrogate",
