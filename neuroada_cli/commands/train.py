@@ -6,6 +6,7 @@ K = chosen inputs per neuron
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from neuroada_cli import adapter as adapters
 from neuroada_cli import environment, files, hub, selecting, training_plot
 from neuroada_cli.adapter import Adapter, Selection
 from neuroada_cli.allocator import keep_freed_memory
+from neuroada_cli.data.batch import align_padding
 from neuroada_cli.data.tasks import get_protocol
 from neuroada_cli.errors import RecipeError, UserError
 from neuroada_cli.methods import METHODS, Method, MethodState
@@ -100,12 +102,15 @@ def _train(checked: Checked, source: Path | None, console: Console) -> TrainResu
         keep_freed_memory()
     selection = _selection(checked, source, console)
     model, method, trainable = _attached(checked, selection)
+    data = checked.rows.data
+    if data.kind != "generation":
+        data = dataclasses.replace(data, pad_id=align_padding(model, checked.tokenizer))
     if source is None:
         _begin(recipe, run_dir, selection)
     log = MetricsLog(run_dir / run_folder.METRICS)
     checkpoints = RunCheckpoints(
         run_dir,
-        adapter=lambda state: _adapter(checked, selection, state),
+        adapter=lambda state: _adapter(checked, selection, state, data.pad_id),
         tokenizer=checked.tokenizer,
         recipe_yaml=to_yaml(recipe),
         recipe=recipe.model_dump(mode="json"),
@@ -120,7 +125,7 @@ def _train(checked: Checked, source: Path | None, console: Console) -> TrainResu
     try:
         with LiveReport(log, device, console) as report:
             settings = loop_settings(recipe)
-            progress = train(model, method, checked.rows.data, settings, checkpoints, report, indices)
+            progress = train(model, method, data, settings, checkpoints, report, indices)
     except UserError:
         with contextlib.suppress(UserError):  # the picture matters less than what went wrong
             _draw(recipe, run_dir)
@@ -191,7 +196,7 @@ def _begin(recipe: Recipe, run_dir: Path, selection: Selection) -> None:
     files.write_json(run_dir / run_folder.ENVIRONMENT, environment.facts())
 
 
-def _adapter(checked: Checked, selection: Selection, state: MethodState) -> Adapter:
+def _adapter(checked: Checked, selection: Selection, state: MethodState, pad_id: int) -> Adapter:
     recipe, task = checked.recipe, checked.task
     path = Path(recipe.model.path).expanduser()
     deltas = state.deltas or {name: torch.zeros(i.shape) for name, i in selection.indices.items()}
@@ -204,6 +209,7 @@ def _adapter(checked: Checked, selection: Selection, state: MethodState) -> Adap
         "loss_mask": get_protocol(recipe.data.protocol).loss_mask,
         "num_labels": task.num_labels,
         "labels": list(task.labels),
+        "pad_token_id": pad_id if task.num_labels is not None else None,
     }
     return Adapter(
         selection,
