@@ -64,7 +64,7 @@ class Lock:
 
 
 def _holder(descriptor: int) -> str:
-    """Who holds it, from the file; a holder that has the lock but has not written its name yet gets a while."""
+    """Who holds it, from the file; one that has not written its name yet gets a while to do so."""
     here = socket.gethostname()
     for _ in range(NAME_TRIES):
         try:
