@@ -9,21 +9,29 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-# malloc.h: parameter numbers of mallopt(3)
+# malloc.h: parameter numbers of mallopt(3), and glibc's defaults for them
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+DEFAULTS = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 128 * 1024, M_TOP_PAD: 128 * 1024}
+KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * 2**20}
 
 
-def keep_freed_memory() -> bool:
-    """Serve large blocks from the heap and never shrink it. True where glibc took the settings.
+@contextmanager
+def keeping_freed_memory() -> Iterator[bool]:
+    """Inside, large blocks come from the heap, and the heap never shrinks; yields whether glibc took that.
 
-    Affects this process only; peak memory stays what it was, it is just not returned between steps.
+    Only for work that allocates the same sizes again and again. Generation does not: its cache grows token
+    by token, no hole fits the next size, and such a heap would only ever grow.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # musl and others
-        return False
-    largest = 2**31 - 1
-    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, largest), (M_TOP_PAD, 64 * 2**20))
-    return all(mallopt(parameter, value) == 1 for parameter, value in settings)
+    libc = ctypes.CDLL(None)
+    if not sys.platform.startswith("linux") or not hasattr(libc, "mallopt"):  # musl, macOS
+        yield False
+        return
+    try:
+        yield all(libc.mallopt(parameter, value) == 1 for parameter, value in KEEPING.items())
+    finally:
+        for parameter, value in DEFAULTS.items():
+            libc.mallopt(parameter, value)
+        libc.malloc_trim(0)

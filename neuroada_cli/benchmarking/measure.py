@@ -5,6 +5,7 @@ O = output neurons, I = inputs, K = chosen inputs per neuron
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli import hub
-from neuroada_cli.allocator import keep_freed_memory
+from neuroada_cli.allocator import keeping_freed_memory
 from neuroada_cli.benchmarking.footprint import Footprint, Load, footprint
 from neuroada_cli.benchmarking.peers import PEERS
 from neuroada_cli.benchmarking.steps import (
@@ -94,10 +95,9 @@ def measure(subject: Subject, plan: Plan, on_progress: Callable[[str], None] | N
     tell = on_progress or (lambda _: None)
     for name, _ in plan.entries():
         PEERS[name]()  # a missing package is told before anything is measured
-    if plan.device == "cpu":
-        keep_freed_memory()
     indices = _indices(subject, plan)
-    timings, trainable = _times(subject, plan, indices, tell)
+    with keeping_freed_memory() if plan.device == "cpu" else contextlib.nullcontext():  # as `train` does
+        timings, trainable = _times(subject, plan, indices, tell)
     rows = []
     for place, (name, k) in enumerate(plan.entries()):
         tell(f"memory of {name}" + (f" K={k}" if k else ""))

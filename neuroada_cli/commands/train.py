@@ -18,7 +18,7 @@ from torch import nn
 from neuroada_cli import adapter as adapters
 from neuroada_cli import environment, files, hub, selecting, training_plot
 from neuroada_cli.adapter import Adapter, Selection
-from neuroada_cli.allocator import keep_freed_memory
+from neuroada_cli.allocator import keeping_freed_memory
 from neuroada_cli.data.batch import align_padding
 from neuroada_cli.data.tasks import get_protocol
 from neuroada_cli.errors import RecipeError, UserError
@@ -98,8 +98,6 @@ def run(
 
 def _train(checked: Checked, source: Path | None, console: Console) -> TrainResult:
     recipe, run_dir, started = checked.recipe, checked.recipe.run_path, time.perf_counter()
-    if checked.device == "cpu":
-        keep_freed_memory()
     selection = _selection(checked, source, console)
     model, method, trainable = _attached(checked, selection)
     data = checked.rows.data
@@ -123,7 +121,8 @@ def _train(checked: Checked, source: Path | None, console: Console) -> TrainResu
     device = torch.device(checked.device)
     indices = {} if recipe.train.method == "full" else selection.indices
     try:
-        with LiveReport(log, device, console) as report:
+        keeping = keeping_freed_memory() if checked.device == "cpu" else contextlib.nullcontext()
+        with keeping, LiveReport(log, device, console) as report:
             settings = loop_settings(recipe)
             progress = train(model, method, data, settings, checkpoints, report, indices)
     except UserError:
