@@ -20,7 +20,7 @@ from pathlib import Path
 
 from neuroada_cli.errors import OutputError
 from neuroada_cli.files.disk import explained, fsync
-from neuroada_cli.files.manifest import seal
+from neuroada_cli.files.manifest import MANIFEST, seal
 
 # .NAME.tmp-PID-RANDOM is being written; .NAME.was-PID-RANDOM is what stood at NAME and steps aside
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|was)-\d+-[0-9a-f]{8}", re.DOTALL)
@@ -82,8 +82,17 @@ def _checked_target(path: Path, overwrite: bool) -> Path:
         raise OutputError("is a file", str(path), "name a folder")
     if os.path.ismount(path):
         raise OutputError("is a mount point, which nothing can replace", str(path), "name a folder inside it")
-    if not overwrite and os.path.isdir(path) and any(path.iterdir()):
-        raise OutputError("exists and is not empty", str(path), "choose another folder, or add --overwrite")
+    if os.path.isdir(path) and any(path.iterdir()):
+        if not overwrite:
+            raise OutputError(
+                "exists and is not empty", str(path), "choose another folder, or add --overwrite"
+            )
+        if not (path / MANIFEST).is_file():  # a mistyped path must not cost somebody's home folder
+            raise OutputError(
+                f"holds no {MANIFEST}, so neuroada did not write it and will not replace it",
+                str(path),
+                "choose another folder, or empty this one yourself",
+            )
     return Path(os.path.realpath(path))
 
 

@@ -369,9 +369,13 @@ def test_out_that_is_taken(tmp_path: Path) -> None:
     (tmp_path / "out/notes.txt").write_text("mine")
     refused(trained, tmp_path / "out", OutputError, "not empty")
     assert (tmp_path / "out/notes.txt").read_text() == "mine"
-    merge.run(trained.folder, tmp_path / "out", overwrite=True, quiet=True)
-    assert not (tmp_path / "out/notes.txt").exists()
-    assert_merged_equals_trained(tmp_path / "out", trained, "fp32")
+    with pytest.raises(OutputError, match="did not write it"):  # --overwrite is for what is ours
+        merge.run(trained.folder, tmp_path / "out", overwrite=True, quiet=True)
+    assert (tmp_path / "out/notes.txt").read_text() == "mine"
+    merge.run(trained.folder, tmp_path / "ours", quiet=True)
+    refused(trained, tmp_path / "ours", OutputError, "not empty")
+    merge.run(trained.folder, tmp_path / "ours", overwrite=True, quiet=True)
+    assert_merged_equals_trained(tmp_path / "ours", trained, "fp32")
 
 
 @pytest.mark.parametrize("place", ["base", "base/merged", "adapter", "adapter/merged", "."])
