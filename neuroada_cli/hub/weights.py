@@ -25,6 +25,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reference reader
 MAX_INDEX_BYTES = 256 << 20
+MAX_DIMENSIONS, MAX_STRIDE = 16, 1 << 56  # what torch takes without overflowing, also where a size is 0
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -271,7 +272,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise ModelError(f"is not a safetensors file, or was cut short ({size} bytes)", str(path))
-            entries = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+            entries = json.loads(file.read(length).decode(), object_pairs_hook=_no_duplicates)
         if not isinstance(entries, dict):
             raise ValueError("not a mapping")
     except OSError as error:
@@ -305,6 +306,8 @@ def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
         code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         if not isinstance(code, str) or not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
             raise ValueError("sizes are whole numbers")
+        if len(shape) > MAX_DIMENSIONS or math.prod(n or 1 for n in shape) > MAX_STRIDE:
+            raise ValueError("no tensor has such a shape")
     except (KeyError, TypeError, ValueError):
         raise ModelError(f"{name} has a broken header entry", str(path)) from None
     if code not in DTYPES:
