@@ -38,27 +38,15 @@ def test_the_order_of_a_folder_is_files_manifest_folders_rename_parent(tmp_path:
     if not os.path.exists(strace):
         pytest.skip("needs strace")
     script = (
-        "import sys; from pathlib import Path; sys.path[:0] = [sys.argv[2]]\n"
+        "import sys; from pathlib import Path\n"
         "from neuroada_cli import files\n"
         "with files.atomic_folder(sys.argv[1]) as folder:\n"
-        "    (folder / 'a.txt').write_text('one'); (folder / 'inner').mkdir()\n"
+        "    folder = Path(folder); (folder / 'a.txt').write_text('one'); (folder / 'inner').mkdir()\n"
         "    (folder / 'inner' / 'b.txt').write_text('two')\n"
     )
     log = tmp_path / "log"
-    command = [
-        strace,
-        "-y",
-        "-e",
-        "trace=fsync,rename,renameat2",
-        "-o",
-        str(log),
-        sys.executable,
-        "-c",
-        script,
-    ]
-    done = subprocess.run(
-        [*command, str(tmp_path / "out"), str(Path(__file__).parents[1])], capture_output=True, text=True
-    )
+    command = [strace, "-y", "-e", "trace=fsync,rename,renameat2", "-o", str(log), sys.executable, "-c"]
+    done = subprocess.run([*command, script, str(tmp_path / "out")], capture_output=True, text=True)
     if "Operation not permitted" in done.stderr:
         pytest.skip("strace may not trace here")
     assert done.returncode == 0, done.stderr
@@ -93,9 +81,14 @@ def test_an_exception_inside_leaves_everything_as_it_was(tmp_path: Path, overwri
     write_folder(tmp_path / "old")
     before = tree(tmp_path)
     target = tmp_path / ("old" if overwrite else "new")
-    with pytest.raises(KeyboardInterrupt), files.atomic_folder(target, overwrite=overwrite) as folder:
-        files.write_text(folder / "a.txt", "half")
-        raise KeyboardInterrupt
+
+    def stop_in_the_middle() -> None:
+        with files.atomic_folder(target, overwrite=overwrite) as folder:
+            files.write_text(folder / "a.txt", "half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_in_the_middle()
     assert tree(tmp_path) == before
 
 
@@ -121,12 +114,13 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_made_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
-    with (
-        pytest.raises(OutputError, match="made by another process"),
-        files.atomic_folder(tmp_path / "out") as folder,
-    ):
-        files.write_text(folder / "a.txt", "ours")
-        write_folder(tmp_path / "out", "theirs")
+    def write_slowly() -> None:
+        with files.atomic_folder(tmp_path / "out") as folder:
+            files.write_text(folder / "a.txt", "ours")
+            write_folder(tmp_path / "out", "theirs")
+
+    with pytest.raises(OutputError, match="made by another process"):
+        write_slowly()
     assert (tmp_path / "out" / "a.txt").read_text() == "theirs"
     assert os.listdir(tmp_path) == ["out"]
 
@@ -202,9 +196,11 @@ def test_a_mount_point_is_refused_at_once() -> None:
 
 def test_a_name_that_the_reader_would_refuse_is_not_written(tmp_path: Path) -> None:
     for name in ("with space.txt", "new\nline"):
-        with pytest.raises(ValueError, match="cannot be in a manifest"):
-            with files.atomic_folder(tmp_path / "out") as folder:
-                (folder / name).write_text("x")
+        with (
+            pytest.raises(ValueError, match="cannot be in a manifest"),
+            files.atomic_folder(tmp_path / "out") as folder,
+        ):
+            (folder / name).write_text("x")
         assert os.listdir(tmp_path) == []
 
 

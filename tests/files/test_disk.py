@@ -67,9 +67,12 @@ def test_a_file_too_large_for_the_limit_leaves_nothing(tmp_path: Path) -> None:
     assert caught.value.exit_code == 6
     assert "400,072 bytes wanted" in caught.value.line()
     assert caught.value.line().endswith("raise the file size limit (ulimit -f)")
-    with file_size_limit(50_000), pytest.raises(ResourceError, match="ulimit"):
-        with files.atomic_folder(tmp_path / "out", overwrite=True) as folder:
-            files.write_tensors(folder / "x.safetensors", big)
+    with (
+        file_size_limit(50_000),
+        pytest.raises(ResourceError, match="ulimit"),
+        files.atomic_folder(tmp_path / "out", overwrite=True) as folder,
+    ):
+        files.write_tensors(folder / "x.safetensors", big)
     assert tree(tmp_path) == before
 
 
@@ -95,9 +98,9 @@ def test_every_refusal_of_the_system_has_a_remedy(number: int, remedy: str, tmp_
 def test_errors_of_rust_libraries_are_explained_too(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="No space left on device; make room"), files.explained(tmp_path):
         raise Exception("No space left on device (os error 28)")
-    with pytest.raises(Exception, match="^something else$"), files.explained(tmp_path):
+    with pytest.raises(Exception, match=r"^something else$"), files.explained(tmp_path):
         raise Exception("something else")
-    with pytest.raises(OSError, match="^no number$"), files.explained(tmp_path):
+    with pytest.raises(OSError, match=r"^no number$"), files.explained(tmp_path):
         raise OSError("no number")
     with pytest.raises(DataError), files.explained(tmp_path):
         raise DataError("not ours to explain (os error 28)")

@@ -27,7 +27,7 @@ def test_a_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
             "except OutputError as error:\n    print(error.line()); sys.exit(error.exit_code)\n"
         )
         command = [sys.executable, "-c", script, str(tmp_path / "run")]
-        other = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+        other = subprocess.run(command, capture_output=True, text=True)
     assert other.returncode == 7, other.stderr
     assert f"is in use by process {os.getpid()} on {socket.gethostname()}" in other.stdout
     with files.Lock(tmp_path / "run"):
