@@ -1,0 +1,127 @@
+"""Real runs on real data, and the page that shows them.
+
+    python docs/results.py run quickstart
+    python docs/results.py run minilm_mrpc --data-dir DATA
+    python docs/results.py run commonsense15k --data-dir DATA --set data.limit=1500
+    python docs/results.py page
+
+`run` takes a recipe through select, eval of the base, train, eval, merge and eval of the merged folder, and
+writes docs/results/NAME.json and NAME.png with the command that made them; `page` writes docs/results.md from
+the files that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS / "results"
+sys.path.insert(0, str(DOCS.parent / "benchmarks"))
+
+
+def run(name: str, data_dir: str | None, overrides: list[str]) -> None:
+    from common import machine
+
+    from neuroada_cli import files, quickstart
+    from neuroada_cli.recipe import load_recipe
+
+    given = [*overrides, *([f"data.data_dir={json.dumps(data_dir)}"] if data_dir else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(folder) / "tour"
+        tour = quickstart.run(load_recipe(name, [*given, f"run_dir={json.dumps(str(where))}"]))
+        found = json.loads((where / "results.json").read_text(encoding="utf-8"))
+        losses = [
+            entry["loss"]
+            for line in (tour.trained.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            if (entry := json.loads(line))["kind"] == "train"
+        ]
+        picture = tour.trained.run_dir / "training.png"
+        RESULTS.mkdir(exist_ok=True)
+        shutil.copyfile(picture, RESULTS / f"{name}.png")
+    found["recipe"]["run_dir"] = found["recipe"]["data"]["data_dir"] = None  # of that machine only
+    options = "".join(f" --set {override}" for override in overrides)
+    found |= {
+        "command": f"python docs/results.py run {name}{' --data-dir DATA' if data_dir else ''}{options}",
+        "first_losses": losses[:10],
+        "last_losses": losses[-10:],
+        "machine": machine(),
+    }
+    files.write_json(RESULTS / f"{name}.json", found)
+
+
+def page() -> str:
+    lines = [
+        "# Results of real runs",
+        "",
+        "Written by `python docs/results.py page` from the files in `docs/results/`. Scores are on held-out",
+        "rows, of the base model, of the tuned one, and of the merged checkpoint; *majority* is the score of",
+        "always giving the most frequent answer. The models are small and the runs short: they show that the",
+        "method learns and that nothing is lost on the way to the merged checkpoint, not what it can reach.",
+        "",
+        "| recipe | task | rows | metric | majority | base | tuned | merged | trained weights | minutes |",
+        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    details: list[str] = []
+    for file in sorted(RESULTS.glob("*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if "scores" not in found:
+            continue
+        lines += [_row(file.stem, task, found) for task in found["scores"]["base"]]
+        details += _details(file.stem, found)
+    return "\n".join([*lines, *details]) + "\n"
+
+
+def _row(name: str, task: str, found: dict[str, Any]) -> str:
+    base, tuned, merged = (found["scores"][stage][task] for stage in ("base", "tuned", "merged"))
+    majority = "" if base["majority"] is None else f"{100 * base['majority']:.1f}"
+    scores = " | ".join(f"{100 * result['score']:.1f}" for result in (base, tuned, merged))
+    share = 100 * found["trainable"] / found["parameters"]
+    minutes = found["seconds"]["train"] / 60
+    return (
+        f"| {name} | {task} | {base['n']} | {base['metric']} | {majority} | {scores} | "
+        f"{found['trainable']:,} ({share:.2g} %) | {minutes:.1f} |"
+    )
+
+
+def _details(name: str, found: dict[str, Any]) -> list[str]:
+    recipe, machine = found["recipe"], found["machine"]
+    first, last = (sum(found[key]) / len(found[key]) for key in ("first_losses", "last_losses"))
+    return [
+        "",
+        f"## {name}",
+        "",
+        f"    {found['command']}",
+        "",
+        f"{recipe['model']['path']} in {recipe['model']['dtype']}, K={recipe['select']['k']}, lr "
+        f"{recipe['optim']['lr']:g}, protocol {recipe['data']['protocol']}, seed {recipe['seed']}. "
+        f"Training loss {first:.3f} (first ten steps) to {last:.3f} (last ten); "
+        f"{found['merged_rows_differing_from_tuned']} rows answered differently after merging. "
+        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']} at the end, "
+        f"torch {machine['versions']['torch']}, {machine['date']}.",
+        "",
+        f"![training]({RESULTS.name}/{name}.png)",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run")
+    one.add_argument("recipe")
+    one.add_argument("--data-dir")
+    one.add_argument("--set", action="append", default=[], dest="overrides")
+    commands.add_parser("page")
+    given = parser.parse_args()
+    if given.command == "run":
+        run(given.recipe, given.data_dir, given.overrides)
+    (DOCS / "results.md").write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
