@@ -72,6 +72,9 @@ class DataSection(Section):
     )
     limit: int | None = Field(None, ge=1, description="Use only this many training rows (seeded choice).")
     validation_limit: int | None = Field(None, ge=1, description="Use only this many validation rows.")
+    drop_leaked: bool = Field(
+        False, description="Leave out training rows whose question a test set of `eval.tasks` asks, too."
+    )
     max_length: int = Field(512, ge=8, description="Tokens per row; a longer answer is cut and counted.")
     data_dir: str | None = Field(
         None, description="Folder searched first for data sets (also $NEUROADA_DATA)."

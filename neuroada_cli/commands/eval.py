@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,14 @@ from rich.console import Console
 
 from neuroada_cli import __version__, adapted, files
 from neuroada_cli.adapter import find_adapter
-from neuroada_cli.data import gsm8k
-from neuroada_cli.data.batch import Example
-from neuroada_cli.data.reading import read_file
 from neuroada_cli.data.task import Protocol, Task
-from neuroada_cli.data.tasks import expand, get_protocol, get_task
+from neuroada_cli.data.tasks import expand, get_protocol, get_task, scored_tasks
 from neuroada_cli.errors import DataError, RecipeError, Stopped
 from neuroada_cli.evaluation import display, metrics
+from neuroada_cli.evaluation.foreign import score_file
 from neuroada_cli.evaluation.records import About, Records
-from neuroada_cli.evaluation.rows import TaskRows, prepare
-from neuroada_cli.evaluation.run import Prediction, TaskResult, predict, score_one, summarise
+from neuroada_cli.evaluation.rows import Learnt, TaskRows, learnt_by, prepare
+from neuroada_cli.evaluation.run import Prediction, TaskResult, predict, summarise
 from neuroada_cli.recipe import Recipe, load_recipe
 
 
@@ -84,8 +82,9 @@ def run(
     data_dir = data_dir or (recipe.data.data_dir if recipe else None)
     limit = limit or (recipe.eval.limit if recipe else None)
     data = recipe.data if recipe else None
+    learnt = _learnt(trained or recipe, data_dir, console)
     jobs = [
-        prepare(task, settings.rules, data, data_dir, limit, lambda: _tokenizer_of(target, recipe))
+        prepare(task, settings.rules, data, data_dir, limit, lambda: _tokenizer_of(target, recipe), learnt)
         for task in chosen
     ]
     for job in jobs:
@@ -117,37 +116,10 @@ def run_predictions(file: str | Path, task_name: str, protocol: str, quiet: bool
     Raises DataError for a file or a row that is not that, RecipeError for a task that is not generation.
     """
     task, rules = get_task(task_name), get_protocol(protocol)
-    if task.kind != "generation":
-        raise RecipeError(f"{task.name} is not a generation task", "--tasks")
-    if not Path(file).is_file():
-        raise DataError("no such file", str(file))
-    rows, lines = read_file(Path(file))
-    if not rows:
-        raise DataError("holds no rows", str(file))
-    found = []
-    for number, row in enumerate(rows):
-        place = f"{file}:{lines[number]}" if lines else f"{file}, row {number}"
-        missing = [key for key in ("instruction", "prediction", "answer") if key not in row]
-        if missing:
-            raise DataError(f"has no field {missing[0]!r}", place)
-        if not isinstance(row["prediction"], str) or not isinstance(row["instruction"], str):
-            raise DataError("instruction and prediction must be text", place)
-        example = _foreign_example(task, row, number, protocol)
-        found.append(score_one(task.scoring[protocol], example, row["prediction"]))
+    found = score_file(Path(file), task, rules)
     results = {task.name: summarise(task, found, 0.0, 0)}
     Console(quiet=quiet).print(display.table(results, f"{file}   protocol {rules.name}"))
     return EvalResult(results, {task.name: found}, None)
-
-
-def _foreign_example(task: Task, row: dict[str, Any], number: int, protocol: str) -> Example:
-    """Extraction looks at prompt + completion, so the protocol's prompt is put around the instruction."""
-    answer = str(row["answer"])
-    if task.family == "gsm8k" and gsm8k.MARK not in answer:
-        answer = f"{gsm8k.MARK} {answer}"
-    try:
-        return task.example(row | {"question": row["instruction"], "answer": answer}, number, protocol)
-    except (KeyError, ValueError, TypeError):  # a task whose rows have other fields: its rule needs no prompt
-        return Example(row["instruction"], "", answer, number)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -180,15 +152,25 @@ def _settings(
 
 
 def _chosen_tasks(names: Sequence[str], recipe: Recipe | None) -> list[Task]:
-    wanted = list(names) or (recipe.eval.tasks or [recipe.data.task] if recipe else [])
-    if not wanted:
+    if not names and recipe is None:
         raise RecipeError("no task to score", fix="add --tasks boolq,piqa (or a recipe)")
-    chosen = expand(wanted)
+    chosen = expand(names) if names or recipe is None else scored_tasks(recipe.eval.tasks, recipe.data.task)
     if len({(task.model_task, task.num_labels) for task in chosen}) > 1:
         raise RecipeError("these tasks need different heads", "--tasks", "evaluate them one by one")
     for task in chosen:
         metrics.require(task.metrics if task.kind != "generation" else ())
     return chosen
+
+
+def _learnt(recipe: Recipe | None, data_dir: str | None, console: Console) -> Learnt | None:
+    """What the model was trained on; that it cannot be told is said, and stops nothing."""
+    if recipe is None:
+        return None
+    try:
+        return learnt_by(recipe, data_dir)
+    except (DataError, RecipeError) as error:
+        console.print(f"which rows were trained on is not known: {error}", markup=False, soft_wrap=True)
+        return None
 
 
 def _tokenizer_of(target: str, recipe: Recipe | None) -> Any:
@@ -294,6 +276,7 @@ def _score(
             progress.seconds = time.perf_counter() - started
     found = [progress.done[example.row] for example in job.examples]
     scores = summarise(job.task, found, progress.seconds, progress.tokens)
+    scores = replace(scores, leaked=job.leaked, training_set=job.training_set)
     records.finish(name, found, scores, about)
     return found, scores
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from neuroada_cli import adapter, hub, selecting
 from neuroada_cli.data.task import Task
-from neuroada_cli.data.tasks import expand, get_protocol, get_task
+from neuroada_cli.data.tasks import get_protocol, get_task, scored_tasks
 from neuroada_cli.delta.selection import CRITERIA
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.packaged_models import PACKAGED
@@ -21,7 +21,7 @@ def run(recipe: Recipe) -> None:
     """Print in four lines what the recipe would do. Raises the UserError of whatever is wrong with it."""
     task = get_task(recipe.data.task)
     protocol = get_protocol(recipe.data.protocol)
-    scored = expand(recipe.eval.tasks) or [task]
+    scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
     if recipe.select.criterion not in CRITERIA:
         raise RecipeError(
             f"select.criterion={recipe.select.criterion} is not known", fix=f"choose {', '.join(CRITERIA)}"

@@ -12,13 +12,13 @@ HELD_OUT = 300  # the last rows of the training set are the validation split
 
 
 def example(row: Row, number: int, protocol: str) -> Example:
-    """`{question}` and the instruction; the answer with its mark spelled out."""
+    """`{question}` and the instruction; the answer with its mark spelled out (and both spaces: LoReFT)."""
     solution = text(row, "answer")
-    reasoning, mark, final = solution.rpartition(MARK)
-    if not mark:
+    if MARK not in solution:
         raise ValueError(f"answer has no {MARK} line")
+    final = solution.rpartition(MARK)[2].strip()
     prompt = f"{text(row, 'question')}\nAnswer the above question. {TRIGGER}"
-    return Example(prompt, f"{reasoning}{WORDS}{final.strip()}", final.strip(), number)
+    return Example(prompt, solution.replace(MARK, WORDS), final, number)
 
 
 TASKS = [

@@ -48,6 +48,11 @@ def expand(names: Sequence[str]) -> list[Task]:
     return list(tasks.values())
 
 
+def scored_tasks(named: Sequence[str], trained: str) -> list[Task]:
+    """What `eval` scores under a recipe: the tasks it names, else those of its training task."""
+    return expand(named or [trained])
+
+
 def get_protocol(name: str) -> Protocol:
     """Raises RecipeError for a name that is none."""
     if name not in PROTOCOLS:

@@ -37,23 +37,48 @@ def bar(console: Console, name: str, total: int) -> Iterator[Bar]:
 
 
 def table(results: dict[str, TaskResult], title: str) -> Table:
+    """Scores in percent; "leaked": rows whose question was trained on, shown where that is known."""
+    known = any(result.leaked is not None for result in results.values())
     shown = Table(title=title, title_justify="left")
     shown.add_column("task")
-    for heading in ("rows", "score", "metric", "strict", "majority", "no answer", "rows/s"):
+    headings = ["rows", "score", "metric", "strict", "majority", "no answer", "rows/s"]
+    for heading in headings + ["leaked"] * known:
         shown.add_column(heading, justify="right" if heading != "metric" else "left")
     for name, result in results.items():
-        shown.add_row(
-            name,
+        cells = [
             f"{result.n:,}",
-            f"{100 * result.score:.1f}",
+            _percent(result.score),
             result.metric,
-            "" if result.strict is None else f"{100 * result.strict:.1f}",
-            "" if result.majority is None else f"{100 * result.majority:.1f}",
+            _percent(result.strict),
+            _percent(result.majority),
             str(result.unparsed),
             f"{result.n / result.seconds:.1f}" if result.seconds else "",
-        )
+            *([_leaked(result)] if known else []),
+        ]
+        shown.add_row(name, *cells, style="yellow" if result.clean is False else None)
     if len(results) > 1:
-        mean = sum(r.score for r in results.values()) / len(results)
-        shown.add_section()
-        shown.add_row("mean", "", f"{100 * mean:.1f}", style="bold")
+        _add_means(shown, list(results.values()))
     return shown
+
+
+def _add_means(shown: Table, results: Sequence[TaskResult]) -> None:
+    """The mean of all tasks, and apart from it that of the clean ones."""
+    shown.add_section()
+    shown.add_row("mean", "", _percent(_mean(results)), style="bold")
+    clean = [result for result in results if result.clean]
+    if 0 < len(clean) < len(results):
+        shown.add_row(f"mean of {len(clean)} clean", "", _percent(_mean(clean)), style="bold")
+
+
+def _mean(results: Sequence[TaskResult]) -> float:
+    return sum(result.score for result in results) / len(results)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def _leaked(result: TaskResult) -> str:
+    if result.leaked is None:
+        return "?"
+    return f"{result.leaked:,} ({result.leaked / result.n:.0%})" if result.leaked else "0"

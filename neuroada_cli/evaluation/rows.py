@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+from neuroada_cli.data import leakage
 from neuroada_cli.data.batch import Example
 from neuroada_cli.data.glue import half_of_validation
 from neuroada_cli.data.instruct import shaped
 from neuroada_cli.data.sources import Rows, load_rows, require_source
 from neuroada_cli.data.task import Protocol, Task, examples_of
-from neuroada_cli.data.tasks import get_task
+from neuroada_cli.data.tasks import get_task, scored_tasks
+from neuroada_cli.data.training_set import training_set
 from neuroada_cli.errors import RecipeError
-from neuroada_cli.recipe import DataSection
+from neuroada_cli.recipe import DataSection, Recipe
 
 
 @dataclass(frozen=True)
 class TaskRows:
-    """A task with the rows that score it; part says in words which rows of their source they are."""
+    """A task with the rows that score it.
+
+    part    says in words which rows of their source they are
+    leaked  how many of them ask what a row of training_set asks; both None where that set is not known
+    """
 
     task: Task
     rows: Rows
     examples: list[Example]
     part: str
+    leaked: int | None = None
+    training_set: str | None = None
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What a model was trained on: the set's name for readers, and its rows' normalised questions."""
+
+    source: str
+    questions: Collection[str]
+
+
+def learnt_by(recipe: Recipe, data_dir: str | None) -> Learnt:
+    """What training under a recipe learns.
+
+    data_dir  searched before the recipe's own, which may be another machine's
+    Raises DataError when the training set is not here, RecipeError when there is none.
+    """
+    section = recipe.data.model_copy(update={"data_dir": data_dir or recipe.data.data_dir})
+    scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
+    found = training_set(section, get_task(section.task), recipe.seed, scored)
+    rows = found.rows.subset(found.learnt)
+    return Learnt(rows.label, leakage.questions(rows.rows))
 
 
 def prepare(
@@ -33,12 +62,14 @@ def prepare(
     data_dir: str | None,
     limit: int | None,
     tokenizer: Callable[[], Any],
+    learnt: Learnt | None = None,
 ) -> TaskRows:
     """Load the rows and make examples of them.
 
     data       what training used: tells the held-out rows of data of one's own
     limit      only the first so many rows
     tokenizer  called for rows in formats of one's own, which may need its chat template
+    learnt     what the model was trained on, if that is known
     Raises DataError and RecipeError, with places and counts.
     """
     rows, part = _rows_of(task, data, data_dir)
@@ -47,7 +78,10 @@ def prepare(
     if task.name == "instruct":
         task = shaped(task, rows.rows, data.format if data else None, tokenizer())
     examples = examples_of(task, rows.rows, rules.name, rows.source, rows.lines, rows.numbers)
-    return TaskRows(task, rows, examples, part)
+    if learnt is None:
+        return TaskRows(task, rows, examples, part)
+    leaked = len(leakage.leaked(rows.rows, learnt.questions))
+    return TaskRows(task, rows, examples, part, leaked, learnt.source)
 
 
 def _rows_of(task: Task, data: DataSection | None, data_dir: str | None) -> tuple[Rows, str]:

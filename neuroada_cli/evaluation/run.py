@@ -15,6 +15,8 @@ from neuroada_cli.errors import NumericsError
 from neuroada_cli.evaluation.generate import evaluating, generate
 from neuroada_cli.evaluation.metrics import METRICS
 
+CLEAN_BELOW = 0.01  # a task counts as clean while less than so much of it was trained on
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -35,6 +37,7 @@ class TaskResult:
 
     unparsed  rows in which no answer was found: they count as wrong, and are shown
     majority  accuracy of always giving the most frequent reference (not for free numbers)
+    leaked    rows whose question was trained on, by training_set; both None where that is not known
     """
 
     task: str
@@ -47,6 +50,13 @@ class TaskResult:
     seconds: float
     tokens: int
     metrics: dict[str, float] = field(default_factory=dict)
+    leaked: int | None = None
+    training_set: str | None = None
+
+    @property
+    def clean(self) -> bool | None:
+        """Whether the score measures more than memory; None where the training set is not known."""
+        return None if self.leaked is None else self.leaked < CLEAN_BELOW * self.n
 
 
 # (rows just scored, tokens generated for them)

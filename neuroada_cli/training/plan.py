@@ -57,6 +57,8 @@ def show(recipe: Recipe, plan: Plan, rows: PreparedRows, tokenizer: Any, console
         f"validation: {held.rows:,} rows from {rows.validation_source}" if held else "no validation rows",
         f"{plan.steps:,} optimizer steps of {recipe.train.batch_size} rows",
     ]
+    if rows.dropped:
+        lines.insert(2, f"{rows.dropped:,} rows left out: test sets ask them, too")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
     if counts.truncated:

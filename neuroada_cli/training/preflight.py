@@ -16,7 +16,7 @@ from neuroada_cli import adapter as adapters
 from neuroada_cli import hub, selecting
 from neuroada_cli.adapter import Selection
 from neuroada_cli.data.task import Task
-from neuroada_cli.data.tasks import get_task
+from neuroada_cli.data.tasks import get_task, scored_tasks
 from neuroada_cli.delta.model import is_linear
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.recipe import Recipe
@@ -56,7 +56,8 @@ def check(recipe: Recipe, overwrite: bool) -> Checked:
     model = recipe.model
     folder = hub.resolve_model(model.path, model.revision, model.trust_remote_code)
     tokenizer = hub.load_tokenizer(folder, model.trust_remote_code)
-    rows = prepare(recipe.data, task, tokenizer, recipe.seed)
+    scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
+    rows = prepare(recipe.data, task, tokenizer, recipe.seed, scored)
     if recipe.train.early_stop is not None and not rows.data.validation:
         raise RecipeError("train.early_stop needs validation rows", fix="set data.validation_rows")
     skeleton = hub.skeleton(folder, task.model_task, task.num_labels, model.trust_remote_code)

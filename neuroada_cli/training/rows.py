@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from neuroada_cli.data import gsm8k, instruct, sources
+from neuroada_cli.data import instruct, sources
 from neuroada_cli.data.batch import Encoded, EncodeReport, Example, encode, pad_id
 from neuroada_cli.data.glue import half_of_validation
 from neuroada_cli.data.sources import Rows
 from neuroada_cli.data.task import Task, examples_of
 from neuroada_cli.data.tasks import get_protocol
-from neuroada_cli.errors import DataError
+from neuroada_cli.data.training_set import TrainingSet, training_set
 from neuroada_cli.evaluation import metrics
 from neuroada_cli.recipe import DataSection
 from neuroada_cli.training.loop import TrainData
@@ -20,7 +23,10 @@ from neuroada_cli.training.validate import Metric
 
 @dataclass(frozen=True)
 class PreparedRows:
-    """data, ready for the loop; train_report and validation_report count it; hashes identify its sources."""
+    """data, ready for the loop; train_report and validation_report count it; hashes identify its sources.
+
+    dropped  training rows left out because test sets ask them, too (data.drop_leaked)
+    """
 
     data: TrainData
     train_report: EncodeReport
@@ -28,22 +34,25 @@ class PreparedRows:
     train_source: str
     validation_source: str | None
     hashes: dict[str, str]
+    dropped: int = 0
 
 
-def prepare(section: DataSection, task: Task, tokenizer: Any, seed: int) -> PreparedRows:
+def prepare(
+    section: DataSection, task: Task, tokenizer: Any, seed: int, scored: Collection[Task] = ()
+) -> PreparedRows:
     """Load, split, limit and encode.
 
     Validation rows are, in this order: `data.validation`; the last `data.validation_rows` of the training
     set; the last 300 for GSM8K by itself; the task's own validation set (of GLUE's the part that chooses
-    checkpoints); otherwise there are none.
+    checkpoints); otherwise there are none. `scored` are the tasks whose test sets `data.drop_leaked` means.
     Raises DataError or RecipeError, with counts and places.
     """
     metrics.require(task.metrics[:1] if task.kind != "generation" else ())
-    source = section.train or sources.require_source(task.sets.get("train"), "data.train")
-    rows = sources.load_rows(source, "train", section.data_dir)
+    found = training_set(section, task, seed, scored)
+    rows = found.rows
     if task.name == "instruct":
         task = instruct.shaped(task, rows.rows, section.format, tokenizer)
-    train, validation, validation_rows = _split(section, task, rows, seed)
+    train, validation, validation_rows = _split(section, task, found, seed)
 
     on_prompt = get_protocol(section.protocol).loss_on_prompt
     train_encoded, report = encode(train, tokenizer, section.max_length, task.kind, on_prompt)
@@ -54,6 +63,8 @@ def prepare(section: DataSection, task: Task, tokenizer: Any, seed: int) -> Prep
     hashes = {"train": rows.sha256}
     if validation_rows is not None:
         hashes["validation"] = validation_rows.sha256
+    if section.drop_leaked:  # they depend on the test sets, which may change
+        hashes["dropped"] = hashlib.sha256(json.dumps(found.dropped).encode()).hexdigest()
     return PreparedRows(
         TrainData(train_encoded, held, task.kind, pad_id(tokenizer), _metric(task)),
         report,
@@ -61,41 +72,26 @@ def prepare(section: DataSection, task: Task, tokenizer: Any, seed: int) -> Prep
         rows.source,
         validation_rows.source if validation_rows else None,
         hashes,
+        len(found.dropped),
     )
 
 
 def _split(
-    section: DataSection, task: Task, rows: Rows, seed: int
+    section: DataSection, task: Task, found: TrainingSet, seed: int
 ) -> tuple[list[Example], list[Example], Rows | None]:
     """(training examples, validation examples, where the latter came from)."""
-    examples = _examples(rows, task, section)
-    held_out = section.validation_rows or _default_held_out(section, task)
-    if held_out >= len(examples):
-        raise DataError(
-            f"{held_out} validation rows cannot be held out of {len(examples)}",
-            rows.source,
-            "lower data.validation_rows",
-        )
-    kept = examples[: len(examples) - held_out]
-    if held_out:
-        validation: list[Example] = examples[len(kept) :]
-        validation_rows: Rows | None = rows
+    examples = _examples(found.rows, task, section)
+    if found.held_out:
+        validation: list[Example] = [examples[i] for i in found.held_out]
+        validation_rows: Rows | None = found.rows
     else:
         validation, validation_rows = _own_validation(section, task)
-    return (
-        _take(kept, section.limit, seed),
-        _take(validation, section.validation_limit, seed),
-        validation_rows,
-    )
+    chosen = sources.take(validation, section.validation_limit, seed)
+    return [examples[i] for i in found.learnt], [validation[i] for i in chosen], validation_rows
 
 
 def _examples(rows: Rows, task: Task, section: DataSection) -> list[Example]:
     return examples_of(task, rows.rows, section.protocol, rows.source, rows.lines)
-
-
-def _default_held_out(section: DataSection, task: Task) -> int:
-    own_set = section.train is None and section.validation is None
-    return gsm8k.HELD_OUT if own_set and task.family == "gsm8k" else 0
 
 
 def _own_validation(section: DataSection, task: Task) -> tuple[list[Example], Rows | None]:
@@ -107,10 +103,6 @@ def _own_validation(section: DataSection, task: Task) -> tuple[list[Example], Ro
     if task.family == "glue" and section.validation is None:
         examples = [examples[i] for i in half_of_validation(rows.rows, "selection")]
     return examples, rows
-
-
-def _take(examples: list[Example], limit: int | None, seed: int) -> list[Example]:
-    return [examples[i] for i in sources.take(examples, limit, seed)]
 
 
 def _metric(task: Task) -> Metric | None:

@@ -45,7 +45,7 @@ def test_gsm8k_by_itself() -> None:
     asked = (
         "How many?\nAnswer the above question. First think step by step and then answer the final number.\n"
     )
-    assert one("gsm8k_cot", row) == Example(asked, "2 + 2 = <<2+2=4>>4\nThe final answer is: 4", "4", 3)
+    assert one("gsm8k_cot", row) == Example(asked, "2 + 2 = <<2+2=4>>4\nThe final answer is:  4", "4", 3)
 
 
 def test_protocols() -> None:

@@ -1,0 +1,55 @@
+"""Which rows of a set are learnt, and which are kept from training: the same for `train` and `eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from neuroada_cli.data import gsm8k, leakage
+from neuroada_cli.data.sources import Rows, load_rows, require_source, take
+from neuroada_cli.data.task import Task
+from neuroada_cli.errors import DataError
+from neuroada_cli.recipe import DataSection
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Places in `rows`, ascending: learnt, held_out for validation, and dropped for being test questions."""
+
+    rows: Rows
+    learnt: list[int]
+    held_out: list[int]
+    dropped: list[int]
+
+
+def training_set(section: DataSection, task: Task, seed: int, scored: Collection[Task] = ()) -> TrainingSet:
+    """Load the training rows and part them.
+
+    The last `data.validation_rows` (of GSM8K by itself, 300) are held out; `data.drop_leaked` drops those
+    that the test sets of the tasks `scored` ask, too; `data.limit` chooses among the rest by seed.
+    Raises DataError or RecipeError, with counts and places.
+    """
+    source = section.train or require_source(task.sets.get("train"), "data.train")
+    rows = load_rows(source, "train", section.data_dir)
+    held_out = section.validation_rows or _default_held_out(section, task)
+    if held_out >= len(rows):
+        raise DataError(
+            f"{held_out} validation rows cannot be held out of {len(rows)}",
+            rows.source,
+            "lower data.validation_rows",
+        )
+    first = len(rows) - held_out
+    dropped: list[int] = []
+    if section.drop_leaked:
+        seen = leakage.questions_of_tests(scored, section.data_dir)
+        dropped = leakage.leaked(rows.rows[:first], seen)
+    kept = sorted({*range(first)} - {*dropped})
+    if not kept:
+        raise DataError(f"all {first} rows are test questions", rows.source, "set data.drop_leaked: false")
+    learnt = [kept[place] for place in take(kept, section.limit, seed)]
+    return TrainingSet(rows, learnt, list(range(first, len(rows))), dropped)
+
+
+def _default_held_out(section: DataSection, task: Task) -> int:
+    own_set = section.train is None and section.validation is None
+    return gsm8k.HELD_OUT if own_set and task.family == "gsm8k" else 0
