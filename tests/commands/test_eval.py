@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ from tiny_tokenizer import SIZE, byte_tokenizer
 
 from neuroada_cli import adapter as adapters
 from neuroada_cli import files, hub, selecting
-from neuroada_cli.cli import app
+from neuroada_cli.cli import app, main
 from neuroada_cli.commands import eval as evaluate
 from neuroada_cli.commands import merge
 from neuroada_cli.errors import DataError, ModelError, NumericsError, OutputError, RecipeError, Stopped
@@ -215,18 +219,81 @@ def test_instructions_of_ones_own_are_scored_on_what_was_held_out(base: Path, tm
     ]
 
 
+# -- what was trained on
+
+
+def trained_on(base: Path, run_dir: Path, rows: list[dict[str, Any]], **data: Any) -> Path:
+    """A run folder whose recipe names these training rows (written beside it)."""
+    train = write_rows(run_dir.with_suffix(".jsonl"), rows)
+    recipe = recipe_from(
+        {
+            "name": "pico",
+            "model": {"path": str(base)},
+            "data": {"task": "commonsense", "train": str(train)} | data,
+            "eval": {"tasks": ["boolq", "piqa"]},
+        }
+    )
+    adapter_folder(base, run_dir / "checkpoint-7", recipe=to_yaml(recipe))
+    (run_dir / "metrics.jsonl").write_text("")
+    files.atomic_link(run_dir / "last", "checkpoint-7")
+    return run_dir
+
+
+# the first three questions of boolq in other spelling, which are piqa's, too; the last two are nobody's
+SEEN = [{"instruction": f"IS  {n * 37}  EVEN", "answer": "true"} for n in (0, 1, 2, 50, 51)]
+
+
+def test_test_questions_that_were_trained_on_are_shown(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    target = trained_on(base, tmp_path / "run", SEEN)
+    run(target, "boolq", "piqa", "SVAMP", quiet=False)
+    shown = capsys.readouterr().out
+    assert "3 (27%)" in shown
+    assert "3 (60%)" in shown
+    assert "mean of 1 clean" in shown
+    entries = json.loads((tmp_path / "run/eval/results.json").read_text())
+    assert [entries[name]["leaked"] for name in ("boolq", "piqa", "SVAMP")] == [3, 3, 0]
+    assert entries["boolq"]["training_set"].endswith("run.jsonl")
+
+
+def test_only_rows_that_were_learnt_count(base: Path, tmp_path: Path) -> None:
+    """Held-out rows were not, nor those that were left out for being test questions."""
+    for name, data, leaked in (
+        ("held", {"validation_rows": 4}, 1),
+        ("dropped", {"drop_leaked": True}, 0),
+    ):
+        target = trained_on(base, tmp_path / name, SEEN, **data)
+        assert run(target, "boolq").results["boolq"].leaked == leaked
+
+
+def test_an_unknown_training_set_is_told_and_stops_nothing(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = trained_on(base, tmp_path / "run", SEEN)
+    (tmp_path / "run.jsonl").unlink()
+    result = run(target, "boolq", quiet=False).results["boolq"]
+    shown = capsys.readouterr().out
+    assert "which rows were trained on is not known" in shown
+    assert "run.jsonl: no such data set" in shown
+    assert "leaked" not in shown
+    assert (result.leaked, result.clean) == (None, None)
+    assert run(base, "boolq").results["boolq"].leaked is None, "a base without a recipe"
+
+
 # -- stopped and continued
 
 
 def test_a_stopped_evaluation_goes_on_and_ends_the_same(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after every batch in turn: the second of two tasks is cut, too."""
+    """Stopped in the first of two tasks, between them, and in the second."""
     tasks = ("boolq", "piqa")
     run(base, *tasks, out=tmp_path / "whole")
     whole = contents(tmp_path / "whole")
     add = Records.add
-    for stop_after in range(1, 9):
+    for stop_after in (2, 6, 8):
         out, left = tmp_path / f"cut{stop_after}", [stop_after]
 
         def stopping(*args: Any, left: list[int] = left) -> None:
@@ -243,6 +310,34 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(
         left[0] = -1
         run(base, *tasks, out=out)
         assert contents(out) == whole
+
+
+def test_a_killed_evaluation_goes_on_and_ends_the_same(base: Path, data: Path, tmp_path: Path) -> None:
+    """A process of its own, killed (-9) when it has kept two batches of twelve."""
+    rows = [{"instruction": f"Is {n} odd?", "answer": "true"} for n in range(24)]
+    write_rows(data / "boolq/test.jsonl", rows)
+    run(base, "boolq", out="whole", max_new_tokens=16, device="cpu")
+    words = [sys.executable, "-m", "neuroada_cli", "eval", str(base), "--tasks", "boolq", "--out", "cut"]
+    words += ["--batch-size", "2", "--max-new-tokens", "16", "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    partial = tmp_path / "cut/predictions/boolq.partial.jsonl"
+    with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and lines_of(partial) < 3:
+            time.sleep(0.001)
+        process.kill()
+    assert 3 <= lines_of(partial) < 13, "killed midway"
+    done: list[int] = []
+    with pytest.MonkeyPatch.context() as patched:
+        add = Records.add
+        patched.setattr(Records, "add", lambda *args: (done.append(len(args[2])), add(*args)))
+        run(base, "boolq", out="cut", max_new_tokens=16, device="cpu")
+    assert 0 < sum(done) <= 20, "only what was left"
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def lines_of(file: Path) -> int:
+    """Whole lines; the first is the head."""
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def test_the_second_time_does_only_what_is_left(
@@ -293,6 +388,54 @@ def test_refused_before_anything_is_loaded_or_written(
     with pytest.raises(DataError, match=r"test\.jsonl:1: not valid JSON"):
         run(base, "boolq")
     assert not (tmp_path / "eval").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--tasks", "bolq"], 2, "bolq is not a task; did you mean boolq"),
+        (["--tasks", "boolq", "--protocol", "refd"], 2, "refd"),
+        (["--tasks", "hellaswag", "--data-dir", "absent"], 3, "absent: no such folder"),
+        (["--tasks", "empty"], 3, "holds no rows"),
+        (["--tasks", "boolq", "--max-new-tokens", "600"], 3, "do not fit"),
+        (["--tasks", "piqa", "--out", "done"], 7, "exists; add --overwrite"),
+    ],
+)
+def test_exit_codes(
+    base: Path, data: Path, words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(data / "winogrande/test.jsonl", [])
+    if words[-1] == "done":
+        run(base, "piqa", out="done")
+    words = ["winogrande" if word == "empty" else word for word in words]
+    with pytest.raises(SystemExit) as stopped:
+        main(["eval", str(base), *words])
+    told = capsys.readouterr().err
+    assert stopped.value.code == code
+    assert message in told
+    assert len(told.strip().splitlines()) == 1, "one line, no traceback"
+
+
+BAD_BYTES = {
+    b'{"instruction": "a", "answer": "tr': "not valid JSON",
+    b'{"instruction": "a\0", "answer": "true"}': "NUL",
+    b'{"instruction": "\xff", "answer": "true"}': "not UTF-8",
+    b'{"instruction": "", "answer": 7}': "answer is int",
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_BYTES.items(), ids=list(BAD_BYTES.values()))
+def test_bad_lines_have_a_place_and_an_exit_code(
+    base: Path, data: Path, line: bytes, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = b'{"instruction": "a", "answer": "true"}\n'
+    (data / "boolq/test.jsonl").write_bytes(b"\xef\xbb\xbf" + good + line)  # a BOM is no mistake
+    with pytest.raises(SystemExit) as stopped:
+        main(["eval", str(base), "--tasks", "boolq"])
+    told = capsys.readouterr().err
+    assert stopped.value.code == 3
+    assert "test.jsonl:2: " in told
+    assert message in told
 
 
 def test_models_that_are_not_there_or_not_right(base: Path, tmp_path: Path) -> None:
