@@ -15,20 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
-sys.path.insert(0, str(DOCS.parent / "benchmarks"))
 
 
 def run(name: str, data_dir: str | None, overrides: list[str]) -> None:
-    from common import machine
-
     from neuroada_cli import files, quickstart
+    from neuroada_cli.benchmarking.machine import machine
     from neuroada_cli.recipe import load_recipe
 
     given = [*overrides, *([f"data.data_dir={json.dumps(data_dir)}"] if data_dir else [])]
