@@ -155,7 +155,7 @@ def summary(tour: Tour, recipe: Recipe) -> dict[str, Any]:
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "merged": "merged",
-        "adapter": os.path.relpath(tour.trained.best or tour.trained.last, tour.folder),
+        "adapter": os.path.relpath(tour.trained.best or tour.trained.last or tour.folder, tour.folder),
     }
 
 
