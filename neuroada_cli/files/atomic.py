@@ -145,8 +145,9 @@ def _quoted(name: str) -> str:
 
 
 def _take_place(temporary: Path, target: Path, overwrite: bool) -> None:
-    """Give the finished folder its name. A former one lies at `temporary` afterwards. Raises OSError,
-    OutputError; then `target` is as before.
+    """Give the finished folder its name. A former one lies at `temporary` afterwards, or is gone.
+
+    Raises OSError, OutputError; then `target` is as before.
     """
     if not (overwrite and os.path.isdir(target) and any(target.iterdir())):
         try:
@@ -188,7 +189,7 @@ def _step_aside(temporary: Path, target: Path) -> None:
         os.rename(aside, target)
 
     _settle(undo, target.parent)
-    os.rename(aside, temporary)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:

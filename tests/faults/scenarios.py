@@ -1,0 +1,198 @@
+"""What is written while faults are injected, and what may be found afterwards."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from inject import Scenario
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from conftest import pico_llama
+from tiny_adapter import tiny_adapter, tiny_selection, write
+from tiny_run import tiny_llama_folder, tiny_tokenizer
+
+from neuroada_cli import files, hub, selecting
+from neuroada_cli.adapter import Adapter, read_adapter, read_selection, write_adapter, write_selection
+from neuroada_cli.commands import merge
+from neuroada_cli.methods import METHODS
+from neuroada_cli.training.checkpoint import RunCheckpoints, newest_complete
+from neuroada_cli.training.loop import Progress
+
+OLD, NEW = 0, 1  # seeds
+
+
+def _nothing(folder: Path) -> None:
+    """Before: an empty folder."""
+
+
+def _version(values: dict[str, torch.Tensor], of: Callable[[int], dict[str, torch.Tensor]]) -> str:
+    for seed, name in ((OLD, "old"), (NEW, "new")):
+        if all(torch.equal(values[key], tensor) for key, tensor in of(seed).items()):
+            return name
+    raise AssertionError("holds values that nobody wrote")
+
+
+# ---------------------------------------------------------------------------------------------------
+# An adapter folder, a selection, a log, a link
+
+
+def _adapter_state(folder: Path) -> str:
+    if not (folder / "adapter").exists():
+        return "absent"
+    return _version(read_adapter(folder / "adapter").deltas, lambda seed: tiny_adapter(seed).deltas)
+
+
+def _write_adapter(folder: Path, seed: int) -> None:
+    write(folder / "adapter", seed, overwrite=True)
+
+
+def _selection_state(folder: Path) -> str:
+    if not (folder / "selection.safetensors").exists():
+        return "absent"
+    read = read_selection(folder / "selection.safetensors")
+    return _version(read.indices, lambda seed: tiny_selection(seed).indices)
+
+
+def _write_selection(folder: Path, seed: int) -> None:
+    write_selection(folder / "selection.safetensors", tiny_selection(seed))
+
+
+LINES = [{"step": 1, "loss": 1.5}, {"step": 2, "loss": 1.25}]
+
+
+def _log_state(folder: Path) -> str:
+    """A kill may tear the line that is being written, never one before it, and never glue two together."""
+    data = (folder / "metrics.jsonl").read_bytes()
+    whole, _, torn = data.rpartition(b"\n")
+    lines = [json.loads(line) for line in whole.split(b"\n")]
+    assert lines in (LINES[:1], LINES)
+    assert (json.dumps(LINES[1]) + "\n").encode().startswith(torn)
+    return "new" if lines == LINES else "old"
+
+
+def _link(folder: Path, number: int) -> None:
+    files.atomic_link(folder / "last", f"checkpoint-{number}")
+
+
+def _link_state(folder: Path) -> str:
+    return {"checkpoint-0": "old", "checkpoint-1": "new"}[os.readlink(folder / "last")]
+
+
+# ---------------------------------------------------------------------------------------------------
+# A checkpoint with everything in it: links moved, an older one pruned
+
+
+@functools.cache
+def _training() -> tuple[RunCheckpoints, tuple[object, object, object]]:
+    model, method = pico_llama(), METHODS["neuroada"]()
+    modules = {name: m for name, m in model.named_modules() if name.endswith("up_proj")}
+    selection = tiny_selection()
+    indices = {
+        name: torch.arange(2, dtype=torch.int32).repeat(m.out_features, 1) for name, m in modules.items()
+    }
+    method.attach(model, indices)
+    optimizer = torch.optim.AdamW(method.parameters(model), lr=0.1)
+    for parameter in method.parameters(model):
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+    def adapter(state: object) -> Adapter:
+        whole = type(selection)(indices, 2, "magnitude", selection.fingerprint)
+        return Adapter(whole, state.deltas, state.whole, "base/model", None, "causal-lm")  # type: ignore[attr-defined]
+
+    checkpoints = RunCheckpoints(
+        Path(), adapter, tiny_tokenizer(), "name: tiny\n", {}, {}, 1, lambda: 0, lambda position: None
+    )
+    return checkpoints, (model, method, optimizer)
+
+
+def _save(folder: Path, *steps: int) -> None:
+    import dataclasses
+
+    checkpoints, parts = _training()
+    checkpoints = dataclasses.replace(checkpoints, run_dir=folder)
+    for step in steps:
+        checkpoints.save(Progress(step=step, best=1.0, best_step=1), *parts)  # type: ignore[arg-type]
+
+
+def _run_state(folder: Path) -> str:
+    """The newest complete checkpoint is 2 or 3, the best one is there, and no link points nowhere."""
+    newest = newest_complete(folder)
+    assert newest is not None
+    read_adapter(newest)
+    step = files.read_json(newest / "state" / "state.json")["progress"]["step"]
+    assert newest.name == f"checkpoint-{step}"
+    last, best = folder / "last", folder / "best"
+    assert os.readlink(best) == "checkpoint-1"
+    for link in (last, best):
+        files.verify_folder(link)
+    assert os.readlink(last) in ("checkpoint-2", newest.name)
+    return {2: "old", 3: "new"}[step]
+
+
+# ---------------------------------------------------------------------------------------------------
+# A merge
+
+
+def _prepare_merge(folder: Path) -> None:
+    base = tiny_llama_folder(folder / "base")
+    skeleton, weights = hub.skeleton(base, "causal-lm"), hub.open_weights(base)
+    targets = selecting.target_layers(skeleton, weights, ["up_proj"])
+    selection = selecting.select_indices(base, skeleton, targets, 2)
+    deltas = {name: torch.full(index_OK.shape, 0.5) for name, index_OK in selection.indices.items()}
+    with files.atomic_folder(folder / "adapter") as temporary:
+        write_adapter(temporary, Adapter(selection, deltas, {}, str(base), None, "causal-lm"))
+
+
+def _merge(folder: Path) -> None:
+    base = str(folder / "base")
+    merge.run(str(folder / "adapter"), str(folder / "out"), base=base, max_shard_bytes=60_000, quiet=True)
+
+
+def _merge_state(folder: Path) -> str:
+    read_adapter(folder / "adapter")
+    if not (folder / "out").exists():
+        return "absent"
+    files.verify_folder(folder / "out")
+    merged, base = hub.open_weights(folder / "out"), hub.open_weights(folder / "base")
+    assert set(merged.names) == set(base.names)
+    differing = {name for name in base.names if not torch.equal(merged.tensor(name), base.tensor(name))}
+    assert len(differing) == 2
+    return "new"
+
+
+SCENARIOS = {
+    "adapter, new": Scenario(_nothing, functools.partial(_write_adapter, seed=NEW), _adapter_state),
+    "adapter, overwritten": Scenario(
+        functools.partial(_write_adapter, seed=OLD),
+        functools.partial(_write_adapter, seed=NEW),
+        _adapter_state,
+    ),
+    "adapter, overwritten without exchange": Scenario(
+        functools.partial(_write_adapter, seed=OLD),
+        functools.partial(_write_adapter, seed=NEW),
+        _adapter_state,
+        exchange=False,
+    ),
+    "selection, new": Scenario(_nothing, functools.partial(_write_selection, seed=NEW), _selection_state),
+    "selection, overwritten": Scenario(
+        functools.partial(_write_selection, seed=OLD),
+        functools.partial(_write_selection, seed=NEW),
+        _selection_state,
+    ),
+    "log line": Scenario(
+        lambda folder: files.append_jsonl(folder / "metrics.jsonl", LINES[0]),
+        lambda folder: files.append_jsonl(folder / "metrics.jsonl", LINES[1]),
+        _log_state,
+    ),
+    "link": Scenario(functools.partial(_link, number=0), functools.partial(_link, number=1), _link_state),
+    "checkpoint": Scenario(lambda folder: _save(folder, 1, 2), lambda folder: _save(folder, 3), _run_state),
+    "merge": Scenario(_prepare_merge, _merge, _merge_state),
+}
