@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -114,8 +115,6 @@ def _training() -> tuple[RunCheckpoints, tuple[object, object, object]]:
 
 
 def _save(folder: Path, *steps: int) -> None:
-    import dataclasses
-
     checkpoints, parts = _training()
     checkpoints = dataclasses.replace(checkpoints, run_dir=folder)
     for step in steps:
