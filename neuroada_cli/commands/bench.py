@@ -21,6 +21,7 @@ from neuroada_cli.errors import OutputError, RecipeError, ResourceError
 if TYPE_CHECKING:  # so that built-in shapes need neither pydantic nor PyYAML (`benchmarks/gpu.py`)
     from neuroada_cli.recipe import Recipe
 
+NOISY = 0.1  # spread between the quartiles of a ratio that makes it worthless
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -163,6 +164,12 @@ def _show(result: BenchResult, subject: Subject) -> None:
         f"{result.settings['rounds']} interleaved rounds.",
         "pred.: how far the memory predicted without weights is off.",
     ]
+    widest = max((row.ratio_high - row.ratio_low, row.label) for row in result.rows)
+    if widest[0] > NOISY:
+        notes.append(
+            f"The rounds disagree (by {widest[0]:.2f} for {widest[1]}): the machine is busy, or "
+            "a step too short to time. Do not trust these ratios."
+        )
     if (budget := result.settings["memory_budget"]) is not None:
         console.print(tables.budget_table(result.rows, budget))
     if subject.layers != subject.depth:
