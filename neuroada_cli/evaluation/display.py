@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from neuroada_cli.evaluation.run import Prediction, TaskResult
+
+HEADINGS = ("rows", "score", "metric", "strict", "majority", "no answer", "leaked", "rows/s")
 
 
 class Bar:
@@ -37,28 +40,42 @@ def bar(console: Console, name: str, total: int) -> Iterator[Bar]:
 
 
 def table(results: dict[str, TaskResult], title: str) -> Table:
-    """Scores in percent; "leaked": rows whose question was trained on, shown where that is known."""
-    known = any(result.leaked is not None for result in results.values())
-    shown = Table(title=title, title_justify="left")
-    shown.add_column("task")
-    headings = ["rows", "score", "metric", "strict", "majority", "no answer", "rows/s"]
-    for heading in headings + ["leaked"] * known:
-        shown.add_column(heading, justify="right" if heading != "metric" else "left")
-    for name, result in results.items():
-        cells = [
-            f"{result.n:,}",
-            _percent(result.score),
-            result.metric,
-            _percent(result.strict),
-            _percent(result.majority),
-            str(result.unparsed),
-            f"{result.n / result.seconds:.1f}" if result.seconds else "",
-            *([_leaked(result)] if known else []),
-        ]
-        shown.add_row(name, *cells, style="yellow" if result.clean is False else None)
+    """Scores in percent, in 80 columns: what holds for no task, or is the same for all, has no column.
+
+    "leaked" is the share of rows whose question was trained on, where that is known.
+    """
+    rows = {name: _cells(result) for name, result in results.items()}
+    kinds = {result.metric for result in results.values()}
+    score = kinds.pop() if len(kinds) == 1 else "score"
+    headings = [h for h in HEADINGS if any(cells[h] for cells in rows.values())]
+    if score != "score":
+        headings.remove("metric")
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    shown.add_column("task", no_wrap=True)
+    for heading in headings:
+        name = score if heading == "score" else heading
+        shown.add_column(name, justify="right" if heading != "metric" else "left")
+    for name, cells in rows.items():
+        style = "yellow" if results[name].clean is False else None
+        shown.add_row(name, *(cells[heading] for heading in headings), style=style)
     if len(results) > 1:
         _add_means(shown, list(results.values()))
     return shown
+
+
+def _cells(result: TaskResult) -> dict[str, str]:
+    speed = f"{result.n / result.seconds:.1f}" if result.seconds else ""
+    texts = (
+        f"{result.n:,}",
+        _percent(result.score),
+        result.metric,
+        _percent(result.strict),
+        _percent(result.majority),
+        str(result.unparsed),
+        _leaked(result),
+        speed,
+    )
+    return dict(zip(HEADINGS, texts, strict=True))
 
 
 def _add_means(shown: Table, results: Sequence[TaskResult]) -> None:
@@ -79,6 +96,7 @@ def _percent(share: float | None) -> str:
 
 
 def _leaked(result: TaskResult) -> str:
-    if result.leaked is None:
-        return "?"
-    return f"{result.leaked:,} ({result.leaked / result.n:.0%})" if result.leaked else "0"
+    if not result.leaked:
+        return "" if result.leaked is None else "0"
+    share = result.leaked / result.n
+    return f"{share:.0%}" if share >= 0.005 else "<1%"

@@ -189,7 +189,7 @@ def test_a_random_head_is_told(base: Path, capsys: pytest.CaptureFixture[str]) -
 def test_the_table_and_the_note_on_a_part(
     base: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     (data / "piqa/test.jsonl").rename(data / "piqa/test_5.jsonl")
     run(base, "boolq", "piqa", quiet=False)
     shown = capsys.readouterr().out
@@ -246,12 +246,14 @@ SEEN = [{"instruction": f"IS  {n * 37}  EVEN", "answer": "true"} for n in (0, 1,
 def test_test_questions_that_were_trained_on_are_shown(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     target = trained_on(base, tmp_path / "run", SEEN)
     run(target, "boolq", "piqa", "SVAMP", quiet=False)
     shown = capsys.readouterr().out
-    assert "3 (27%)" in shown
-    assert "3 (60%)" in shown
+    assert "accuracy" in shown, "the heading of the scores, where all are of one kind"
+    lines = [line.split() for line in shown.splitlines()]
+    [boolq, piqa, svamp] = [line for line in lines if line[:1] in (["boolq"], ["piqa"], ["SVAMP"])]
+    assert (boolq[-2], piqa[-2], svamp[-2]) == ("27%", "60%", "0")
     assert "mean of 1 clean" in shown
     entries = json.loads((tmp_path / "run/eval/results.json").read_text())
     assert [entries[name]["leaked"] for name in ("boolq", "piqa", "SVAMP")] == [3, 3, 0]

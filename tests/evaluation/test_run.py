@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 from conftest import pico_bert, pico_llama
+from rich.console import Console
 from tiny_tokenizer import SIZE, byte_tokenizer
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from neuroada_cli.data.batch import Example
 from neuroada_cli.data.tasks import TASKS
 from neuroada_cli.errors import NumericsError
-from neuroada_cli.evaluation.run import Prediction, predict, score_one, summarise
+from neuroada_cli.evaluation import display
+from neuroada_cli.evaluation.run import Prediction, TaskResult, predict, score_one, summarise
 
 PAIRS = [Example("x" * n, "", n % 2, 10 + n, "yy") for n in (3, 9, 1, 5, 2)]
 
@@ -70,3 +74,28 @@ def test_broken_weights_are_an_error() -> None:
         model.classifier.bias[0] = float("inf")
     with pytest.raises(NumericsError, match="not finite"):
         predict(model, byte_tokenizer(pairs=True), TASKS["rte"], PAIRS, "reft")
+
+
+def test_the_table_fits_80_columns_and_tells_clean_tasks_apart() -> None:
+    def result(task: str, metric: str, leaked: int | None, strict: float | None = None) -> TaskResult:
+        return TaskResult(task, 1234, 0.5, metric, 12, strict, 0.3, 90.0, 5, {}, leaked)
+
+    kinds = ("accuracy", "matthews", "pearson", "accuracy")
+    leaks = (1172, 0, 2, None)
+    names = ("ARC-Challenge", "MultiArith", "social_i_qa", "boolq")
+    mixed = {n: result(n, k, x) for n, k, x in zip(names, kinds, leaks, strict=True)}
+    lines = drawn(mixed)
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    assert "…" not in text
+    assert [word for word in ("95%", "<1%", "matthews", "mean of 2 clean") if word not in text] == []
+    same = {name: result(name, "accuracy", 0, 0.4) for name in names}
+    text = "\n".join(drawn(same))
+    assert "accuracy" in text
+    assert [word for word in ("metric", "clean", "…") if word in text] == []
+
+
+def drawn(results: dict[str, TaskResult]) -> list[str]:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(display.table(results, "model   protocol reft"))
+    return [line.rstrip() for line in console.export_text().splitlines()]
