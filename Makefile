@@ -36,3 +36,4 @@ clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache
 
 include benchmarks/targets.mk
+include tests/faults/targets.mk
