@@ -69,7 +69,6 @@ def page() -> str:
 
 
 def _calls(counts: dict[str, Any]) -> str:
-    outcomes = ("after as before", "after complete")
     kinds = ("kill", "torn write", "ENOSPC", "EIO")
     lines = [
         "",
