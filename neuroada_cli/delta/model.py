@@ -90,12 +90,17 @@ def _in_blocks(name: str, linear: Mapping[str, nn.Module], layers: Sequence[int]
 
 def sharing_modules(model: nn.Module, name: str) -> list[str]:
     """The names of the other modules that use the same weight as module `name` (tied embeddings)."""
-    weight = model.get_submodule(name).weight
-    return [
-        other
-        for other, module in model.named_modules(remove_duplicate=False)
-        if other != name and getattr(module, "weight", None) is weight
-    ]
+    users = _users_of_weights(model)[id(model.get_submodule(name).weight)]
+    return [other for other in users if other != name]
+
+
+def _users_of_weights(model: nn.Module) -> dict[int, list[str]]:
+    """id of a weight -> the names of all modules that use it, in one walk over the model."""
+    users: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if (weight := getattr(module, "weight", None)) is not None:
+            users.setdefault(id(weight), []).append(name)
+    return users
 
 
 def attach(
@@ -113,12 +118,13 @@ def attach(
     """
     if any(isinstance(module, DeltaLayer) for module in model.modules()):
         raise ValueError("deltas are attached already; detach or switch")
-    tied = {name: sharing_modules(model, name) for name in indices if _exists(model, name)}
+    users = _users_of_weights(model)
     model.requires_grad_(False)
     attached: dict[str, DeltaLinear] = {}
     for name, index_OK in indices.items():
         try:
             base = model.get_submodule(name)
+            tied = [other for other in users.get(id(getattr(base, "weight", None)), []) if other != name]
             kind = QuantizedDeltaLinear if is_quantized(base) else DeltaLinear
             layer = kind.from_base(base, index_OK)
         except (AttributeError, ValueError) as error:
@@ -127,19 +133,11 @@ def attach(
         layer.backend = backend
         model.set_submodule(name, layer)
         attached[name] = layer
-        for other in tied[name]:
+        for other in tied:
             model.set_submodule(other, _sharing_layer(model.get_submodule(other), layer, other))
     if deltas is not None:
         switch(model, deltas)
     return attached
-
-
-def _exists(model: nn.Module, name: str) -> bool:
-    try:
-        model.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
 
 
 def _sharing_layer(base: nn.Module, owner: DeltaLinear, name: str) -> DeltaLayer:
