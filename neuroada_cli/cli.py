@@ -150,14 +150,14 @@ def merge(
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", metavar="bf16|fp16|fp32", help="Of the weights; default: as trained."),
+        typer.Option("--dtype", metavar="TYPE", help="bf16, fp16 or fp32; default: as trained."),
     ] = None,
     onto: Annotated[
         str,
         typer.Option(
             "--onto",
-            metavar="original|dequantized",
-            help="Of a quantised base: its 16-bit original, or exactly what training saw.",
+            metavar="WHICH",
+            help="Quantised base: onto its 16-bit `original`, or `dequantized`, as training saw it.",
         ),
     ] = "original",
     max_shard_size: Annotated[

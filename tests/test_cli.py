@@ -88,7 +88,7 @@ def test_a_wrong_recipe_is_refused_before_anything_heavy_is_imported(tmp_path: P
         (["train", "x", "--lr", "3"], 2, "error: no such option: --lr"),
         (["bench", "--seq", "0"], 2, "error: invalid value for '--seq'"),
         (["bench", "--k", "1,x"], 2, "error: --k: '1,x' is not a list of positive whole numbers"),
-        (["merge", "a", "b", "--dtype", "int8"], 2, "error: invalid value for '--dtype'"),
+        (["merge", "a", "b", "--dtype", "int8"], 2, "error: --dtype int8: folding back into 4 or 8 bits"),
         (["merge", "a", "b", "--max-shard-size", "5GBB"], 2, "error: --max-shard-size: '5GBB' is not a size"),
         (["merge", "nowhere", "out"], 4, "error: nowhere"),
         (["train", "nowhere.yaml"], 2, "error: nowhere.yaml: no such recipe"),
