@@ -2,7 +2,7 @@
 
 glibc gives every large block back to the system when it is freed and asks for it again one step later; the
 system then zeroes each page anew. A training step allocates the same blocks over and over, so this is pure
-loss: it costs every method, and most the ones that keep more activations. `benchmarks/` measures it.
+loss: it costs every method, and most the ones that keep more activations.
 """
 
 from __future__ import annotations
