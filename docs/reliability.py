@@ -35,9 +35,10 @@ READERS = """
 ## Damaged and hostile files
 
 Each case is read by the real reader. It is refused in one line of sane length, without a traceback, or it is
-accepted and every number equals what an independent reading by NumPy, or by Python's own JSON, gives (a recipe
-is accepted when it is a valid one: much damage falls into comments and descriptions). Adapters are damaged with a manifest that agrees with the damage, so that it is the reader that is tried and not only
-the hash.
+accepted and every number equals what an independent reading by NumPy, or by Python's own JSON, gives. A
+recipe is accepted when it is a valid one: much damage falls into comments and descriptions. Adapters are
+damaged with a manifest that agrees with the damage, so that it is the reader that is tried and not only the
+hash.
 """
 PEERS = """
 ## Beside others

@@ -185,12 +185,12 @@ def _change(tensors: dict[str, torch.Tensor], name: str, chance: random.Random) 
         del tensors[name]
     elif kind == 4:
         tensors[name + chance.choice((".x", "", " "))] = tensors.pop(name)
-    else:
+    elif tensor.numel():
         flat = tensor.view(-1)
-        value = chance.choice((-1, 0, 7, 2**31 - 1, 3, 1))
-        flat[chance.randrange(len(flat))] = (
-            value if kind == 5 or tensor.dtype == torch.int32 else float("nan")
-        )
+        value: float = chance.choice((-1, 0, 7, 2**31 - 1, 3, 1))
+        if kind == 6 and tensor.is_floating_point():
+            value = float("nan")
+        flat[chance.randrange(len(flat))] = value
 
 
 def test_mutated_selections_are_refused_or_read_right(memory: Path) -> None:
