@@ -161,7 +161,7 @@ def _check_names(
     if config["modules_to_save"] != modules_to_save(whole):
         raise ModelError("modules_to_save does not name the modules that are saved whole", where)
     both = sorted(name for name in whole if name.removesuffix(".weight") in indices)
-    if both:
+    if both and config["settings"].get("method") != "full":  # which trains everything whole
         raise ModelError(f"{both[0][:80]} is both adapted and trained whole", where)
 
 

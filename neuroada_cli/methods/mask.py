@@ -50,7 +50,8 @@ class Mask:
     def attach(self, model: nn.Module, indices: Mapping[str, Tensor], whole: Sequence[str] = ()) -> None:
         model.requires_grad_(False)
         self._targets: dict[str, _Masked] = {}
-        for name, index_OK in indices.items():
+        # in one order, however the selection was read: the optimizer's state is saved by position
+        for name, index_OK in sorted(indices.items()):
             module = model.get_submodule(name)
             assert isinstance(module.weight, nn.Parameter)
             weight = module.weight

@@ -191,4 +191,11 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
     for name, tensor in tensors.items():
         number, _, key = name.partition(".")
         state.setdefault(int(number), {})[key] = tensor
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for place, held in state.items():
+        # a fused step trusts these shapes, and would write outside the parameter's memory
+        if place >= len(parameters) or any(
+            value.numel() != 1 and value.shape != parameters[place].shape for value in held.values()
+        ):
+            raise ValueError(f"the optimizer's state {place} is of another parameter")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
