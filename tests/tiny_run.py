@@ -56,7 +56,7 @@ def tiny_bert_folder(folder: Path) -> Path:
     return folder
 
 
-def tiny_recipe(model: Path, run_dir: Path, **sections: dict[str, Any]) -> Recipe:
+def tiny_recipe(model: Path, run_dir: Path, /, **sections: dict[str, Any]) -> Recipe:
     """24 due-date rows, 8 for validation, 2 epochs of 6 steps of 2 micro-batches."""
     values: dict[str, Any] = {
         "name": "tiny",

@@ -1,0 +1,498 @@
+"""`train` as a whole: what it writes, that it goes on exactly where it stopped, and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_run import one_thread, tiny_bert_folder, tiny_llama_folder, tiny_recipe  # noqa: F401
+
+from neuroada_cli import adapter, hub
+from neuroada_cli.adapted import load
+from neuroada_cli.commands import train
+from neuroada_cli.errors import (
+    DataError,
+    ModelError,
+    NumericsError,
+    OutputError,
+    RecipeError,
+    ResourceError,
+    Stopped,
+)
+from neuroada_cli.files import verify_folder
+from neuroada_cli.recipe import Recipe, to_yaml
+from neuroada_cli.report import read_metrics
+from neuroada_cli.training import loop
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama_folder(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="module")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bert_folder(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with rows in the form of GLUE's RTE: does the second text repeat the first?"""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "glue_rte").mkdir()
+    for split, count in (("train", 24), ("validation", 16)):
+        rows = [
+            {"sentence1": f"item {i}", "sentence2": f"item {i if i % 2 else i + 1}", "label": i % 2}
+            for i in range(count)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "glue_rte" / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+def go(recipe: Recipe, **options: Any) -> train.TrainResult:
+    return train.run(recipe, quiet=True, **options)
+
+
+def hashes(checkpoint: Path) -> dict[str, str]:
+    """Every tensor file of a checkpoint, and its progress."""
+    found = {
+        str(file.relative_to(checkpoint)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in checkpoint.rglob("*.safetensors")
+    }
+    state = json.loads((checkpoint / "state" / "state.json").read_text(encoding="utf-8"))
+    return found | {"progress": json.dumps(state["progress"]), "rng": json.dumps(state["rng"])}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def losses(run_dir: Path) -> list[tuple[int, float, float]]:
+    entries = read_metrics(run_dir / "metrics.jsonl")
+    return [(e["step"], e["loss"], e.get("grad_norm", 0.0)) for e in entries]
+
+
+def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int, sent: int = signal.SIGTERM) -> None:
+    """A real signal from inside step `number` (1 is the first)."""
+    original = loop.train_step
+
+    def step(*args: Any, **keywords: Any) -> Any:
+        if args[5] == number - 1:
+            os.kill(os.getpid(), sent)
+        return original(*args, **keywords)
+
+    monkeypatch.setattr(loop, "train_step", step)
+
+
+# ---------------------------------------------------------------------------------------------------
+# What a run leaves behind
+
+
+def test_a_run_from_recipe_to_adapter(llama_folder: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(llama_folder, tmp_path / "run")
+    result = go(recipe)
+    run_dir = tmp_path / "run"
+    assert result.steps == STEPS
+    assert {p.name for p in run_dir.iterdir()} == {
+        ".lock", "recipe.yaml", "selection.safetensors", "metrics.jsonl", "env.json", "training.png",
+        "checkpoint-6", "checkpoint-12", "best", "last",
+    }  # fmt: skip
+    assert os.readlink(run_dir / "last") == "checkpoint-12"
+    steps = [e for e in read_metrics(run_dir / "metrics.jsonl") if e["kind"] == "train"]
+    evaluations = [e for e in read_metrics(run_dir / "metrics.jsonl") if e["kind"] == "eval"]
+    assert [e["step"] for e in steps] == list(range(1, STEPS + 1))
+    assert [e["step"] for e in evaluations] == [6, 12]
+    assert evaluations[-1]["loss"] < evaluations[0]["loss"] < steps[0]["loss"]
+    assert (run_dir / "training.png").read_bytes().startswith(b"\x89PNG")
+    best = min(evaluations, key=lambda e: e["loss"])
+    assert os.readlink(run_dir / "best") == f"checkpoint-{best['step']}" == result.best.name  # type: ignore[union-attr]
+    assert result.best_value == best["loss"]
+    verify_folder(run_dir / "best")
+    assert not list(run_dir.rglob("*.pt")) + list(run_dir.rglob("*.bin")) + list(run_dir.rglob("*.pkl"))
+
+    adapted = load(str(run_dir))  # and what was saved is what was trained
+    assert adapted.adapter is not None
+    trained = adapted.adapter.deltas
+    assert result.trainable == sum(delta.numel() for delta in trained.values())
+    assert all((delta != 0).float().mean() > 0.9 for delta in trained.values())
+    assert adapted.adapter.settings["dtype"] == "fp32"
+
+
+def test_the_selection_of_the_select_command_is_used(llama_folder: Path, tmp_path: Path) -> None:
+    from neuroada_cli.commands import select
+
+    recipe = tiny_recipe(llama_folder, tmp_path / "run", select={"k": 2, "criterion": "random"})
+    file = select.run(recipe, quiet=True)
+    before = file.read_bytes()
+    go(recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 1})}))
+    assert file.read_bytes() == before
+    chosen = adapter.read_adapter(tmp_path / "run" / "last").selection.indices
+    assert all(torch.equal(chosen[n], i) for n, i in adapter.read_selection(file).indices.items())
+
+    other = tiny_recipe(llama_folder, tmp_path / "other", select={"k": 3})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "selection.safetensors").write_bytes(before)
+    with pytest.raises(RecipeError, match=r"was made with k=2, random .*the recipe says k=3, magnitude"):
+        go(other)
+    result = go(other, selection=tmp_path / "run" / "selection.safetensors", overwrite=True)
+    assert "k: 2\n  criterion: random" in (result.run_dir / "recipe.yaml").read_text(encoding="utf-8")
+
+
+def test_a_classifier_with_a_fresh_head_and_biases(bert_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        bert_folder, tmp_path / "run",
+        data={"task": "rte", "limit": None, "validation_limit": None, "data_dir": str(pairs)},
+        train={"train_bias": True}, optim={"head_lr": 1e-3},
+    )  # fmt: skip
+    result = go(recipe)
+    evaluations = [e for e in read_metrics(result.run_dir / "metrics.jsonl") if e["kind"] == "eval"]
+    assert evaluations[0]["metric_name"] == "accuracy"
+    assert evaluations[0]["targets"] == 8  # the half of the validation rows that chooses checkpoints
+    assert result.best_value == max(e["metric"] for e in evaluations)
+    saved = adapter.read_adapter(result.run_dir / "last")
+    assert {"classifier.weight", "classifier.bias"} < set(saved.whole)
+    assert "bert.encoder.layer.0.attention.self.query.bias" in saved.whole
+    assert "bert.embeddings.LayerNorm.bias" not in saved.whole
+    fresh = hub.load_model(bert_folder, "sequence-classification", "fp32", num_labels=2, seed=42).model
+    weight = fresh.get_parameter("classifier.weight")
+    assert not torch.equal(saved.whole["classifier.weight"], weight)
+    assert float((saved.whole["classifier.weight"] - weight).abs().max()) < 0.02  # 12 steps of at most 1e-3
+
+
+def test_keep_prunes_all_but_the_newest_and_the_best(llama_folder: Path, tmp_path: Path) -> None:
+    result = go(
+        tiny_recipe(llama_folder, tmp_path / "run", train={"save_every": 1, "eval_every": 4, "keep": 2})
+    )
+    kept = {p.name for p in result.run_dir.glob("checkpoint-*")}
+    assert kept == {"checkpoint-11", "checkpoint-12", result.best.name}  # type: ignore[union-attr]
+
+
+def test_early_stop(llama_folder: Path, tmp_path: Path) -> None:
+    """With a rate that ruins the model the first evaluation stays the best one."""
+    changes = {"eval_every": 1, "early_stop": 2, "epochs": 20}
+    result = go(
+        tiny_recipe(llama_folder, tmp_path / "run", train=changes, optim={"lr": 5.0, "warmup_ratio": 0})
+    )
+    evaluations = [e for e in read_metrics(result.run_dir / "metrics.jsonl") if e["kind"] == "eval"]
+    best = max(e["step"] for e in evaluations if e["best"])
+    assert result.steps == best + 2 < 20 * STEPS // 2
+    assert os.readlink(result.run_dir / "best") == f"checkpoint-{best}"
+    again = go(
+        tiny_recipe(llama_folder, tmp_path / "run", train=changes, optim={"lr": 5.0, "warmup_ratio": 0}),
+        resume=True,
+    )
+    assert again.steps == result.steps
+
+
+def test_dry_run_writes_nothing_and_reads_no_weights(
+    llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "load_model", None)
+    result = go(tiny_recipe(llama_folder, tmp_path / "run"), dry_run=True)
+    shown = capsys.readouterr().out
+    assert "lr: 0.01" in shown
+    assert "12 steps" in shown
+    assert "Predicted memory" in shown
+    assert result.steps == STEPS
+    assert result.peak_bytes > 100_000
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------------
+# Stop and go on
+
+
+@pytest.mark.parametrize("method", ["neuroada", "mask", "full"])
+def test_resume_at_every_step_is_exact(
+    method: str, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout, accumulation, length grouping, warmup, an evaluation in between; stopped by real signals."""
+    sections = {"train": {"method": method, "keep": 100}, "optim": {"weight_decay": 0.1, "lr": 1e-3}}
+    whole = go(tiny_recipe(llama_folder, tmp_path / "whole", **sections))
+    assert len({loss for _, loss, _ in losses(whole.run_dir)}) == STEPS + 2
+    every = range(1, STEPS + 1) if method == "neuroada" else (1, 6, 7)
+    for number in every:
+        recipe = tiny_recipe(llama_folder, tmp_path / f"at-{number}", **sections)
+        with monkeypatch.context() as patch:
+            stop_in_step(patch, number)
+            with pytest.raises(Stopped, match=f"stopped by SIGTERM after step {number} of 12") as caught:
+                go(recipe)
+        assert caught.value.exit_code == 143
+        result = go(recipe, resume=True)
+        assert hashes(result.run_dir / "checkpoint-12") == hashes(whole.run_dir / "checkpoint-12")
+        assert losses(result.run_dir) == losses(whole.run_dir)
+        assert os.readlink(result.run_dir / "best") == os.readlink(whole.run_dir / "best")
+
+
+def test_stopped_at_every_step_in_turn(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections = {"train": {"keep": 1}, "model": {"dtype": "bf16"}}
+    whole = go(tiny_recipe(llama_folder, tmp_path / "whole", **sections))
+    recipe = tiny_recipe(llama_folder, tmp_path / "often", **sections)
+    for number in range(1, STEPS + 1):
+        with monkeypatch.context() as patch:
+            stop_in_step(patch, number, signal.SIGINT)
+            with pytest.raises(Stopped) as caught:
+                go(recipe, resume=True)
+        assert caught.value.exit_code == 130
+    result = go(recipe, resume=True)
+    assert hashes(result.run_dir / "last") == hashes(whole.run_dir / "last")
+    assert losses(result.run_dir) == losses(whole.run_dir)
+
+
+def test_resume_of_a_classifier_in_bf16(
+    bert_folder: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections: dict[str, Any] = {
+        "data": {"task": "rte", "limit": None, "validation_limit": None, "data_dir": str(pairs)},
+        "model": {"dtype": "bf16"},
+    }
+    whole = go(tiny_recipe(bert_folder, tmp_path / "whole", **sections))
+    recipe = tiny_recipe(bert_folder, tmp_path / "cut", **sections)
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 5)
+        with pytest.raises(Stopped):
+            go(recipe)
+    result = go(recipe, resume=True)
+    assert hashes(result.run_dir / "last") == hashes(whole.run_dir / "last")
+
+
+def test_a_broken_newest_checkpoint_is_passed_over(llama_folder: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(llama_folder, tmp_path / "run", train={"save_every": 4, "keep": 9})
+    result = go(recipe)
+    expected, logged = hashes(result.run_dir / "checkpoint-12"), losses(result.run_dir)
+    for name in ("checkpoint-12", "checkpoint-8"):
+        file = result.run_dir / name / "state" / "optimizer.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    again = go(recipe, resume=True)
+    assert again.steps == STEPS
+    assert hashes(again.run_dir / "checkpoint-12") == expected
+    assert losses(again.run_dir) == logged
+
+    for checkpoint in result.run_dir.glob("checkpoint-*"):
+        (checkpoint / "manifest.json").unlink()
+    with pytest.raises(ModelError, match="no checkpoint is intact"):
+        go(recipe, resume=True)
+
+
+def test_resume_of_a_finished_run_changes_nothing(llama_folder: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(llama_folder, tmp_path / "run")
+    go(recipe)
+    picture = tmp_path / "run" / "training.png"
+    before = {
+        name: data for name, data in tree(tmp_path / "run").items() if name not in (picture.name, ".lock")
+    }
+    assert go(recipe, resume=True).steps == STEPS
+    after = {
+        name: data for name, data in tree(tmp_path / "run").items() if name not in (picture.name, ".lock")
+    }
+    assert after == before
+
+
+def test_a_changed_recipe_or_data_is_shown_and_refused(llama_folder: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"say {i} ", "completion": f"<{i}>"} for i in range(24)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = {
+        "task": "instruct",
+        "train": str(file),
+        "validation_rows": 4,
+        "limit": None,
+        "validation_limit": None,
+    }
+    go(tiny_recipe(llama_folder, tmp_path / "run", data=data))
+    before = tree(tmp_path / "run")
+    changed = tiny_recipe(llama_folder, tmp_path / "run", data=data, optim={"lr": 5e-3})
+    with pytest.raises(
+        OutputError, match=r"changed since it was saved \(optim.lr: 0.01 -> 0.005\)"
+    ) as caught:
+        go(changed, resume=True)
+    assert caught.value.exit_code == 7
+    file.write_text(file.read_text(encoding="utf-8").replace("<7>", "<seven>"), encoding="utf-8")
+    with pytest.raises(OutputError, match="data hash of train"):
+        go(tiny_recipe(llama_folder, tmp_path / "run", data=data), resume=True)
+    assert {n: d for n, d in tree(tmp_path / "run").items() if n != ".lock"} == {
+        n: d for n, d in before.items() if n != ".lock"
+    }
+
+
+def start(recipe: Recipe, *options: str) -> subprocess.Popen[str]:
+    file = recipe.run_path.with_suffix(".yaml")
+    file.write_text(to_yaml(recipe), encoding="utf-8")
+    command = [sys.executable, "-m", "neuroada_cli", "train", str(file), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_steps(run_dir: Path, process: subprocess.Popen[str], count: int = 3) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        file = run_dir / "metrics.jsonl"
+        if file.exists() and file.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"no training: {process.communicate()[1]}")
+
+
+def test_sigterm_ends_with_143_and_resumes(llama_folder: Path, tmp_path: Path) -> None:
+    long = {"epochs": 500, "max_steps": 3000, "save_every": 2000, "eval_every": 2000}
+    recipe = tiny_recipe(llama_folder, tmp_path / "run", train=long)
+    process = start(recipe)
+    wait_for_steps(tmp_path / "run", process)
+    other = start(recipe, "--resume")  # while the first one runs
+    said = other.communicate(timeout=120)[1]
+    assert (other.returncode, f"process {process.pid} on" in said) == (7, True), said
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, said
+    assert "Traceback" not in said
+    stopped = int(re.findall(r"stopped by SIGTERM after step (\d+) of 3000", said)[0])
+    assert os.readlink(tmp_path / "run" / "last") == f"checkpoint-{stopped}"
+    process = start(recipe, "--resume")
+    wait_for_steps(tmp_path / "run", process, stopped + 3)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    steps = [e["step"] for e in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_second_interrupt_exits_at_once(llama_folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, time\n"
+        "from neuroada_cli.training.signals import StopSignals\n"
+        "with StopSignals() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    assert stop.requested == signal.SIGINT\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(60)\n"
+    )
+    started = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 130
+    assert time.monotonic() - started < 30
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is refused, before the model loads and with the folder untouched
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading the weights would be a TypeError, not a UserError."""
+    monkeypatch.setattr(hub, "load_model", None)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("sections", "error", "message"),
+    [
+        ({"select": {"k": 33}}, RecipeError, "select.k=33, but .* has 32 inputs; choose 1..32"),
+        ({"select": {"targets": ["q_prj"]}}, RecipeError, "q_prj matches no linear .*did you mean q_proj"),
+        ({"data": {"task": "due_date"}}, RecipeError, "due_date is not a task; did you mean due_dates"),
+        ({"data": {"train": "nowhere/rows"}}, DataError, "nowhere/rows"),
+        ({"data": {"max_length": 16}}, DataError, "24 of 24 rows have nothing to learn within .*=16"),
+        (
+            {"train": {"early_stop": 1}, "data": {"task": "math", "train": "ROWS"}},
+            RecipeError,
+            "early_stop needs",
+        ),
+        ({"model": {"path": "nowhere/at-all"}}, ModelError, "nowhere/at-all"),
+        ({"select": {"file": "missing.safetensors"}}, ModelError, "missing.safetensors"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_before_the_model_loads(
+    sections: dict[str, Any], error: type[Exception], message: str, llama_folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "1+1?", "output": "2", "answer": "2"}\n' * 8, encoding="utf-8")
+    changed = {n: {k: str(rows) if v == "ROWS" else v for k, v in s.items()} for n, s in sections.items()}
+    recipe = tiny_recipe(llama_folder, tmp_path / "run", **changed)
+    with pytest.raises(error, match=message):
+        go(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_rows_longer_than_the_model_are_refused(tmp_path: Path) -> None:
+    folder = tiny_llama_folder(tmp_path / "short", max_position_embeddings=64)
+    with pytest.raises(
+        RecipeError, match=r"a row has \d+ tokens, but the model takes 64; set data.max_length: 64"
+    ):
+        go(tiny_recipe(folder, tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_folder_in_use_is_left_alone(llama_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("chapter 1", encoding="utf-8")
+    with pytest.raises(OutputError, match=r"is not empty \(thesis.txt\)") as caught:
+        go(tiny_recipe(llama_folder, tmp_path / "run"))
+    assert caught.value.exit_code == 7
+    assert tree(tmp_path / "run") == {"thesis.txt": b"chapter 1"}
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(llama_folder: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(llama_folder, tmp_path / "run", train={"max_steps": 8})
+    go(recipe)
+    (tmp_path / "run" / "thesis.txt").write_text("chapter 1", encoding="utf-8")
+    result = go(
+        tiny_recipe(llama_folder, tmp_path / "run", train={"max_steps": 2}, select={"k": 1}), overwrite=True
+    )
+    assert {p.name for p in result.run_dir.glob("checkpoint-*")} == {"checkpoint-2"}
+    assert (tmp_path / "run" / "thesis.txt").read_text(encoding="utf-8") == "chapter 1"
+    assert len(losses(result.run_dir)) == 3
+
+
+def test_nan_keeps_the_last_checkpoint_and_draws_the_picture(llama_folder: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        llama_folder,
+        tmp_path / "run",
+        optim={"lr": 1e30, "clip": None, "warmup_ratio": 0},
+        train={"save_every": 1},
+    )
+    with pytest.raises(NumericsError, match=r"not finite"):
+        go(recipe)
+    newest = max(tmp_path.glob("run/checkpoint-*"), key=lambda p: int(p.name[11:]))
+    verify_folder(newest)
+    assert all(torch.isfinite(t).all() for t in load_file(newest / "adapter_model.safetensors").values())
+    assert (tmp_path / "run" / "training.png").exists()
+
+
+def test_out_of_memory_says_what_to_lower(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*args: Any, **keywords: Any) -> Any:
+        torch.empty(1 << 60, dtype=torch.uint8)  # really more than there is
+
+    monkeypatch.setattr(loop, "train_step", step)
+    with pytest.raises(
+        ResourceError, match=r"micro_batch_size \(now 2\) or data.max_length.*checkpointing"
+    ) as caught:
+        go(tiny_recipe(llama_folder, tmp_path / "run"))
+    assert caught.value.exit_code == 6
+
+
+def test_a_named_selection_of_another_base_is_refused(llama_folder: Path, tmp_path: Path) -> None:
+    from neuroada_cli.commands import select
+
+    other = tiny_llama_folder(tmp_path / "other", initializer_range=0.1)
+    file = select.run(tiny_recipe(other, tmp_path / "unused"), out=tmp_path / "s.safetensors", quiet=True)
+    with pytest.raises(ModelError, match="is not the base that was selected"):
+        go(tiny_recipe(llama_folder, tmp_path / "run"), selection=file)
