@@ -5,7 +5,8 @@
  * T tokens, I inputs, O neurons, K chosen inputs per neuron. g and x lie token by token (rows of length O
  * and I, strides in elements); index and out are dense [O][K].
  *
- * One column per neuron (`gather`): walk the tokens and pick, no layout change at all.
+ * One column per neuron (`gather`): walk the tokens and pick, no layout change at all. A thread takes a part
+ * of the tokens, so that each row of g and x is read once.
  * More (`blocks`): dot products over tokens want tokens side by side, so blocks of TOKENS tokens are
  * transposed while they are in cache: x once for all threads, g a tile of TILE neurons at a time. No
  * transposed copy of g or x ever stands in full.
@@ -19,6 +20,8 @@
 #define TOKENS 128
 #define TILE 16
 #define LANES 16
+#define PARTS 8   /* of the tokens, each summed by itself: fixed, so that sums do not depend on the threads */
+#define WIDE 1024 /* neurons at a time, so that their sums and columns stay in the first-level cache */
 
 static inline float from_f32(float value) { return value; }
 
@@ -54,20 +57,31 @@ static inline float dot(const float *restrict a, const float *restrict b) {
                                                                                                            \
     static void gather_##NAME(const ELEMENT *restrict g, ptrdiff_t g_stride, const ELEMENT *restrict x,    \
                               ptrdiff_t x_stride, const int32_t *restrict index, int T, int O, int K,      \
-                              float *restrict out) {                                                       \
-        _Pragma("omp parallel for schedule(static)") for (int o0 = 0; o0 < O; o0 += 256) {                 \
-            int count = O - o0 < 256 ? O - o0 : 256;                                                       \
-            for (int k = 0; k < K; k++) {                                                                  \
-                float sum[256] = {0};                                                                      \
-                int32_t column[256];                                                                       \
-                for (int j = 0; j < count; j++) column[j] = index[(size_t)(o0 + j) * K + k];               \
-                for (int t = 0; t < T; t++) {                                                              \
-                    const ELEMENT *g_row = g + (ptrdiff_t)t * g_stride + o0;                               \
-                    const ELEMENT *x_row = x + (ptrdiff_t)t * x_stride;                                    \
-                    for (int j = 0; j < count; j++) sum[j] += WIDEN(g_row[j]) * WIDEN(x_row[column[j]]);   \
+                              float *restrict parts, float *restrict out) {                                \
+        _Pragma("omp parallel") {                                                                          \
+            _Pragma("omp for schedule(static) collapse(2)") for (int p = 0; p < PARTS; p++)                \
+                for (int o0 = 0; o0 < O; o0 += WIDE) {                                                     \
+                    int count = O - o0 < WIDE ? O - o0 : WIDE;                                             \
+                    int t0 = (int)((long long)T * p / PARTS), t1 = (int)((long long)T * (p + 1) / PARTS);  \
+                    int32_t column[WIDE];                                                                  \
+                    for (int k = 0; k < K; k++) {                                                          \
+                        float *restrict sum = parts + ((size_t)p * K + k) * O + o0;                        \
+                        for (int j = 0; j < count; j++) column[j] = index[(size_t)(o0 + j) * K + k];       \
+                        memset(sum, 0, (size_t)count * sizeof *sum);                                       \
+                        for (int t = t0; t < t1; t++) {                                                    \
+                            const ELEMENT *g_row = g + (ptrdiff_t)t * g_stride + o0;                       \
+                            const ELEMENT *x_row = x + (ptrdiff_t)t * x_stride;                            \
+                            for (int j = 0; j < count; j++)                                                \
+                                sum[j] += WIDEN(g_row[j]) * WIDEN(x_row[column[j]]);                       \
+                        }                                                                                  \
+                    }                                                                                      \
                 }                                                                                          \
-                for (int j = 0; j < count; j++) out[(size_t)(o0 + j) * K + k] = sum[j];                    \
-            }                                                                                              \
+            _Pragma("omp for schedule(static)") for (int o = 0; o < O; o++)                                \
+                for (int k = 0; k < K; k++) {                                                              \
+                    float sum = 0;                                                                         \
+                    for (int p = 0; p < PARTS; p++) sum += parts[((size_t)p * K + k) * O + o];             \
+                    out[(size_t)o * K + k] = sum;                                                          \
+                }                                                                                          \
         }                                                                                                  \
     }                                                                                                      \
                                                                                                            \
@@ -93,14 +107,14 @@ static inline float dot(const float *restrict a, const float *restrict b) {
         }                                                                                                  \
     }                                                                                                      \
                                                                                                            \
-    /* x_block: room for I * TOKENS floats, 64-byte aligned; NULL asks for `gather`             */         \
+    /* scratch: PARTS * K * O floats for `gather`; I * TOKENS of them, 64-byte aligned, without */         \
     void sampled_grad_##NAME(const ELEMENT *g, ptrdiff_t g_stride, const ELEMENT *x, ptrdiff_t x_stride,   \
-                             const int32_t *index, int T, int I, int O, int K, float *x_block,             \
-                             float *out) {                                                                 \
-        if (x_block == NULL)                                                                               \
-            gather_##NAME(g, g_stride, x, x_stride, index, T, O, K, out);                                  \
+                             const int32_t *index, int T, int I, int O, int K, int gather,                 \
+                             float *scratch, float *out) {                                                 \
+        if (gather)                                                                                        \
+            gather_##NAME(g, g_stride, x, x_stride, index, T, O, K, scratch, out);                         \
         else                                                                                               \
-            blocks_##NAME(g, g_stride, x, x_stride, index, T, I, O, K, x_block, out);                      \
+            blocks_##NAME(g, g_stride, x, x_stride, index, T, I, O, K, scratch, out);                      \
     }
 
 DEFINE(f32, float, from_f32)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp"]
-TOKENS = 128  # tokens per block, as in the source
+TOKENS, PARTS = 128, 8  # tokens per block, parts of the tokens: as in the source
 GATHER_LIMIT = 1  # up to this K, picking while walking the tokens beats transposing blocks
 
 
@@ -68,6 +68,7 @@ def _library() -> ctypes.CDLL | None:
             pointer,
             stride,
             pointer,
+            size,
             size,
             size,
             size,
@@ -115,11 +116,12 @@ def native(grad_TO: Tensor, x_TI: Tensor, index_OK: Tensor) -> Tensor:
     index_OK = index_OK.contiguous()
     (tokens, outputs), inputs, k = grad_TO.shape, x_TI.shape[1], index_OK.shape[1]
     sampled_OK = torch.empty(outputs, k, dtype=torch.float32)
-    x_block = None if k <= GATHER_LIMIT else torch.empty(inputs * TOKENS, dtype=torch.float32)
+    gather = k <= GATHER_LIMIT
+    scratch = torch.empty(PARTS * k * outputs if gather else inputs * TOKENS, dtype=torch.float32)
     name = "sampled_grad_f32" if x_TI.dtype == torch.float32 else "sampled_grad_bf16"
     getattr(library, name)(
         grad_TO.data_ptr(), grad_TO.stride(0), x_TI.data_ptr(), x_TI.stride(0), index_OK.data_ptr(),
-        tokens, inputs, outputs, k, None if x_block is None else x_block.data_ptr(), sampled_OK.data_ptr(),
+        tokens, inputs, outputs, k, gather, scratch.data_ptr(), sampled_OK.data_ptr(),
     )  # fmt: skip
     return sampled_OK
 
