@@ -22,6 +22,8 @@ from neuroada_cli.delta.sampled_grad import BACKENDS
 from neuroada_cli.memory.tracker import Breakdown, StepMemory, TensorBytes, copy_structure
 from neuroada_cli.methods import Method
 from neuroada_cli.selecting import layer_shape
+from neuroada_cli.training.linear_cross_entropy import is_frozen_linear, linear_cross_entropy
+from neuroada_cli.training.loss import logits_are_final
 
 
 def predict(
@@ -92,18 +94,24 @@ def _fake_loss(model: nn.Module, batch: int, sequence: int, learnt: int | None) 
         logits_BC = model(input_ids=tokens_BS).logits.float()
         return F.cross_entropy(logits_BC, torch.zeros(batch, dtype=torch.int64), reduction="sum")
     count = min(learnt or batch * (sequence - 1), batch * (sequence - 1))
+    targets_N = torch.zeros(count, dtype=torch.int64)
+    sliced = is_frozen_linear(head) and logits_are_final(model, tokens_BS)
+    kept: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden_BSH, *rest = args
-        picked = torch.zeros(count, dtype=torch.int64)
-        return (hidden_BSH.reshape(-1, hidden_BSH.shape[-1])[picked].unsqueeze(0), *rest)
+        kept.append(hidden_BSH.reshape(-1, hidden_BSH.shape[-1])[targets_N])
+        hidden_NH = kept[0][:1].detach() if sliced else kept.pop()
+        return (hidden_NH.unsqueeze(0), *rest)
 
     handle = head.register_forward_pre_hook(keep)
     try:
         logits_NV = model(input_ids=tokens_BS, use_cache=False).logits[0]
     finally:
         handle.remove()
-    return F.cross_entropy(logits_NV.float(), torch.zeros(count, dtype=torch.int64), reduction="sum")
+    if sliced:
+        return linear_cross_entropy(kept[0], head, targets_N)
+    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
 
 
 class _ChecksPass(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from neuroada_cli.data.batch import IGNORED, Batch
 from neuroada_cli.errors import ModelError
+from neuroada_cli.training.linear_cross_entropy import is_frozen_linear, linear_cross_entropy
 
 # (model, batch on the model's device) -> (summed loss: fp32 scalar with a graph, number of targets)
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, int]]
@@ -29,35 +31,67 @@ def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
 
     Logits are computed at the N target positions only: a hook hands the output embedding [1, N, H] instead
     of [B, S, H], so that what a model does to its logits afterwards (scaling, soft capping) still happens.
+    Where it does nothing and the output embedding is frozen, they are computed a slice at a time instead.
     Raises ModelError when the model has no output embedding that its forward calls.
     """
     wanted_BS = batch.labels_BS[:, 1:] != IGNORED
     targets_N = batch.labels_BS[:, 1:][wanted_BS]
     if not len(targets_N):
         return torch.zeros((), device=batch.tokens_BS.device), 0
-    with _only_at(model, wanted_BS):
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    sliced = head is not None and is_frozen_linear(head) and logits_are_final(model, batch.tokens_BS)
+    with _only_at(model, wanted_BS, keep=sliced) as hidden:
         output = model(input_ids=batch.tokens_BS, attention_mask=batch.attention_BS, use_cache=False)
+    if sliced:
+        return linear_cross_entropy(hidden[0], head, targets_N), len(targets_N)
     logits_NV = output.logits[0]
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum"), len(targets_N)
 
 
+def logits_are_final(model: nn.Module, tokens_BS: Tensor) -> bool:
+    """Whether the model hands out its output embedding's result untouched. Tried once, on one token."""
+    if model not in _FINAL:
+        made: list[Tensor] = []
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        handle = head.register_forward_hook(lambda _, __, logits: made.append(logits))
+        cuda = [tokens_BS.device] if tokens_BS.device.type == "cuda" else []
+        try:
+            with torch.no_grad(), torch.random.fork_rng(cuda):  # dropout may not move the run's own stream
+                logits = model(input_ids=tokens_BS[:1, :1], use_cache=False).logits
+        finally:
+            handle.remove()
+        _FINAL[model] = len(made) == 1 and logits is made[0]
+    return _FINAL[model]
+
+
+_FINAL: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
 @contextmanager
-def _only_at(model: nn.Module, wanted_BS: Tensor) -> Iterator[None]:
-    """Inside, the output embedding sees only the hidden states marked in wanted [B, S-1]."""
+def _only_at(model: nn.Module, wanted_BS: Tensor, keep: bool = False) -> Iterator[list[Tensor]]:
+    """Inside, the output embedding sees only the hidden states marked in wanted [B, S-1].
+
+    keep  it sees just one of them, and all are put into the list that is yielded, as [N, H]
+    """
     head = model.get_output_embeddings()  # type: ignore[operator]
     if head is None:
         raise ModelError("has no output embeddings, so it cannot predict tokens", type(model).__name__)
     calls = 0
+    kept: list[Tensor] = []
 
     def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         nonlocal calls
         calls += 1
         hidden_BSH, *rest = args
-        return (hidden_BSH[:, :-1][wanted_BS].unsqueeze(0), *rest)
+        hidden_NH = hidden_BSH[:, :-1][wanted_BS]
+        if keep:
+            kept.append(hidden_NH)
+            hidden_NH = hidden_NH[:1].detach()
+        return (hidden_NH.unsqueeze(0), *rest)
 
     handle = head.register_forward_pre_hook(gather)
     try:
-        yield
+        yield kept
     finally:
         handle.remove()
     if calls != 1:

@@ -12,12 +12,16 @@ from conftest import pico_bert, pico_gpt2, pico_llama
 from tiny_run import one_thread  # noqa: F401
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma2Config, Gemma2ForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from neuroada_cli.data.batch import IGNORED, Batch
 from neuroada_cli.delta.linear import DeltaLinear
-from neuroada_cli.delta.model import attach
+from neuroada_cli.delta.model import attach, find_targets
 from neuroada_cli.errors import ModelError
+from neuroada_cli.selecting import layer_shape
+from neuroada_cli.training import loss as loss_module
+from neuroada_cli.training.linear_cross_entropy import SLICE_ELEMENTS, linear_cross_entropy
 from neuroada_cli.training.loss import LOSSES, class_loss, count_targets, score_loss, token_loss
 
 
@@ -95,6 +99,86 @@ def test_only_target_positions_reach_the_output_embedding() -> None:
     assert seen == [torch.Size([1, 8, 96])]
     token_loss(model, padded_rows())  # the hook is removed and set anew, not stacked
     assert model(input_ids=padded_rows().tokens_BS).logits.shape == (3, 11, 96)
+
+
+def frozen(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Only deltas in the attention train, so that the output embedding's gradient is not wanted."""
+    model = MODELS[name]().to(dtype)
+    model.requires_grad_(False)
+    targets = find_targets(model, ["all-linear"], ["lm_head"])
+    attach(model, {n: torch.zeros(layer_shape(m)[0], 1, dtype=torch.int32) for n, m in targets.items()})
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("slice_elements", [1, 3 * 96, 1 << 20])
+def test_slices_of_the_vocabulary_logits_equal_the_whole(
+    name: str, slice_elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SLICE_ELEMENTS, "cpu", slice_elements)
+    model, rows = frozen(name), padded_rows()
+    deltas = [p for p in model.parameters() if p.requires_grad]
+    expected = full_loss(model, rows)
+    wanted = torch.autograd.grad(expected / 8, deltas)
+    loss, count = token_loss(model, rows)
+    got = torch.autograd.grad(loss / 8, deltas)
+    assert count == 8
+    assert_close(loss, expected, rtol=1e-6, atol=1e-5)
+    for a, b in zip(got, wanted, strict=True):
+        assert_close(a, b, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        assert_close(token_loss(model, rows)[0], expected, rtol=1e-6, atol=1e-5)
+
+
+def test_slices_in_bf16_are_as_near_to_fp32_as_the_whole() -> None:
+    exact, rows = full_loss(frozen("llama"), padded_rows()), padded_rows()
+    loss, _ = token_loss(frozen("llama", torch.bfloat16), rows)
+    assert loss.dtype == torch.float32
+    assert_close(loss, exact, rtol=2e-2, atol=0)
+
+
+def test_only_untouched_logits_of_a_frozen_embedding_are_sliced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a model that caps its logits nor one that trains its head."""
+    calls = []
+
+    def counted(hidden_NH: Tensor, head: nn.Linear, targets_N: Tensor) -> Tensor:
+        calls.append(hidden_NH.shape)
+        return linear_cross_entropy(hidden_NH, head, targets_N)
+
+    monkeypatch.setattr(loss_module, "linear_cross_entropy", counted)
+    token_loss(frozen("gemma2-softcap"), padded_rows())
+    token_loss(pico_llama(), padded_rows())
+    assert calls == []
+    token_loss(frozen("llama"), padded_rows())
+    assert calls == [torch.Size([8, 32])]
+
+
+def test_vocabulary_logits_never_stand_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Largest(TorchDispatchMode):
+        rows = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            out = func(*args, **(kwargs or {}))
+            weight = func is torch.ops.aten.t.default  # a view of the frozen embedding
+            if isinstance(out, Tensor) and out.ndim > 1 and out.shape[-1] == 96 and not weight:
+                self.rows = max(self.rows, out.numel() // 96)
+            return out
+
+    monkeypatch.setitem(SLICE_ELEMENTS, "cpu", 3 * 96)
+    model, rows = frozen("llama"), padded_rows()
+    with Largest() as largest:
+        loss, _ = token_loss(model, rows)
+        loss.backward()
+    assert largest.rows == 3
+
+
+def test_looking_at_the_logits_once_leaves_the_random_stream_alone() -> None:
+    model = frozen("llama")
+    torch.manual_seed(3)
+    expected = torch.rand(())
+    torch.manual_seed(3)
+    token_loss(model, padded_rows())
+    assert torch.rand(()) == expected
 
 
 def test_an_adapted_output_embedding_is_found() -> None:
