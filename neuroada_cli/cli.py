@@ -273,6 +273,10 @@ def bench(
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Rows per step.")] = 4,
     sequence: Annotated[int, typer.Option("--seq", min=2, help="Tokens per row.")] = 256,
+    real_rows: Annotated[
+        bool, typer.Option("--real-rows", help="The recipe's own training rows, instead of random tokens.")
+    ] = False,
+    data_dir: DataDirOption = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds measured.")] = 8,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds left out first.")] = 2,
     dtype: Annotated[
@@ -290,11 +294,12 @@ def bench(
 
     \b
     neuroada bench --compare mask
+    neuroada bench commonsense15k --real-rows --batch 16
     neuroada bench --model llama-7b --layers 2 --k 1,20 --compare mask,lora --plot bench.png
     """
     if overrides and recipe is None:
         raise RecipeError("has nothing to override without a recipe", "--set", "name a recipe")
-    loaded = load(recipe, overrides) if recipe is not None else None
+    loaded = load(recipe, overrides, data_dir) if recipe is not None else None
     counts = parse_counts(k, "--k") if k is not None else None
     budget = parse_bytes(memory_budget, "--memory-budget")
     from neuroada_cli.commands import bench as command
@@ -314,6 +319,7 @@ def bench(
         json_out=json_out,
         plot_out=plot_out,
         memory_budget=budget,
+        real_rows=real_rows,
     )
 
 

@@ -17,7 +17,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli.benchmarking.steps import Contender, Guest, flow_to_embeddings, one_step, random_batch
+from neuroada_cli.benchmarking.steps import (
+    Contender,
+    Guest,
+    RealRows,
+    flow_to_embeddings,
+    one_step,
+    random_batch,
+)
+from neuroada_cli.data.batch import Batch
 from neuroada_cli.memory import (
     AllocatorBytes,
     Breakdown,
@@ -48,13 +56,19 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Load:
-    """What a step is fed: rows of random tokens of one length."""
+    """What a step is fed: rows of random tokens of one length, or real ones."""
 
     vocabulary: int
     kind: str
     rows: int
     sequence: int
     device: str
+    real: RealRows | None = None
+
+    def batch(self, rows: int) -> Batch:
+        if self.real is not None:
+            return self.real.batch(rows, self.device)
+        return random_batch(self.vocabulary, self.kind, rows, self.sequence, self.device)
 
 
 def footprint(
@@ -77,7 +91,7 @@ def footprint(
     step = StepMemory(model, method, lambda: method.attach(model, indices), _meter(model, load.device))
 
     def run(rows: int, steps: int) -> Breakdown:
-        batch = random_batch(load.vocabulary, load.kind, rows, load.sequence, load.device)
+        batch = load.batch(rows)
         return step.run(lambda: LOSSES[load.kind](model, batch)[0], steps)
 
     resident: list[Breakdown] = []
@@ -140,7 +154,7 @@ def _bytes_or_none(run: Callable[[int, int], Breakdown], rows: int) -> int | Non
 
 def _samples_per_s(entry: Contender, load: Load, rows: int) -> float:
     """Of the median of three steps after one that is not counted."""
-    batch = random_batch(load.vocabulary, load.kind, rows, load.sequence, load.device)
+    batch = load.batch(rows)
     seconds = [one_step(entry, batch, load.kind) for _ in range(4)]
     return rows / statistics.median(seconds[1:])
 

@@ -19,11 +19,11 @@ from neuroada_cli.benchmarking.footprint import Footprint, Load, footprint
 from neuroada_cli.benchmarking.peers import PEERS
 from neuroada_cli.benchmarking.steps import (
     Contender,
+    RealRows,
     Timing,
     contender,
     flow_to_embeddings,
     interleave,
-    random_batch,
     timing,
 )
 from neuroada_cli.benchmarking.tables import Row
@@ -31,6 +31,7 @@ from neuroada_cli.delta.model import find_targets
 from neuroada_cli.delta.selection import choose
 from neuroada_cli.memory import predict
 from neuroada_cli.selecting import check_k
+from neuroada_cli.training.loss import count_targets
 
 UNTRACEABLE = (RuntimeError, NotImplementedError, ValueError, TypeError)
 
@@ -53,7 +54,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured. peers are keys of PEERS; ks are the K of `neuroada`, the peers take the largest."""
+    """What is measured. peers are keys of PEERS; ks are the K of `neuroada`, the peers take the largest.
+
+    sequence  tokens of every random row, or of the longest of the real ones
+    """
 
     peers: tuple[str, ...]
     ks: tuple[int, ...]
@@ -64,6 +68,7 @@ class Plan:
     device: str
     dtype: torch.dtype
     budget: int | None = None
+    real: RealRows | None = None
 
     def entries(self) -> list[tuple[str, int | None]]:
         """(method, K) in the order of the table: the floor, ours, the peers, full fine-tuning last."""
@@ -102,7 +107,7 @@ def measure(subject: Subject, plan: Plan, on_progress: Callable[[str], None] | N
     for place, (name, k) in enumerate(plan.entries()):
         tell(f"memory of {name}" + (f" K={k}" if k else ""))
         here = indices[k or max(plan.ks)]
-        load = Load(_vocabulary(subject.model), subject.kind, plan.batch, plan.sequence, plan.device)
+        load = _load(subject, plan)
         predicted = _predicted(subject, plan, name, k)
         print_ = footprint(name, PEERS[name](), subject.model, here, load, plan.budget)
         rows.append(_row(name, k, timings[place], trainable[place], print_, predicted, plan, subject))
@@ -132,8 +137,7 @@ def _times(
         torch.manual_seed(0)
         here = indices[k or max(plan.ks)]
         contenders.append(contender(name, k, PEERS[name](), subject.model, here))
-    vocabulary = _vocabulary(subject.model)
-    batch = random_batch(vocabulary, subject.kind, plan.batch, plan.sequence, plan.device)
+    batch = _load(subject, plan).batch(plan.batch)
     total = plan.warmup + plan.rounds
 
     def on_round(done: int) -> None:
@@ -147,16 +151,25 @@ def _times(
     return timings, trainable
 
 
+def _load(subject: Subject, plan: Plan) -> Load:
+    vocabulary = _vocabulary(subject.model)
+    return Load(vocabulary, subject.kind, plan.batch, plan.sequence, plan.device, plan.real)
+
+
 def _vocabulary(model: nn.Module) -> int:
     return int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
 
 
 def _predicted(subject: Subject, plan: Plan, name: str, k: int | None) -> int | None:
     """None for a peer whose set-up looks at values (a random mask's positions) and so cannot be traced."""
+    learnt, padded = None, False
+    if plan.real is not None:
+        batch = plan.real.batch(plan.batch, "cpu")
+        learnt, padded = count_targets(batch.labels_BS), not bool(batch.attention_BS.all())
     try:
         memory = predict(
             subject.model, subject.targets, PEERS[name](), k or max(plan.ks), plan.batch, plan.sequence,
-            plan.dtype, device=plan.device, prepare=flow_to_embeddings,
+            plan.dtype, learnt, device=plan.device, padded=padded, prepare=flow_to_embeddings,
         )  # fmt: skip
     except UNTRACEABLE:
         if name in ("floor", "neuroada", "mask", "full"):

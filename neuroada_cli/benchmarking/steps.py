@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli.data.batch import Batch
+from neuroada_cli.data.batch import Batch, Encoded, collate
 from neuroada_cli.delta.linear import is_conv1d
 from neuroada_cli.memory import copy_structure
 from neuroada_cli.methods import Method
@@ -124,6 +124,19 @@ def trainable(name: str, optimizer: torch.optim.Optimizer, guest: Guest) -> int:
     if name == "mask":
         return guest.count
     return sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+
+
+@dataclass(frozen=True)
+class RealRows:
+    """Encoded rows in the order of their data set; a batch takes the first ones, over again if need be."""
+
+    encoded: Sequence[Encoded]
+    pad_id: int
+    source: str
+
+    def batch(self, rows: int, device: str) -> Batch:
+        taken = [self.encoded[i % len(self.encoded)] for i in range(rows)]
+        return collate(taken, self.pad_id).to(device)
 
 
 def random_batch(vocabulary: int, kind: str, rows: int, sequence: int, device: str, seed: int = 0) -> Batch:

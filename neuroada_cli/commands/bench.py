@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from neuroada_cli import files, hub
 from neuroada_cli.benchmarking import peers, shapes, tables
 from neuroada_cli.benchmarking.machine import machine
 from neuroada_cli.benchmarking.measure import Plan, Subject, all_targets, measure
+from neuroada_cli.benchmarking.steps import RealRows
 from neuroada_cli.benchmarking.tables import Row
 from neuroada_cli.errors import OutputError, RecipeError, ResourceError
 
@@ -52,6 +54,7 @@ def run(
     json_out: Path | None = None,
     plot_out: Path | None = None,
     memory_budget: int | None = None,
+    real_rows: bool = False,
     quiet: bool = False,
 ) -> BenchResult:
     """Measure NeuroAda at every K, the peers in `compare` and the floor; print, and write what is asked for.
@@ -59,6 +62,7 @@ def run(
     recipe         its model, targets, K, data type and device, instead of a built-in shape
     model, layers  a built-in shape with random weights, cut to so many blocks
     k, dtype       None: the recipe's, else 1 and fp32
+    real_rows      train on the recipe's first rows at their own lengths, not on random tokens
     memory_budget  bytes; adds the largest batch that fits and its samples per second
     Raises RecipeError, ModelError, OutputError (unwritable names) before anything is built, ResourceError.
     """
@@ -70,6 +74,12 @@ def run(
     dtype = dtype or (recipe.model.dtype if recipe else "fp32")
     ks = k or ((recipe.select.k,) if recipe else (1,))
     plan = Plan(compare, ks, batch, sequence, rounds, warmup, device, hub.TORCH_DTYPES[dtype], memory_budget)
+    if real_rows:
+        if recipe is None:
+            raise RecipeError("a built-in shape has no rows", "--real-rows", "name a recipe")
+        real = _real_rows(recipe)
+        longest = int(real.batch(batch, "cpu").tokens_BS.shape[1])
+        plan = dataclasses.replace(plan, real=real, sequence=longest)
     with _progress(quiet) as tell, _memory_advice():
         tell("building the model")
         subject = _from_recipe(recipe, layers, plan) if recipe else _built_in(model, layers, plan)
@@ -124,6 +134,17 @@ def _from_recipe(recipe: Recipe, layers: int | None, plan: Plan) -> Subject:
     return Subject(settings.path, model, targets, task.kind, depth, depth)
 
 
+def _real_rows(recipe: Recipe) -> RealRows:
+    from neuroada_cli.data.tasks import get_task
+    from neuroada_cli.training.rows import prepare
+
+    settings = recipe.model
+    folder = hub.resolve_model(settings.path, settings.revision, settings.trust_remote_code)
+    tokenizer = hub.load_tokenizer(folder, settings.trust_remote_code)
+    rows = prepare(recipe.data, get_task(recipe.data.task), tokenizer, recipe.seed)
+    return RealRows(rows.data.train, rows.data.pad_id, rows.train_source)
+
+
 def _check_length(plan: Plan, longest: int | None) -> None:
     if longest is not None and plan.sequence > longest:
         raise RecipeError(
@@ -142,6 +163,7 @@ def _settings(subject: Subject, plan: Plan, dtype: str) -> dict[str, Any]:
         "device": plan.device,
         "batch": plan.batch,
         "sequence": plan.sequence,
+        "rows": plan.real.source if plan.real else "random tokens",
         "rounds": plan.rounds,
         "warmup": plan.warmup,
         "memory_budget": plan.budget,
@@ -152,7 +174,8 @@ def _settings(subject: Subject, plan: Plan, dtype: str) -> dict[str, Any]:
 def _title(settings: dict[str, Any]) -> str:
     whole = settings["layers"] == settings["of_layers"]
     cut = "" if whole else f", {settings['layers']} of {settings['of_layers']} blocks"
-    size = f"{settings['batch']} x {settings['sequence']} tokens"
+    upto = "" if settings["rows"] == "random tokens" else "up to "
+    size = f"{settings['batch']} x {upto}{settings['sequence']} tokens"
     return f"{settings['model']}{cut}, {settings['dtype']}, {size}, {settings['device']}"
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 from conftest import pico_llama
+from tiny_run import tiny_llama_folder, tiny_recipe, tiny_tokenizer
 
 from neuroada_cli.commands import bench
+from neuroada_cli.data.tasks import get_task
 from neuroada_cli.errors import OutputError, RecipeError, UserError
 from neuroada_cli.recipe import recipe_from
+from neuroada_cli.training.rows import prepare
 
 QUICK = {"model": "pico", "batch": 2, "sequence": 16, "rounds": 2, "warmup": 1, "device": "cpu"}
 
@@ -58,6 +61,16 @@ def test_a_recipe_gives_model_targets_and_k(tmp_path: Path) -> None:
     assert (result.settings["dtype"], result.settings["targets"]) == ("bf16", 4)
 
 
+def test_real_rows_have_their_own_lengths_and_the_prediction_follows(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_llama_folder(tmp_path / "model"), tmp_path / "run")
+    result = bench.run(recipe, batch=3, rounds=1, warmup=0, device="cpu", real_rows=True, quiet=True)
+    data = prepare(recipe.data, get_task(recipe.data.task), tiny_tokenizer(), recipe.seed).data
+    assert result.settings["sequence"] == max(len(row) for row in data.train[:3])
+    assert result.settings["rows"] not in ("", "random tokens")
+    for row in result.rows:
+        assert row.predicted_bytes == pytest.approx(row.peak_bytes, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
@@ -66,6 +79,7 @@ def test_a_recipe_gives_model_targets_and_k(tmp_path: Path) -> None:
         ({"layers": 3}, RecipeError, "choose 1..2"),
         ({"sequence": 10**6}, RecipeError, "4096 positions"),
         ({"k": (33,)}, RecipeError, "has 32 inputs"),
+        ({"real_rows": True}, RecipeError, "no rows; name a recipe"),
         ({"device": "cuda:99"}, UserError, "cuda:99"),
         ({"json_out": Path("no/such/folder/x.json")}, OutputError, "does not exist"),
         ({"plot_out": Path("x.txt")}, RecipeError, "--plot"),
