@@ -45,7 +45,13 @@ class ModelSection(Section):
 class SelectSection(Section):
     k: int = Field(1, ge=1, description="Trainable connections per output neuron (K).")
     criterion: str = Field(
-        "magnitude", description="Which connections are chosen; `magnitude` is the paper's."
+        "magnitude",
+        description="Which connections are chosen: magnitude (the paper's), lift, reverse, random; or "
+        "gradient, snip, activation, which look at training rows first.",
+    )
+    lift_rank: int = Field(128, ge=1, description="Rank of the approximation that `lift` looks at.")
+    calibration_batches: int = Field(
+        8, ge=1, description="Micro-batches of training rows that gradient, snip and activation look at."
     )
     targets: list[str] = Field(
         default=["all-linear"],
@@ -147,6 +153,11 @@ class Recipe(Section):
             raise ValueError(
                 f"train.method={self.train.method} cannot train weights in "
                 f"model.quantization={self.model.quantization}; use method neuroada, or leave it out"
+            )
+        if self.model.quantization is not None and self.select.criterion in ("gradient", "snip"):
+            raise ValueError(
+                f"select.criterion={self.select.criterion} needs gradients of weights, which "
+                f"model.quantization={self.model.quantization} has not; choose another criterion"
             )
         if self.data.validation is not None and self.data.validation_rows:
             raise ValueError("data.validation and data.validation_rows exclude each other; keep one")

@@ -19,7 +19,7 @@ from neuroada_cli.adapter import Selection
 from neuroada_cli.delta.linear import is_conv1d
 from neuroada_cli.delta.model import find_targets, sharing_modules
 from neuroada_cli.delta.quantized import round_trip
-from neuroada_cli.delta.selection import CRITERIA, choose
+from neuroada_cli.delta.selection import CRITERIA, DATA_CRITERIA, LIFT_RANK, choose
 from neuroada_cli.errors import ModelError, RecipeError
 
 SELECTABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -102,10 +102,12 @@ def select_indices(
     on_layer: Callable[[LayerChoice], None] | None = None,
     quantization: str | None = None,
     dtype: torch.dtype = torch.bfloat16,
+    rank: int = LIFT_RANK,
 ) -> Selection:
     """The K connections of every neuron of the targets, read from the files of `folder`.
 
     skeleton  the module graph the targets belong to (ties and the name prefix)
+    rank      of `lift`
     seed      of `random`; every layer draws from its own stream, so neither order nor sharding matters
     on_layer  called after each layer, for progress and the table
     quantization, dtype  choose from the weights as bitsandbytes leaves them (computing in dtype), because
@@ -114,8 +116,7 @@ def select_indices(
     misshapen, not finite or packed.
     """
     check_k(targets, k)
-    if criterion not in CRITERIA:
-        raise RecipeError(f"select.criterion={criterion} is not known", fix=f"choose {', '.join(CRITERIA)}")
+    check_criterion(criterion)
     weights = hub.open_weights(folder)
     stored = {name: _stored(weights, skeleton, name) for name in targets}
     indices: dict[str, Tensor] = {}
@@ -126,17 +127,31 @@ def select_indices(
             weight_OI = round_trip(weight_OI, quantization, dtype)
         generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
         try:
-            indices[name] = choose(weight_OI, k, criterion, generator)
+            indices[name] = choose(weight_OI, k, criterion, generator, rank)
         except ValueError as error:
             raise ModelError(f"{name}: {error}", str(weights.info(stored[name]).file)) from None
         if on_layer is not None:
-            on_layer(_describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
+            on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
+    return as_selection({name: indices[name] for name in targets}, k, criterion, folder, skeleton)
+
+
+def check_criterion(criterion: str) -> None:
+    """Raises RecipeError naming the criteria there are."""
+    known = [*CRITERIA, *DATA_CRITERIA]
+    if criterion not in known:
+        raise RecipeError(f"select.criterion={criterion} is not known", fix=f"choose {', '.join(known)}")
+
+
+def as_selection(
+    indices: dict[str, Tensor], k: int, criterion: str, folder: Path, skeleton: nn.Module
+) -> Selection:
+    """The chosen columns with what ties them to their base."""
     return Selection(
-        indices={name: indices[name] for name in targets},
+        indices=indices,
         k=k,
         criterion=criterion,
         fingerprint=hub.fingerprint(folder),
-        tied={name: others for name in targets if (others := sharing_modules(skeleton, name))},
+        tied={name: others for name in indices if (others := sharing_modules(skeleton, name))},
     )
 
 
@@ -184,7 +199,7 @@ def _in_file_order(weights: hub.Weights, stored: Mapping[str, str]) -> list[str]
     return sorted(stored, key=lambda name: position[stored[name]])
 
 
-def _describe(name: str, weight_OI: Tensor, index_OK: Tensor, nbytes: int) -> LayerChoice:
+def describe(name: str, weight_OI: Tensor, index_OK: Tensor, nbytes: int) -> LayerChoice:
     chosen_OK = weight_OI.gather(1, index_OK.long()).float().abs_()
     used_I = torch.zeros(weight_OI.shape[1], dtype=torch.bool)
     used_I[index_OK.view(-1).long()] = True

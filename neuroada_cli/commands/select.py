@@ -1,22 +1,26 @@
 """`neuroada select`: choose the K connections of every neuron that may train, and store them.
 
-Only the base's files are read, one tensor at a time; the model is never loaded.
+Only the base's files are read, one tensor at a time; the model is loaded only for a criterion that looks at
+training rows.
 O = output neurons, I = inputs, K = chosen inputs per neuron
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from neuroada_cli import adapter, hub, selecting
+from neuroada_cli.adapter import Selection
 from neuroada_cli.data.tasks import get_task
+from neuroada_cli.delta.selection import DATA_CRITERIA
 from neuroada_cli.errors import OutputError, RecipeError
 from neuroada_cli.recipe import Recipe
 from neuroada_cli.selecting import LayerChoice, share
@@ -42,6 +46,8 @@ def run(recipe: Recipe, out: Path | None = None, overwrite: bool = False, quiet:
     targets = selecting.target_layers(
         skeleton, hub.open_weights(folder), settings.targets, settings.exclude, settings.layers
     )
+    selecting.check_criterion(settings.criterion)
+    selecting.check_k(targets, settings.k)
     choices: list[LayerChoice] = []
     console = Console(stderr=True)
     columns = (TextColumn("selecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -52,15 +58,32 @@ def run(recipe: Recipe, out: Path | None = None, overwrite: bool = False, quiet:
             choices.append(choice)
             bar.advance(step)
 
-        selection = selecting.select_indices(
-            folder, skeleton, targets, settings.k, settings.criterion, recipe.seed, on_layer,
-            recipe.model.quantization, hub.TORCH_DTYPES[recipe.model.dtype],
-        )  # fmt: skip
+        if settings.criterion in DATA_CRITERIA:
+            selection = _by_data(recipe, folder, list(targets), on_layer)
+        else:
+            selection = selecting.select_indices(
+                folder, skeleton, targets, settings.k, settings.criterion, recipe.seed, on_layer,
+                recipe.model.quantization, hub.TORCH_DTYPES[recipe.model.dtype], settings.lift_rank,
+            )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     adapter.write_selection(out, selection)
     if not quiet:
         _show(choices, settings.criterion, hub.total_parameters(folder), out, time.perf_counter() - started)
     return out
+
+
+def _by_data(
+    recipe: Recipe, folder: Path, targets: list[str], on_layer: Callable[[LayerChoice], None]
+) -> Selection:
+    """The only kind of choice that reads training rows and runs the model."""
+    from neuroada_cli import calibrating
+    from neuroada_cli.training.rows import prepare
+
+    task = get_task(recipe.data.task)
+    tokenizer = hub.load_tokenizer(folder, recipe.model.trust_remote_code)
+    data = prepare(recipe.data, task, tokenizer, recipe.seed).data
+    device = recipe.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return calibrating.select_for(recipe, task, folder, targets, data, tokenizer, device, on_layer)
 
 
 def _show(choices: Sequence[LayerChoice], criterion: str, total: int, out: Path, seconds: float) -> None:

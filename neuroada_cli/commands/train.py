@@ -16,11 +16,12 @@ from rich.console import Console
 from torch import nn
 
 from neuroada_cli import adapter as adapters
-from neuroada_cli import environment, files, hub, selecting, training_plot
+from neuroada_cli import calibrating, environment, files, hub, selecting, training_plot
 from neuroada_cli.adapter import Adapter, Selection
 from neuroada_cli.allocator import keeping_freed_memory
 from neuroada_cli.data.batch import align_padding
 from neuroada_cli.data.tasks import get_protocol
+from neuroada_cli.delta.selection import DATA_CRITERIA
 from neuroada_cli.errors import RecipeError, UserError
 from neuroada_cli.methods import METHODS, Method, MethodState
 from neuroada_cli.recipe import Recipe, to_yaml
@@ -89,6 +90,8 @@ def run(
     with files.Lock(run_dir):
         run_folder.check(run_dir, resume, overwrite)
         source = newest_complete(run_dir) if resume else None
+        if resume:
+            files.clean_stale(run_dir)  # what a killed run left half written; a fresh start clears it anyway
         if source is not None:
             check_unchanged(source, checked.recipe.model_dump(mode="json"), checked.rows.hashes)
         elif resume:
@@ -145,6 +148,16 @@ def _selection(checked: Checked, source: Path | None, console: Console) -> Selec
         return checked.given
     section = checked.recipe.select
     with console.status("choosing connections"):
+        if section.criterion in DATA_CRITERIA:
+            return calibrating.select_for(
+                checked.recipe,
+                checked.task,
+                checked.folder,
+                list(checked.targets),
+                checked.rows.data,
+                checked.tokenizer,
+                checked.device,
+            )
         return selecting.select_indices(
             checked.folder,
             checked.skeleton,
@@ -154,6 +167,7 @@ def _selection(checked: Checked, source: Path | None, console: Console) -> Selec
             checked.recipe.seed,
             quantization=checked.recipe.model.quantization,
             dtype=hub.TORCH_DTYPES[checked.recipe.model.dtype],
+            rank=section.lift_rank,
         )
 
 

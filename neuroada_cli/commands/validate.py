@@ -11,7 +11,6 @@ from pathlib import Path
 from neuroada_cli import adapter, hub, selecting
 from neuroada_cli.data.task import Task
 from neuroada_cli.data.tasks import get_protocol, get_task, scored_tasks
-from neuroada_cli.delta.selection import CRITERIA
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.packaged_models import PACKAGED
 from neuroada_cli.recipe import Recipe
@@ -22,10 +21,7 @@ def run(recipe: Recipe) -> None:
     task = get_task(recipe.data.task)
     protocol = get_protocol(recipe.data.protocol)
     scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
-    if recipe.select.criterion not in CRITERIA:
-        raise RecipeError(
-            f"select.criterion={recipe.select.criterion} is not known", fix=f"choose {', '.join(CRITERIA)}"
-        )
+    selecting.check_criterion(recipe.select.criterion)
     source = recipe.data.train or task.sets.get("train")
     if source is None:
         raise RecipeError(f"task {task.name} has no training set of its own", "data.train", "name one")

@@ -39,18 +39,75 @@ Criterion = Callable[[Tensor, torch.Generator | None], Tensor]
 
 CRITERIA: dict[str, Criterion] = {
     "magnitude": by_magnitude,
+    "lift": by_magnitude,  # of the low-rank approximation: see `choose`
     "reverse": by_reverse,
     "random": by_random,
 }
 
 
+def by_gradient(weight_OI: Tensor, grad_OI: Tensor) -> Tensor:
+    """|G|, G the loss gradient summed over the calibration batches (the paper's ablation)."""
+    return grad_OI.abs()
+
+
+def by_snip(weight_OI: Tensor, grad_OI: Tensor) -> Tensor:
+    """|W * G|: how much the loss would change to first order without the weight (SNIP, arXiv:1810.02340)."""
+    return (weight_OI.float() * grad_OI).abs()
+
+
+def by_activation(weight_OI: Tensor, norm_I: Tensor) -> Tensor:
+    """|W| * ||x_i||: the norm of every input over the calibration tokens (Wanda, arXiv:2306.11695)."""
+    return weight_OI.float().abs() * norm_I
+
+
+# (weight [O, I], what was measured on training rows: fp32 [O, I] or [I]) -> score [O, I]
+DATA_CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gradient": by_gradient,
+    "snip": by_snip,
+    "activation": by_activation,
+}
+
+LIFT_RANK = 128
+
+
+def low_rank(weight_OI: Tensor, rank: int = LIFT_RANK) -> Tensor:
+    """The best approximation of W of so low a rank, fp32; W itself where the rank is not lower (LIFT).
+
+    By subspace iteration from a fixed random start: the exact decomposition of a 4096 x 11008 matrix takes
+    minutes. Deterministic on one machine.
+    """
+    if rank >= min(weight_OI.shape):
+        return weight_OI.float()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        spare = min(rank + 8, min(weight_OI.shape))
+        left_OR, values_R, right_IR = torch.svd_lowrank(weight_OI.float(), q=spare, niter=6)
+    return (left_OR[:, :rank] * values_R[:rank]) @ right_IR[:, :rank].T
+
+
+def choose_by(weight_OI: Tensor, k: int, criterion: str, evidence: Tensor) -> Tensor:
+    """As `choose`, by one of DATA_CRITERIA; evidence is fp32 [O, I], or [I] for `activation`."""
+    outputs, inputs = weight_OI.shape
+    index_OK = torch.empty(outputs, k, dtype=torch.int32, device=weight_OI.device)
+    block = max(1, BLOCK_ELEMENTS // inputs)
+    for start in range(0, outputs, block):
+        rows = slice(start, start + block)
+        measured = evidence[rows] if evidence.ndim == 2 else evidence
+        index_OK[rows] = top_k_stable(DATA_CRITERIA[criterion](weight_OI[rows], measured), k)
+    return index_OK
+
+
 def choose(
-    weight_OI: Tensor, k: int, criterion: str = "magnitude", generator: torch.Generator | None = None
+    weight_OI: Tensor,
+    k: int,
+    criterion: str = "magnitude",
+    generator: torch.Generator | None = None,
+    rank: int = LIFT_RANK,
 ) -> Tensor:
     """The K columns of every row with the highest score: int32 `[O, K]`, ascending within a row.
 
     weight_OI  any float dtype, rows are neurons (transpose a GPT-2 Conv1D first)
-    generator  used by `random` only
+    generator  used by `random` only;  rank by `lift` only
     Raises ValueError for k outside 1..I, an unknown criterion, or a weight that is not finite.
     """
     outputs, inputs = weight_OI.shape
@@ -58,6 +115,10 @@ def choose(
         raise ValueError(f"k={k}, but a neuron has {inputs} inputs; choose 1..{inputs}")
     if criterion not in CRITERIA:
         raise ValueError(f"criterion {criterion} is not one of {', '.join(CRITERIA)}")
+    if criterion == "lift":
+        if not torch.isfinite(weight_OI).all():
+            raise ValueError("a score is NaN or infinite")
+        weight_OI, criterion = low_rank(weight_OI, rank), "magnitude"
     if criterion == "magnitude" and native.top_k_available(weight_OI, k):
         index_OK = native.top_k_magnitude(weight_OI, k).sort(dim=1).values
         if not torch.isfinite(weight_OI.gather(1, index_OK.long())).all():
