@@ -24,6 +24,7 @@ from neuroada_cli.options import (
     RecipeArgument,
     SetOption,
     load,
+    merged_default,
     parse_bytes,
     parse_counts,
     run_folder,
@@ -143,7 +144,8 @@ def merge(
         str, typer.Argument(metavar="SOURCE", help="A run or adapter folder, or the recipe of a run.")
     ],
     out: Annotated[
-        Path | None, typer.Argument(metavar="OUT", help="Folder to write; default RUN/merged.")
+        Path | None,
+        typer.Argument(metavar="OUT", help="Folder to write; default RUN/merged (ADAPTER-merged)."),
     ] = None,
     base: Annotated[
         str | None, typer.Option("--base", help="The base model, if it has moved since training.")
@@ -179,7 +181,7 @@ def merge(
 
     command.run(
         folder,
-        out if out is not None else folder / "merged",
+        out if out is not None else merged_default(folder),
         base=base,
         onto=onto,
         dtype=dtype,

@@ -42,6 +42,13 @@ def load(
     return load_recipe(recipe, [*overrides, *given])
 
 
+def merged_default(folder: Path) -> Path:
+    """Inside a run folder; beside an adapter folder, whose manifest tells all that may be in it."""
+    if (folder / "adapter_config.json").is_file():
+        return folder.with_name(f"{folder.name}-merged")
+    return folder / "merged"
+
+
 def run_folder(source: str) -> Path:
     """The folder of a run: named itself, or by the recipe that made it."""
     folder = Path(source)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from neuroada_cli.allocator import keeping_freed_memory
 from neuroada_cli.data.batch import align_padding
 from neuroada_cli.data.tasks import get_protocol
 from neuroada_cli.delta.selection import DATA_CRITERIA
-from neuroada_cli.errors import RecipeError, UserError
+from neuroada_cli.errors import RecipeError, ResourceError, UserError
 from neuroada_cli.methods import METHODS, Method, MethodState
 from neuroada_cli.recipe import Recipe, to_yaml
 from neuroada_cli.report import LiveReport, MetricsLog, peak_memory, read_metrics
@@ -69,8 +70,10 @@ def run(
     resume     go on from the newest complete checkpoint (from the start when there is none yet)
     overwrite  remove a former run in the folder, once everything else is known to be right
     dry_run    check everything and show what would happen; no weight is read, nothing is written
+    One process trains: a launcher that starts several of them is refused before anything is written.
     Raises UserErrors before the model loads wherever that is possible; Stopped after a signal.
     """
+    _refuse_ranks()
     console = Console(stderr=True, quiet=quiet)
     if selection is not None:
         section = recipe.select.model_copy(update={"file": str(selection)})
@@ -97,6 +100,17 @@ def run(
         elif resume:
             console.print("no checkpoint yet: training starts at the beginning")
         return _train(checked, source, console)
+
+
+def _refuse_ranks() -> None:
+    """torchrun and its like start one process per GPU, which would all write into one run folder."""
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    if ranks not in ("", "0", "1"):
+        raise ResourceError(
+            f"was started as one of {ranks[:16]} processes, but trains in one",
+            "WORLD_SIZE",
+            "start it without torchrun or accelerate",
+        )
 
 
 def _train(checked: Checked, source: Path | None, console: Console) -> TrainResult:

@@ -290,6 +290,36 @@ def test_a_broken_newest_checkpoint_is_passed_over(llama_folder: Path, tmp_path:
         go(recipe, resume=True)
 
 
+def test_resume_clears_what_a_killed_writer_left(llama_folder: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(llama_folder, tmp_path / "run", train={"save_every": 4})
+    result = go(recipe)
+    pattern = ".checkpoint-99.*"
+    script = (  # a real writer, killed in the middle of its folder
+        "import os, signal, sys\nfrom neuroada_cli import files\n"
+        "with files.atomic_folder(sys.argv[1]) as folder:\n"
+        "    files.write_text(folder / 'half', 'x')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", script, str(result.run_dir / "checkpoint-99")], check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert list(result.run_dir.glob(pattern))
+    go(recipe, resume=True)
+    assert not list(result.run_dir.glob(pattern))
+    assert result.last.is_dir()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_one_of_several_ranks_is_refused(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ResourceError, match="one of 4 processes") as caught:
+        go(tiny_recipe(llama_folder, tmp_path / "run"))
+    assert caught.value.exit_code == 6
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_of_a_finished_run_changes_nothing(llama_folder: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(llama_folder, tmp_path / "run")
     go(recipe)
