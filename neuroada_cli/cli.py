@@ -96,6 +96,14 @@ def select(
         Path | None, typer.Option("--out", help="File to write; default runs/NAME/selection.safetensors.")
     ] = None,
     overrides: SetOption = [],  # noqa: B006
+    data_dir: DataDirOption = None,
+    compare: Annotated[
+        str | None,
+        typer.Option("--compare", metavar="A,B", help="Criteria or files: what they have in common."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="With --compare: draw it here, blocks by layers.")
+    ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Choose the K inputs that each neuron may train, and store them (`train` does it, too, if need be).
@@ -103,10 +111,18 @@ def select(
     \b
     neuroada select llama7b_commonsense
     neuroada select my.yaml --set select.k=4 --out k4.safetensors
+    neuroada select minilm_rte --compare magnitude,gradient,lift --plot overlap.png
     """
-    loaded = load(recipe, overrides)
+    if plot is not None and compare is None:
+        raise RecipeError("draws a comparison", "--plot", "add --compare magnitude,gradient")
+    if compare is not None and out is not None:
+        raise RecipeError("stores one selection, and --compare stores none", "--out", "leave one of them out")
+    loaded = load(recipe, overrides, data_dir)
     from neuroada_cli.commands import select as command
 
+    if compare is not None:
+        command.compare(loaded, split(compare), plot)
+        return
     command.run(loaded, out=out, overwrite=overwrite)
 
 

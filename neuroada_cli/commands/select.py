@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,14 +17,18 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import nn
 
-from neuroada_cli import adapter, hub, selecting
+from neuroada_cli import adapter, hub, overlap, selecting
 from neuroada_cli.adapter import Selection
 from neuroada_cli.data.tasks import get_task
 from neuroada_cli.delta.selection import DATA_CRITERIA
-from neuroada_cli.errors import OutputError, RecipeError
+from neuroada_cli.errors import ModelError, OutputError, RecipeError
+from neuroada_cli.overlap import Overlap
 from neuroada_cli.recipe import Recipe
 from neuroada_cli.selecting import LayerChoice, share
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def run(recipe: Recipe, out: Path | None = None, overwrite: bool = False, quiet: bool = False) -> Path:
@@ -38,38 +43,98 @@ def run(recipe: Recipe, out: Path | None = None, overwrite: bool = False, quiet:
     out = out or recipe.run_path / "selection.safetensors"
     if out.exists() and not overwrite:
         raise OutputError("exists", str(out), "name another file with --out, or give --overwrite")
+    started = time.perf_counter()
+    base = _base(recipe)
+    selection, choices = _choose(recipe, base, quiet)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    adapter.write_selection(out, selection)
+    if not quiet:
+        total = hub.total_parameters(base.folder)
+        _show(choices, recipe.select.criterion, total, out, time.perf_counter() - started)
+    return out
+
+
+def compare(
+    recipe: Recipe, names: Sequence[str], plot: Path | None = None, quiet: bool = False
+) -> dict[str, list[Overlap]]:
+    """How much the first of `names` has in common with each of the others; nothing is stored.
+
+    names  criteria, or selection files of the same base
+    plot   picture to write, by its ending PNG, SVG or PDF
+    Raises RecipeError for fewer than two names, or a name that is neither; ModelError for another base.
+    """
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise RecipeError("takes two or more different names", "--compare", "like magnitude,gradient")
+    if plot is not None and plot.suffix.lower() not in PICTURES:
+        raise RecipeError(f"{plot.name} is no picture", "--plot", f"end it in {', '.join(PICTURES)}")
+    base = _base(recipe)
+    for name in names:
+        if not Path(name).is_file():
+            selecting.check_criterion(name)
+    selections = {name: _named(name, recipe, base, quiet) for name in names}
+    first = names[0]
+    inputs = {name: selecting.layer_shape(base.skeleton.get_submodule(name))[1] for name in base.targets}
+    for name, selection in selections.items():
+        if selection.indices.keys() != base.targets.keys():
+            raise ModelError("holds other layers than the recipe's targets", name)
+    found = {name: overlap.overlaps(selections[first], selections[name], inputs, name) for name in names[1:]}
+    if not quiet:
+        Console().print(overlap.table(first, found))
+    if plot is not None:
+        overlap.draw(first, found, plot)
+    return found
+
+
+@dataclass(frozen=True)
+class _Base:
+    folder: Path
+    skeleton: nn.Module
+    targets: dict[str, nn.Module]
+
+
+def _base(recipe: Recipe) -> _Base:
+    """The recipe's model as far as choosing needs it; no weight is read."""
     task = get_task(recipe.data.task)
     folder = hub.resolve_model(recipe.model.path, recipe.model.revision, recipe.model.trust_remote_code)
     skeleton = hub.skeleton(folder, task.model_task, task.num_labels, recipe.model.trust_remote_code)
-    started = time.perf_counter()
     settings = recipe.select
     targets = selecting.target_layers(
         skeleton, hub.open_weights(folder), settings.targets, settings.exclude, settings.layers
     )
     selecting.check_criterion(settings.criterion)
     selecting.check_k(targets, settings.k)
+    return _Base(folder, skeleton, targets)
+
+
+def _named(name: str, recipe: Recipe, base: _Base, quiet: bool) -> Selection:
+    """A selection file, or what a criterion chooses."""
+    if Path(name).is_file():
+        selection = adapter.read_selection(Path(name))
+        adapter.check_base(selection.fingerprint, base.folder)
+        return selection
+    settings = recipe.select.model_copy(update={"criterion": name})
+    return _choose(recipe.model_copy(update={"select": settings}), base, quiet)[0]
+
+
+def _choose(recipe: Recipe, base: _Base, quiet: bool) -> tuple[Selection, list[LayerChoice]]:
+    settings, folder = recipe.select, base.folder
     choices: list[LayerChoice] = []
     console = Console(stderr=True)
-    columns = (TextColumn("selecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    what = f"selecting by {settings.criterion}"
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        step = bar.add_task("selecting", total=len(targets))
+        step = bar.add_task(what, total=len(base.targets))
 
         def on_layer(choice: LayerChoice) -> None:
             choices.append(choice)
             bar.advance(step)
 
         if settings.criterion in DATA_CRITERIA:
-            selection = _by_data(recipe, folder, list(targets), on_layer)
-        else:
-            selection = selecting.select_indices(
-                folder, skeleton, targets, settings.k, settings.criterion, recipe.seed, on_layer,
-                recipe.model.quantization, hub.TORCH_DTYPES[recipe.model.dtype], settings.lift_rank,
-            )  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    adapter.write_selection(out, selection)
-    if not quiet:
-        _show(choices, settings.criterion, hub.total_parameters(folder), out, time.perf_counter() - started)
-    return out
+            return _by_data(recipe, folder, list(base.targets), on_layer), choices
+        return selecting.select_indices(
+            folder, base.skeleton, base.targets, settings.k, settings.criterion, recipe.seed, on_layer,
+            recipe.model.quantization, hub.TORCH_DTYPES[recipe.model.dtype], settings.lift_rank,
+        ), choices  # fmt: skip
 
 
 def _by_data(

@@ -1,0 +1,101 @@
+"""How much two selections have in common, layer by layer: as numbers, a table and a picture.
+
+    overlap = |A and B| / |A|        two random selections of K of I inputs share K / I
+
+O = output neurons, I = inputs, K = chosen inputs per neuron
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import Tensor
+
+from neuroada_cli import files
+from neuroada_cli.adapter import Selection
+from neuroada_cli.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Of one layer: the share of A's connections that B has, too, and what B would share by chance."""
+
+    module: str
+    share: float
+    chance: float
+
+
+def shared(index_OA: Tensor, index_OB: Tensor) -> int:
+    """How many (neuron, input) pairs two selections of the same layer have in common."""
+    width = int(max(index_OA.max(), index_OB.max())) + 1
+    rows_O1 = torch.arange(len(index_OA))[:, None] * width
+    return int(torch.isin(index_OA.long() + rows_O1, index_OB.long() + rows_O1).sum())
+
+
+def overlaps(one: Selection, other: Selection, inputs: Mapping[str, int], where: str) -> list[Overlap]:
+    """One entry per layer of `one`. inputs: module name -> I. Raises ModelError when the layers differ."""
+    if odd := sorted(one.indices.keys() ^ other.indices.keys()):
+        raise ModelError(f"{odd[0]} is in only one of the two selections", where)
+    return [
+        Overlap(
+            name,
+            shared(index_OA, other.indices[name]) / index_OA.numel(),
+            other.indices[name].shape[1] / inputs[name],
+        )
+        for name, index_OA in one.indices.items()
+    ]
+
+
+def table(first: str, compared: Mapping[str, Sequence[Overlap]]) -> Table:
+    """A row per kind of layer: the mean over its blocks (the picture shows each)."""
+    grid = Table(
+        title=f"Of the connections chosen by {Path(first).name}, also chosen by …", title_justify="left",
+        box=SIMPLE_HEAD, pad_edge=False,
+    )  # fmt: skip
+    grid.add_column("layer", no_wrap=True)
+    for heading in (*(Path(name).name for name in compared), "chance"):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    everything = [entry for entries in compared.values() for entry in entries]
+    for wanted in dict.fromkeys(kind(entry.module) for entry in everything):
+        groups = [[e.share for e in entries if kind(e.module) == wanted] for entries in compared.values()]
+        groups.append([e.chance for e in everything if kind(e.module) == wanted])
+        grid.add_row(wanted, *(f"{sum(group) / len(group):.1%}" for group in groups))
+    return grid
+
+
+def kind(module: str) -> str:
+    """The last part of a name: what layers of different blocks have in common."""
+    return module.rpartition(".")[2]
+
+
+def block(module: str) -> int:
+    """The first number in a name; 0 for a layer outside the blocks."""
+    return next((int(part) for part in module.split(".") if part.isdecimal()), 0)
+
+
+def draw(first: str, compared: Mapping[str, Sequence[Overlap]], path: Path) -> None:
+    """A heat map of blocks x kinds of layer per compared selection. Raises ResourceError."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    kinds = list(dict.fromkeys(kind(entry.module) for entries in compared.values() for entry in entries))
+    depth = 1 + max(block(entry.module) for entries in compared.values() for entry in entries)
+    figure = Figure(figsize=(1.5 + 3.2 * len(compared), 1.8 + 0.16 * depth), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(compared), squeeze=False, sharey=True)[0]
+    for axis, (name, entries) in zip(panels, compared.items(), strict=True):
+        grid = torch.full((depth, len(kinds)), float("nan"))
+        for entry in entries:
+            grid[block(entry.module), kinds.index(kind(entry.module))] = entry.share
+        shown = axis.imshow(grid.numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower")
+        axis.set_xticks(range(len(kinds)), kinds, rotation=60, ha="right", fontsize=8)
+        axis.set_title(f"{Path(name).name} in {Path(first).name}", fontsize=10)
+    panels[0].set_ylabel("block")
+    figure.colorbar(shown, ax=panels, label="share in common")
+    with files.atomic_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.lower().removeprefix(".") or "png")
