@@ -254,6 +254,15 @@ def _model_card(adapter: Adapter) -> str:
     count = sum(index_OK.numel() for index_OK in selection.indices.values())
     base = f"base_model: {adapter.base}\n" if hub.is_hub_id(adapter.base) else ""
     name = adapter.base if hub.is_hub_id(adapter.base) else Path(adapter.base).name
+    what = (
+        f"{selection.k} trained connections per output neuron in {len(selection.indices)} linear layers,\n"
+        f"{count:,} values in all, chosen by {selection.criterion} "
+        "([arXiv:2510.18940](https://arxiv.org/abs/2510.18940))."
+    )
+    method = adapter.settings.get("method", "neuroada")
+    if method not in ("neuroada", "mask"):
+        values = sum(tensor.numel() for tensor in adapter.whole.values())
+        what = f"{values:,} parameters trained whole, by the baseline method `{method}`."
     return f"""---
 library_name: peft
 {base}tags:
@@ -262,8 +271,7 @@ library_name: peft
 
 # NeuroAda adapter for {name}
 
-{selection.k} trained connections per output neuron in {len(selection.indices)} linear layers,
-{count:,} values in all, chosen by {selection.criterion} ([arXiv:2510.18940](https://arxiv.org/abs/2510.18940)).
+{what}
 
     neuroada merge THIS_FOLDER OUT      # a plain checkpoint
     neuroada eval THIS_FOLDER

@@ -99,7 +99,9 @@ class OptimSection(Section):
 
 
 class TrainSection(Section):
-    method: Literal["neuroada", "mask", "full"] = Field("neuroada", description="What trains.")
+    method: Literal["neuroada", "mask", "full", "bitfit", "head"] = Field(
+        "neuroada", description="What trains: bitfit all biases, head only a fresh head (the control)."
+    )
     epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps.")
     batch_size: int = Field(16, ge=1, description="Rows per optimizer step.")

@@ -24,7 +24,7 @@ from neuroada_cli.data.batch import align_padding
 from neuroada_cli.data.tasks import get_protocol
 from neuroada_cli.delta.selection import DATA_CRITERIA
 from neuroada_cli.errors import RecipeError, ResourceError, UserError
-from neuroada_cli.methods import METHODS, Method, MethodState
+from neuroada_cli.methods import BY_SELECTION, METHODS, Method, MethodState
 from neuroada_cli.recipe import Recipe, to_yaml
 from neuroada_cli.report import LiveReport, MetricsLog, peak_memory, read_metrics
 from neuroada_cli.training import plan as plans
@@ -136,7 +136,7 @@ def _train(checked: Checked, source: Path | None, console: Console) -> TrainResu
         source=source,
     )
     device = torch.device(checked.device)
-    indices = {} if recipe.train.method == "full" else selection.indices
+    indices = selection.indices if recipe.train.method in BY_SELECTION else {}
     try:
         keeping = keeping_freed_memory() if checked.device == "cpu" else contextlib.nullcontext()
         with keeping, LiveReport(log, device, console) as report:
@@ -208,10 +208,15 @@ def _attached(checked: Checked, selection: Selection) -> tuple[nn.Module, Method
         biases = (f"{name}.bias" for name in selection.indices)
         parameters = dict(model.named_parameters())
         whole += [name for name in biases if name in parameters and name not in whole]
-    method.attach(model, selection.indices, whole)
-    adapted = sum(index.numel() for index in selection.indices.values())
-    if recipe.train.method == "full":
-        adapted = sum(parameter.numel() for parameter in method.parameters(model))
+    try:
+        method.attach(model, selection.indices, whole)
+    except ValueError as error:
+        raise RecipeError(
+            f"the model {error}", f"train.method={recipe.train.method}", "choose another method"
+        ) from None
+    adapted = sum(parameter.numel() for parameter in method.parameters(model))
+    if recipe.train.method in BY_SELECTION:
+        adapted = sum(index.numel() for index in selection.indices.values())
     return model, method, adapted + sum(parameter.numel() for parameter in method.whole_parameters())
 
 
@@ -250,7 +255,7 @@ def _adapter(checked: Checked, selection: Selection, state: MethodState, pad_id:
 
 
 def _draw(recipe: Recipe, run_dir: Path) -> None:
-    size = "" if recipe.train.method == "full" else f", K={recipe.select.k}"
+    size = f", K={recipe.select.k}" if recipe.train.method in BY_SELECTION else ""
     title = f"{recipe.name}: {recipe.train.method}{size}, {recipe.data.task}"
     entries = read_metrics(run_dir / run_folder.METRICS)
     training_plot.draw(entries, run_dir / run_folder.PICTURE, title)

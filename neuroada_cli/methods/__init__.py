@@ -13,6 +13,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from neuroada_cli.methods.bitfit import BitFit, Head
 from neuroada_cli.methods.full import Full
 from neuroada_cli.methods.mask import Mask
 from neuroada_cli.methods.neuroada import NeuroAda
@@ -60,6 +61,13 @@ class Method(Protocol):
         ...
 
 
-METHODS: dict[str, type[Method]] = {"neuroada": NeuroAda, "mask": Mask, "full": Full}
+METHODS: dict[str, type[Method]] = {
+    "neuroada": NeuroAda,
+    "mask": Mask,
+    "full": Full,
+    "bitfit": BitFit,
+    "head": Head,
+}
+BY_SELECTION = ("neuroada", "mask")  # the methods that train the chosen connections, and nothing else
 
-__all__ = ["METHODS", "Full", "Mask", "Method", "MethodState", "NeuroAda"]
+__all__ = ["BY_SELECTION", "METHODS", "BitFit", "Full", "Head", "Mask", "Method", "MethodState", "NeuroAda"]

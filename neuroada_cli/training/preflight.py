@@ -19,6 +19,7 @@ from neuroada_cli.data.task import Task
 from neuroada_cli.data.tasks import get_task, scored_tasks
 from neuroada_cli.delta.model import is_linear
 from neuroada_cli.errors import RecipeError
+from neuroada_cli.methods import BY_SELECTION, BitFit
 from neuroada_cli.recipe import Recipe
 from neuroada_cli.training import run_folder
 from neuroada_cli.training.loop import Settings
@@ -70,11 +71,26 @@ def check(recipe: Recipe, overwrite: bool) -> Checked:
         section = recipe.select.model_copy(update={"k": given.k, "criterion": given.criterion})
         recipe = recipe.model_copy(update={"select": section})
     total = hub.total_parameters(folder)
-    full = recipe.train.method == "full"
-    trainable = total if full else selecting.trainable_count(targets, recipe.select.k)
+    trainable = _trainable(recipe, skeleton, targets, total, str(folder))
     steps = loop_settings(recipe).total_steps(len(rows.data.train))
     plan = Plan(trainable, total, steps)
     return Checked(recipe, task, folder, tokenizer, skeleton, targets, rows, given, device, plan)
+
+
+def _trainable(
+    recipe: Recipe, skeleton: nn.Module, targets: dict[str, nn.Module], total: int, where: str
+) -> int:
+    """Without a fresh head, which is known only once the model is loaded."""
+    method = recipe.train.method
+    if method in BY_SELECTION:
+        return selecting.trainable_count(targets, recipe.select.k)
+    if method != "bitfit":
+        return total if method == "full" else 0
+    parameters = dict(skeleton.named_parameters())
+    try:
+        return sum(parameters[name].numel() for name in BitFit().trained(skeleton, ()))
+    except ValueError as error:
+        raise RecipeError(f"{where} {error}", "train.method=bitfit", "choose another method") from None
 
 
 def _targets(recipe: Recipe, folder: Path, skeleton: nn.Module) -> dict[str, nn.Module]:

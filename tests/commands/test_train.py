@@ -20,7 +20,7 @@ from tiny_run import one_thread, tiny_bert_folder, tiny_llama_folder, tiny_recip
 
 from neuroada_cli import adapter, hub
 from neuroada_cli.adapted import load
-from neuroada_cli.commands import train
+from neuroada_cli.commands import merge, train
 from neuroada_cli.errors import (
     DataError,
     ModelError,
@@ -171,6 +171,36 @@ def test_a_classifier_with_a_fresh_head_and_biases(bert_folder: Path, pairs: Pat
     weight = fresh.get_parameter("classifier.weight")
     assert not torch.equal(saved.whole["classifier.weight"], weight)
     assert float((saved.whole["classifier.weight"] - weight).abs().max()) < 0.02  # 12 steps of at most 1e-3
+
+
+@pytest.mark.parametrize("method", ["bitfit", "head"])
+def test_a_baseline_goes_the_whole_way(
+    method: str, bert_folder: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped and resumed it ends as the run that went through; its merged folder answers as it does."""
+    data = {"task": "rte", "data_dir": str(pairs), "limit": None, "validation_limit": None}
+    whole = go(tiny_recipe(bert_folder, tmp_path / "whole", data=data, train={"method": method}))
+    recipe = tiny_recipe(bert_folder, tmp_path / "parts", data=data, train={"method": method})
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 5)
+        with pytest.raises(Stopped):
+            go(recipe)
+    parts = go(recipe, resume=True)
+    assert hashes(parts.run_dir / "last") == hashes(whole.run_dir / "last")
+    assert f"method `{method}`" in (parts.run_dir / "last" / "README.md").read_text(encoding="utf-8")
+    merge.run(parts.run_dir, tmp_path / "merged", quiet=True)
+    tokens_BS = torch.arange(3, 15).view(2, 6)
+    attached = load(str(parts.run_dir)).model
+    merged = load(str(tmp_path / "merged"), "sequence-classification", "fp32").model
+    assert torch.equal(attached(input_ids=tokens_BS).logits, merged(input_ids=tokens_BS).logits)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_bitfit_without_biases_is_refused(llama_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="has no bias to train") as caught:
+        go(tiny_recipe(llama_folder, tmp_path / "run", train={"method": "bitfit"}))
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "run").exists()
 
 
 def test_keep_prunes_all_but_the_newest_and_the_best(llama_folder: Path, tmp_path: Path) -> None:

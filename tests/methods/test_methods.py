@@ -86,6 +86,38 @@ def test_everything_outside_the_selection_keeps_its_bits(method_name: str, dtype
             assert torch.equal(after, before), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bitfit_trains_the_biases_and_a_fresh_head_and_nothing_else(dtype: torch.dtype) -> None:
+    model, method = pico_bert().to(dtype), METHODS["bitfit"]()
+    method.attach(model, select(model), whole=["classifier.weight", "classifier.bias"])
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    run(model, method)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(before[name], p)}
+    reachable = {name for name in before if name.endswith("bias") and "key" not in name}  # softmax ignores it
+    assert reachable | {"classifier.weight"} <= moved
+    assert all(name.endswith("bias") or name == "classifier.weight" for name in moved)
+    assert set(method.state(model).whole) == {
+        name for name in before if name.endswith("bias") or name == "classifier.weight"
+    }
+
+
+def test_head_trains_only_what_is_fresh() -> None:
+    model, method = pico_bert(), METHODS["head"]()
+    fresh = ["classifier.weight", "classifier.bias"]
+    method.attach(model, select(model), whole=fresh)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    run(model, method)
+    assert {n for n, p in model.named_parameters() if not torch.equal(before[n], p)} == set(fresh)
+    assert set(method.state(model).whole) == set(fresh)
+
+
+def test_baselines_without_anything_to_train_say_so() -> None:
+    with pytest.raises(ValueError, match="no bias"):
+        METHODS["bitfit"]().attach(pico_llama(), {})
+    with pytest.raises(ValueError, match="no fresh head"):
+        METHODS["head"]().attach(pico_bert(), {})
+
+
 def test_full_trains_everything() -> None:
     base = pico_llama()
     model, method = copy.deepcopy(base), METHODS["full"]()
@@ -120,7 +152,7 @@ def test_a_saved_state_restores_every_bit(method_name: str, dtype: torch.dtype) 
 @pytest.mark.parametrize("method_name", METHODS)
 def test_a_state_of_another_selection_is_refused(method_name: str) -> None:
     model, method = pico_bert(), METHODS[method_name]()
-    method.attach(model, select(model))
+    method.attach(model, select(model), ["classifier.weight"] if method_name == "head" else [])
     state = method.state(model)
     for part in (state.deltas, state.exact, state.whole):
         if part:
