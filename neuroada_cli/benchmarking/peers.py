@@ -78,7 +78,7 @@ def _peft(name: str) -> Callable[[], Method]:
 
 PEERS: dict[str, Callable[[], Method]] = {
     "floor": Floor,
-    **METHODS,
+    **{name: METHODS[name] for name in ("neuroada", "mask", "full")},  # any model has what these train
     "scatter": Scatter,
     **{name: _peft(name) for name in CONFIGS},
 }
