@@ -261,8 +261,9 @@ def _show(result: MergeResult, merge: Merge, trained: torch.dtype) -> None:
     changed = (
         f"{stats.changed:,} of {stats.entries:,} chosen ({share(stats.changed, result.parameters)} of all)"
     )
-    table.add_row("weights changed", changed)
-    table.add_row("largest |delta|", f"{stats.largest_delta:.3g}")
+    if stats.changed:  # a baseline that trains whole parameters leaves the chosen entries alone
+        table.add_row("weights changed", changed)
+        table.add_row("largest |delta|", f"{stats.largest_delta:.3g}")
     if stats.lost:
         table.add_row(
             "lost to rounding", f"{stats.lost:,} deltas too small for {describe_dtype(result.dtype)}"
