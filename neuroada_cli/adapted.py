@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from neuroada_cli import files, hub
 from neuroada_cli.adapter import Adapter
 from neuroada_cli.delta.model import attach
 from neuroada_cli.errors import ModelError
+from neuroada_cli.methods import ADAPTERS, build
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,26 @@ def load(
     return Adapted(loaded.model.eval(), tokenizer, folder, adapter, identity, fresh)
 
 
+def with_merged_layers(adapter: Adapter, where: str, base: Path, trust_remote_code: bool = False) -> Adapter:
+    """A LoRA or DoRA adapter as whole weights: PEFT merges its layers, in memory, at the trained type.
+
+    Raises ModelError for an adapter that does not fit its base.
+    """
+    settings = adapter.settings
+    loaded = hub.load_model(
+        base, adapter.task, str(settings.get("dtype", "fp32")), "cpu", settings.get("num_labels"),
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    put_on(loaded.model, adapter, where)
+    whole = {name: tensor for name, tensor in adapter.whole.items() if ".lora_" not in name}
+    for name in adapter.selection.indices:
+        layer: Any = loaded.model.get_submodule(name)
+        layer.merge(safe_merge=True)
+        whole[f"{name}.weight"] = layer.base_layer.weight.detach()
+    selection = replace(adapter.selection, indices={})
+    return replace(adapter, selection=selection, deltas={}, whole=whole)
+
+
 def tokenizer_of(target: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The tokenizer that `load` would come with, without the model."""
     if not is_adapter(target):
@@ -111,13 +132,17 @@ def _tokenizer(adapter: Path, base: Path, trust_remote_code: bool) -> Any:
 
 @torch.no_grad()
 def put_on(model: nn.Module, adapter: Adapter, where: str) -> None:
-    """Fold an adapter into a loaded base and set the parameters it trained in full.
+    """Fold an adapter into a loaded base (LoRA: put it beside the weights); set what it trained in full.
 
     Raises ModelError naming the module or parameter that does not fit.
     """
+    method = str(adapter.settings.get("method", "neuroada"))
     try:
-        attach(model, adapter.selection.indices, adapter.deltas)
-    except ValueError as error:
+        if method in ADAPTERS:
+            build(method, adapter.settings.get("peer")).attach(model, adapter.selection.indices)
+        else:
+            attach(model, adapter.selection.indices, adapter.deltas)
+    except (TypeError, ValueError) as error:
         raise ModelError(f"does not fit its base: {error}", where) from None
     parameters = dict(model.named_parameters())
     for name, tensor in adapter.whole.items():

@@ -29,6 +29,7 @@ from neuroada_cli.options import (
     parse_counts,
     run_folder,
     split,
+    suite_overrides,
 )
 
 app = typer.Typer(
@@ -304,6 +305,15 @@ def bench(
     memory_budget: Annotated[
         str | None, typer.Option("--memory-budget", help="Like 40GB: also find the largest batch that fits.")
     ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option("--suite", metavar="NAME", help="Run an experiment over recipes, methods and seeds."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Of a suite; default runs/suites/NAME.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Of a suite: runs at once.")] = 1,
+    keep_runs: Annotated[
+        bool, typer.Option("--keep-runs", help="Of a suite: keep the checkpoints of finished runs.")
+    ] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     plot_out: Annotated[Path | None, typer.Option("--plot", help="Draw time against memory here.")] = None,
     overrides: SetOption = [],  # noqa: B006
@@ -314,7 +324,18 @@ def bench(
     neuroada bench --compare mask
     neuroada bench commonsense15k --real-rows --batch 16
     neuroada bench --model llama-7b --layers 2 --k 1,20 --compare mask,lora --plot bench.png
+    neuroada bench --suite glue --jobs 2
     """
+    if suite is not None:
+        if recipe is not None:
+            raise RecipeError("takes its recipes from its own file", "--suite", "leave RECIPE out")
+        from neuroada_cli.suites.schema import load_suite
+
+        wanted, extra = load_suite(suite), suite_overrides(overrides, data_dir)
+        from neuroada_cli.suites import runner
+
+        runner.run(wanted, out, extra, jobs, keep_runs)
+        return
     if overrides and recipe is None:
         raise RecipeError("has nothing to override without a recipe", "--set", "name a recipe")
     loaded = load(recipe, overrides, data_dir) if recipe is not None else None

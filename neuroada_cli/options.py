@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -40,6 +40,21 @@ def load(
     short = {"data.data_dir": data_dir, "run_dir": run_dir}
     given = [f"{key}={json.dumps(str(path))}" for key, path in short.items() if path is not None]
     return load_recipe(recipe, [*overrides, *given])
+
+
+def suite_overrides(overrides: list[str], data_dir: Path | None = None) -> dict[str, Any]:
+    """--set words as recipe key -> value, for every recipe of a suite. Raises RecipeError."""
+    from neuroada_cli import strict_yaml
+
+    given: dict[str, Any] = {} if data_dir is None else {"data.data_dir": str(data_dir)}
+    for word in overrides:
+        key, equals, raw = word.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(
+                f"--set {word} is not of the form section.key=value", fix="write e.g. optim.lr=3e-4"
+            )
+        given[key.strip()], _ = strict_yaml.parse(raw, f"--set {word}")
+    return given
 
 
 def merged_default(folder: Path) -> Path:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from neuroada_cli import strict_yaml
 from neuroada_cli.errors import RecipeError
 
-MAX_RECIPE_BYTES = 256 * 1024
-MAX_DEPTH = 12
+PEER_METHODS = ("lora", "dora")  # what the section `peer` is for
+Valid = TypeVar("Valid", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -99,8 +99,10 @@ class OptimSection(Section):
 
 
 class TrainSection(Section):
-    method: Literal["neuroada", "mask", "full", "bitfit", "head"] = Field(
-        "neuroada", description="What trains: bitfit all biases, head only a fresh head (the control)."
+    method: Literal["neuroada", "mask", "full", "lora", "dora", "bitfit", "head"] = Field(
+        "neuroada",
+        description="What trains: lora and dora adapters (needs peft), bitfit all biases, head only a fresh "
+        "head (the control).",
     )
     epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps.")
@@ -119,6 +121,12 @@ class TrainSection(Section):
     early_stop: int | None = Field(
         None, ge=1, description="Stop after this many evaluations without a better validation loss."
     )
+
+
+class PeerSection(Section):
+    rank: int = Field(8, ge=1, description="Rank of the adapters (lora, dora).")
+    alpha: float | None = Field(None, gt=0, description="Their scale is alpha / rank; empty: 2 x rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the adapters.")
 
 
 class EvalSection(Section):
@@ -141,6 +149,7 @@ class Recipe(Section):
     data: DataSection
     optim: OptimSection = OptimSection()  # type: ignore[call-arg]
     train: TrainSection = TrainSection()  # type: ignore[call-arg]
+    peer: PeerSection | None = Field(None, description="Settings of `train.method: lora` and `dora`.")
     eval: EvalSection = EvalSection()  # type: ignore[call-arg]
 
     @model_validator(mode="after")
@@ -150,6 +159,10 @@ class Recipe(Section):
             raise ValueError(
                 f"train.batch_size={self.train.batch_size} is not a multiple of "
                 f"train.micro_batch_size={micro}; choose a divisor"
+            )
+        if self.peer is not None and self.train.method not in PEER_METHODS:
+            raise ValueError(
+                f"peer goes with train.method {' or '.join(PEER_METHODS)}, not {self.train.method}; remove it"
             )
         if self.model.quantization is not None and self.train.method != "neuroada":
             raise ValueError(
@@ -173,99 +186,20 @@ class Recipe(Section):
 
 
 # ---------------------------------------------------------------------------------------------------
-# YAML: strict, small, with line numbers
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a float and refuses duplicate keys, anchors and tags."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key must be a plain word", problem_mark=key.start_mark)
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
-
-
-# YAML 1.1 wants a dot in a float, so `1e-4` would be a string; this is YAML 1.2's rule.
-_StrictLoader.yaml_implicit_resolvers = {
-    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-_Lines = dict[tuple[str, ...], int]
-
-
-def _refuse_tricks(text: str, where: str) -> None:
-    """Depth, anchors and tags are checked on the event stream, before any object is built."""
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line = f"{where}:{event.start_mark.line + 1}" if event.start_mark else where
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise RecipeError("anchors and aliases are not used in recipes", line, "write the value out")
-        if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None):
-            raise RecipeError(f"the tag {event.tag} is not allowed", line, "write a plain value")  # type: ignore[attr-defined]
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise RecipeError(f"nested deeper than {MAX_DEPTH} levels", line, "flatten the recipe")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-
-
-def _parse_yaml(text: str, where: str) -> tuple[Any, _Lines]:
-    if re.search(r"[\[{]{64}|(- ){64}", text):  # the pure-Python parser recurses on these
-        raise RecipeError(f"nested deeper than {MAX_DEPTH} levels", where, "flatten the recipe")
-    try:
-        _refuse_tricks(text, where)
-        loader = _StrictLoader(text)
-        try:
-            node = loader.get_single_node()
-            lines: _Lines = {}
-            if node is not None:
-                _collect_lines(node, (), lines)
-            return (loader.construct_document(node) if node is not None else None), lines
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{where}:{mark.line + 1}" if mark else where
-        raise RecipeError(f"not valid YAML: {error.problem or error}", place) from None
-    except (yaml.YAMLError, ValueError, IndexError, AttributeError, RecursionError, OverflowError) as error:
-        # PyYAML's own slips on hostile input (a date of month 13, a lone surrogate) end here too
-        raise RecipeError(f"not valid YAML: {error}", where) from None
-
-
-def _collect_lines(node: yaml.Node, path: tuple[str, ...], lines: _Lines) -> None:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            child = (*path, str(key.value))
-            lines[child] = key.start_mark.line + 1
-            _collect_lines(value, child, lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            lines[(*path, str(i))] = value.start_mark.line + 1
-            _collect_lines(value, (*path, str(i)), lines)
-
-
-# ---------------------------------------------------------------------------------------------------
 # Loading
 
 
-def bundled_recipes() -> dict[str, Path]:
-    """Name -> file of the recipes that come with the package (or the checkout it runs from)."""
+def bundled_folder() -> Path | None:
+    """Where the recipes lie that come with the package (or with the checkout it runs from)."""
     package = Path(__file__).parent
-    for folder in (package / "bundled_recipes", package.parent / "recipes"):
-        if folder.is_dir():
-            return {p.stem: p for p in sorted(folder.glob("*.yaml"))}
-    return {}
+    folders = (package / "bundled_recipes", package.parent / "recipes")
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def bundled_recipes() -> dict[str, Path]:
+    """Name -> file of the bundled recipes."""
+    folder = bundled_folder()
+    return {p.stem: p for p in sorted(folder.glob("*.yaml"))} if folder else {}
 
 
 def find_recipe(name: str | os.PathLike[str]) -> Path:
@@ -292,15 +226,8 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """
     file = find_recipe(path)
     where = str(path)
-    try:
-        if file.stat().st_size > MAX_RECIPE_BYTES:
-            raise RecipeError(f"larger than {MAX_RECIPE_BYTES // 1024} KiB", where, "is this a recipe?")
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise RecipeError("not UTF-8 text", where, "save it as UTF-8") from None
-    except OSError as error:
-        raise RecipeError(f"cannot be read: {error.strerror}", where) from None
-    values, lines = _parse_yaml(text, where)
+    text = strict_yaml.read(file, where)
+    values, lines = strict_yaml.parse(text, where)
     if not isinstance(values, dict):
         raise RecipeError("a recipe is a mapping with the sections model, data, …", where)
     given: dict[tuple[str, ...], str] = {}
@@ -326,7 +253,7 @@ def _apply_override(values: dict[str, Any], override: str, given: dict[tuple[str
             f"--set {override} is not of the form section.key=value", fix="write e.g. optim.lr=3e-4"
         )
     parts = tuple(part.strip() for part in key.split("."))
-    value, _ = _parse_yaml(raw, f"--set {override}")
+    value, _ = strict_yaml.parse(raw, f"--set {override}")
     here = values
     for part in parts[:-1]:
         below = here.setdefault(part, {})
@@ -337,19 +264,37 @@ def _apply_override(values: dict[str, Any], override: str, given: dict[tuple[str
     given[parts] = override
 
 
-def _validate(values: dict[str, Any], where: str, lines: _Lines, given: dict[tuple[str, ...], str]) -> Recipe:
+def _validate(
+    values: dict[str, Any], where: str, lines: strict_yaml.Lines, given: dict[tuple[str, ...], str]
+) -> Recipe:
+    return validate(Recipe, values, where, lines, given)
+
+
+def validate(
+    model: type[Valid],
+    values: dict[str, Any],
+    where: str,
+    lines: strict_yaml.Lines,
+    given: dict[tuple[str, ...], str],
+) -> Valid:
+    """`values` as a `model`. Raises RecipeError: which key, in which line or override, and what to do.
+
+    lines  line of every key by its path;  given  path -> the override that set it
+    """
     try:
-        return Recipe.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as failure:
         # an unknown key explains more than the required key that it misspells, so it is told first
         errors = sorted(failure.errors(), key=lambda e: e["type"] != "extra_forbidden")
         error = errors[0]
         path = tuple(str(part) for part in error["loc"])
-        what, fix = _explain(error, path)
+        what, fix = _explain(error, path, model)
         raise RecipeError(what, _place(path, where, lines, given), fix) from None
 
 
-def _place(path: tuple[str, ...], where: str, lines: _Lines, given: dict[tuple[str, ...], str]) -> str:
+def _place(
+    path: tuple[str, ...], where: str, lines: strict_yaml.Lines, given: dict[tuple[str, ...], str]
+) -> str:
     """The override that set the value, or file:line of the key or of the nearest section around it."""
     for size in range(len(path), 0, -1):
         if path[:size] in given:
@@ -359,13 +304,13 @@ def _place(path: tuple[str, ...], where: str, lines: _Lines, given: dict[tuple[s
     return where
 
 
-def _explain(error: Any, path: tuple[str, ...]) -> tuple[str, str | None]:
+def _explain(error: Any, path: tuple[str, ...], model: type[BaseModel]) -> tuple[str, str | None]:
     key = ".".join(path)
     value = error.get("input")
     if error["type"] == "extra_forbidden":
-        known = list(_fields_at(path[:-1]))
+        known = list(_fields_at(path[:-1], model))
         close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.6)
-        owner = next((k for k in all_keys() if k.rpartition(".")[2] == path[-1]), None)
+        owner = next((k for k in all_keys(model) if k.rpartition(".")[2] == path[-1]), None)
         if close:
             return f"{key} is not a key", f"did you mean {close[0]}?"
         if owner:
@@ -380,8 +325,7 @@ def _explain(error: Any, path: tuple[str, ...]) -> tuple[str, str | None]:
     return f"{key}={shown[:80]}: {message[0].lower()}{message[1:]}", None
 
 
-def _fields_at(path: tuple[str, ...]) -> Iterator[str]:
-    model: type[BaseModel] = Recipe
+def _fields_at(path: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
     for part in path:
         below = _section_type(model.model_fields[part].annotation) if part in model.model_fields else None
         if below is None:
@@ -391,7 +335,10 @@ def _fields_at(path: tuple[str, ...]) -> Iterator[str]:
 
 
 def _section_type(annotation: Any) -> type[BaseModel] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+    for part in (annotation, *get_args(annotation)):  # `PeerSection | None` is one, too
+        if isinstance(part, type) and issubclass(part, Section):
+            return part
+    return None
 
 
 def all_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:

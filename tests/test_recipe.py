@@ -11,13 +11,13 @@ from pydantic import ValidationError
 
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.recipe import (
-    MAX_RECIPE_BYTES,
     Recipe,
     all_keys,
     load_recipe,
     recipe_from,
     to_yaml,
 )
+from neuroada_cli.strict_yaml import MAX_BYTES
 
 GOOD = """\
 name: mine
@@ -98,7 +98,7 @@ def test_what_is_written_out_reads_back_the_same(write) -> None:
         ("name: [\n", "x.yaml:2: not valid YAML"),
         (b"name: \xff\n", "x.yaml: not UTF-8 text; save it as UTF-8"),
         ("a: " + "[" * 100_000, "x.yaml: nested deeper than 12 levels"),
-        ("#" * (MAX_RECIPE_BYTES + 1), "x.yaml: larger than 256 KiB"),
+        ("#" * (MAX_BYTES + 1), "x.yaml: larger than 256 KiB"),
         (
             GOOD + "train: {batch_size: 8, micro_batch_size: 3}\n",
             "train.batch_size=8 is not a multiple of train.micro_batch_size=3; choose a divisor",

@@ -24,13 +24,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from neuroada_cli import adapted, files, hub, merge_check
 from neuroada_cli import adapter as adapters
-from neuroada_cli import files, hub, merge_check
 from neuroada_cli.adapter import Adapter
 from neuroada_cli.delta.quantized import KINDS as QUANTIZED_KINDS
 from neuroada_cli.errors import ModelError, NumericsError, OutputError, RecipeError
 from neuroada_cli.merged_folder import copy_companions, merged_config, model_card
 from neuroada_cli.merging import FoldStats, Merge, Planned, describe_dtype, main_dtype
+from neuroada_cli.methods import ADAPTERS
 from neuroada_cli.selecting import share
 
 SMALL_FILES_BYTES = 64 << 20  # room for tokenizer and config in the space check
@@ -79,6 +80,8 @@ def run(
     _refuse_overlap(out, folder, base_folder)
     adapters.check_base(adapter.selection.fingerprint, base_folder)
 
+    if adapter.settings.get("method") in ADAPTERS:
+        adapter = adapted.with_merged_layers(adapter, str(folder), base_folder, trust_remote_code)
     weights = hub.open_weights(base_folder)
     classifier = adapter.task == "sequence-classification"
     skeleton = hub.skeleton(base_folder, adapter.task, _num_labels(adapter), trust_remote_code)

@@ -11,6 +11,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,7 +25,7 @@ from neuroada_cli.data.batch import align_padding
 from neuroada_cli.data.tasks import get_protocol
 from neuroada_cli.delta.selection import DATA_CRITERIA
 from neuroada_cli.errors import RecipeError, ResourceError, UserError
-from neuroada_cli.methods import BY_SELECTION, METHODS, Method, MethodState
+from neuroada_cli.methods import BY_SELECTION, Method, MethodState, build
 from neuroada_cli.recipe import Recipe, to_yaml
 from neuroada_cli.report import LiveReport, MetricsLog, peak_memory, read_metrics
 from neuroada_cli.training import plan as plans
@@ -88,7 +89,16 @@ def run(
             checked.recipe, plan, checked.rows, checked.skeleton, names, checked.device
         )
         return TrainResult(
-            run_dir, None, None, plan.steps, 0.0, predicted.peak, plan.trainable, plan.total, None, None
+            run_dir,
+            None,
+            None,
+            plan.steps,
+            0.0,
+            predicted.peak if predicted else 0,
+            plan.trainable,
+            plan.total,
+            None,
+            None,
         )
     with files.Lock(run_dir):
         run_folder.check(run_dir, resume, overwrite)
@@ -199,7 +209,7 @@ def _attached(checked: Checked, selection: Selection) -> tuple[nn.Module, Method
         trust_remote_code=recipe.model.trust_remote_code,
         quantization=recipe.model.quantization,
     )
-    model, method = loaded.model, METHODS[recipe.train.method]()
+    model, method = loaded.model, build(recipe.train.method, _peer(recipe), recipe.seed)
     for name in selection.indices:
         if f"{name}.weight" in loaded.fresh:
             raise RecipeError(f"{name} is new and trains whole", "select.targets", "leave it out")
@@ -220,6 +230,10 @@ def _attached(checked: Checked, selection: Selection) -> tuple[nn.Module, Method
     return model, method, adapted + sum(parameter.numel() for parameter in method.whole_parameters())
 
 
+def _peer(recipe: Recipe) -> dict[str, Any] | None:
+    return recipe.peer.model_dump() if recipe.peer else None
+
+
 def _begin(recipe: Recipe, run_dir: Path, selection: Selection) -> None:
     """Only now, with everything known to be right, may a former run go."""
     run_folder.clear(run_dir)
@@ -234,6 +248,7 @@ def _adapter(checked: Checked, selection: Selection, state: MethodState, pad_id:
     deltas = state.deltas or {name: torch.zeros(i.shape) for name, i in selection.indices.items()}
     settings = {
         "method": recipe.train.method,
+        "peer": _peer(recipe),
         "dtype": recipe.model.dtype,
         "quantization": recipe.model.quantization,
         "task": task.name,

@@ -8,8 +8,9 @@ O = output neurons, K = chosen inputs per neuron
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from neuroada_cli.methods.bitfit import BitFit, Head
 from neuroada_cli.methods.full import Full
 from neuroada_cli.methods.mask import Mask
 from neuroada_cli.methods.neuroada import NeuroAda
+from neuroada_cli.methods.peft import Lora
 from neuroada_cli.methods.state import MethodState
 
 
@@ -61,13 +63,35 @@ class Method(Protocol):
         ...
 
 
-METHODS: dict[str, type[Method]] = {
+METHODS: dict[str, Callable[..., Method]] = {
     "neuroada": NeuroAda,
     "mask": Mask,
     "full": Full,
+    "lora": partial(Lora, "lora"),
+    "dora": partial(Lora, "dora"),
     "bitfit": BitFit,
     "head": Head,
 }
+ADAPTERS = ("lora", "dora")  # the methods that add layers of their own, with settings of their own
 BY_SELECTION = ("neuroada", "mask")  # the methods that train the chosen connections, and nothing else
 
-__all__ = ["BY_SELECTION", "METHODS", "BitFit", "Full", "Head", "Mask", "Method", "MethodState", "NeuroAda"]
+
+def build(name: str, peer: Mapping[str, Any] | None = None, seed: int = 0) -> Method:
+    """A fresh method. peer: settings of one of ADAPTERS; seed: of what it draws at random."""
+    return METHODS[name](**(peer or {}), seed=seed) if name in ADAPTERS else METHODS[name]()
+
+
+__all__ = [
+    "ADAPTERS",
+    "BY_SELECTION",
+    "METHODS",
+    "BitFit",
+    "Full",
+    "Head",
+    "Lora",
+    "Mask",
+    "Method",
+    "MethodState",
+    "NeuroAda",
+    "build",
+]

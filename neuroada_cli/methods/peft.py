@@ -1,7 +1,8 @@
-"""Peers from the PEFT library behind our protocol, for the bench: LoRA, DoRA, SHIRA and SUPERTUNING.
+"""Peers from the PEFT library behind our protocol: LoRA, DoRA, SHIRA and SUPERTUNING.
 
-Adapters take the data type of the frozen weights (PEFT's own wrapper would make them fp32 beside bf16
-weights, which is slower), dropout is off, everything else is PEFT's default.
+In the bench, adapters take the data type of the frozen weights (PEFT's own wrapper would make them fp32
+beside bf16 weights, which is slower). To train (LoRA and DoRA only) they are fp32, as PEFT's wrapper has it.
+What is not said here is PEFT's default.
 
 O = output neurons, I = inputs, K = chosen inputs per neuron
 """
@@ -62,6 +63,15 @@ class TrainedByName:
         self._whole.load_state({name: state.whole[name] for name in whole})
 
 
+def require_peft(name: str) -> None:
+    """Raises ResourceError, before any model is there, when the package peft is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise ResourceError(
+            f"{name} needs the package peft, which is not installed",
+            fix="pip install 'neuroada-cli[peft]'",
+        )
+
+
 class Peft(TrainedByName):
     """One PEFT method on the targets of a selection.
 
@@ -70,11 +80,7 @@ class Peft(TrainedByName):
     """
 
     def __init__(self, name: str) -> None:
-        if importlib.util.find_spec("peft") is None:
-            raise ResourceError(
-                f"{name} needs the package peft, which is not installed",
-                fix="pip install 'neuroada-cli[peft]'",
-            )
+        require_peft(name)
         self.name = name
 
     def attach(self, model: nn.Module, indices: Mapping[str, Tensor], whole: Sequence[str] = ()) -> None:
@@ -85,6 +91,47 @@ class Peft(TrainedByName):
         config = CONFIGS[self.name](model, indices)
         inject_adapter_in_model(config, model)
         self.finish(model, whole)
+
+
+class Lora(TrainedByName):
+    """LoRA (arXiv:2106.09685) or DoRA (arXiv:2402.09353) by PEFT, to train: h = W x + alpha / rank * B A x.
+
+    rank, alpha, dropout  of every adapter; alpha None: 2 x rank, as the LLM-Adapters recipes have it
+    seed                  of the random A, apart from the global random stream
+    Raises ResourceError when the package peft is not installed.
+    """
+
+    def __init__(
+        self, name: str, rank: int = 8, alpha: float | None = None, dropout: float = 0.0, seed: int = 0
+    ) -> None:
+        require_peft(name)
+        self.name = name
+        self._rank, self._alpha, self._dropout, self._seed = rank, alpha, dropout, seed
+
+    def attach(self, model: nn.Module, indices: Mapping[str, Tensor], whole: Sequence[str] = ()) -> None:
+        """`indices` only names the targets."""
+        from peft import LoraConfig, inject_adapter_in_model
+
+        self.freeze(model)
+        config = LoraConfig(
+            r=self._rank,
+            lora_alpha=2 * self._rank if self._alpha is None else self._alpha,
+            lora_dropout=self._dropout,
+            target_modules=list(indices),
+            use_dora=self.name == "dora",
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            inject_adapter_in_model(config, model)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        self.finish(model, whole)
+
+
+def lora_parameters(name: str, rank: int, shapes: Sequence[tuple[int, int]]) -> int:
+    """How many numbers LoRA (DoRA: and a magnitude per neuron) trains on layers of shape (O, I)."""
+    return sum(rank * (o + i) + (o if name == "dora" else 0) for o, i in shapes)
 
 
 def _lora(rank: int, **more: Any) -> Callable[[nn.Module, Mapping[str, Tensor]], Any]:

@@ -14,7 +14,7 @@ from torch import nn
 from neuroada_cli import hub, memory
 from neuroada_cli.data.batch import preview
 from neuroada_cli.errors import RecipeError
-from neuroada_cli.methods import METHODS
+from neuroada_cli.methods import ADAPTERS, build
 from neuroada_cli.recipe import Recipe, to_yaml
 from neuroada_cli.selecting import share
 from neuroada_cli.training.rows import PreparedRows
@@ -72,14 +72,25 @@ def show(recipe: Recipe, plan: Plan, rows: PreparedRows, tokenizer: Any, console
 
 def show_dry_run(
     recipe: Recipe, plan: Plan, rows: PreparedRows, skeleton: nn.Module, targets: Sequence[str], device: str
-) -> memory.Breakdown:
-    """The resolved recipe and the predicted memory, on standard output; no weight is read."""
+) -> memory.Breakdown | None:
+    """The resolved recipe and the predicted memory, on standard output; no weight is read.
+
+    Returns None where the memory is not predicted.
+    """
+    console = Console()
+    console.print(to_yaml(recipe), highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"{plan.trainable:,} of {plan.total:,} parameters train; {plan.steps:,} steps", highlight=False
+    )
+    if recipe.train.method in ADAPTERS:  # PEFT's set-up looks at values, which a dry run does not have
+        console.print(f"no prediction of memory for {recipe.train.method}")
+        return None
     counts = rows.train_report
     micro = min(recipe.train.micro_batch_size or recipe.train.batch_size, counts.rows)
     predicted = memory.predict(
         skeleton,
         targets,
-        METHODS[recipe.train.method](),
+        build(recipe.train.method),
         recipe.select.k,
         batch=micro,
         sequence=counts.longest,
@@ -101,10 +112,5 @@ def show_dry_run(
         ("peak", predicted.peak),
     ):
         table.add_row(what, f"{nbytes / 1e9:.3f}")
-    console = Console()
-    console.print(to_yaml(recipe), highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"{plan.trainable:,} of {plan.total:,} parameters train; {plan.steps:,} steps", highlight=False
-    )
     console.print(table)
     return predicted

@@ -19,7 +19,8 @@ from neuroada_cli.data.task import Task
 from neuroada_cli.data.tasks import get_task, scored_tasks
 from neuroada_cli.delta.model import is_linear
 from neuroada_cli.errors import RecipeError
-from neuroada_cli.methods import BY_SELECTION, BitFit
+from neuroada_cli.methods import ADAPTERS, BY_SELECTION, BitFit
+from neuroada_cli.methods.peft import lora_parameters, require_peft
 from neuroada_cli.recipe import Recipe
 from neuroada_cli.training import run_folder
 from neuroada_cli.training.loop import Settings
@@ -84,6 +85,10 @@ def _trainable(
     method = recipe.train.method
     if method in BY_SELECTION:
         return selecting.trainable_count(targets, recipe.select.k)
+    if method in ADAPTERS:
+        require_peft(method)
+        shapes = [selecting.layer_shape(module) for module in targets.values()]
+        return lora_parameters(method, recipe.peer.rank if recipe.peer else 8, shapes)
     if method != "bitfit":
         return total if method == "full" else 0
     parameters = dict(skeleton.named_parameters())

@@ -1,0 +1,227 @@
+"""Runs a suite: trials on validation rows, then every seed, each cell in a child process; and what came out.
+
+OUT/cells/<hash>/   recipe.yaml, run/, eval/, trained.json, scored.json, log.txt
+    results.json    every cell of this suite and what was tuned
+    table.md        mean and sample standard deviation over seeds
+    plot.png
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from neuroada_cli import files
+from neuroada_cli.benchmarking.machine import machine
+from neuroada_cli.errors import PeerError, Stopped
+from neuroada_cli.recipe import to_yaml
+from neuroada_cli.suites import cell as cells
+from neuroada_cli.suites import grid, tables
+from neuroada_cli.suites.grid import Cell
+from neuroada_cli.suites.schema import Overrides, Suite
+
+CELLS, RESULTS = "cells", "results.json"
+
+
+@dataclass
+class _Children:
+    """The running processes, so that a signal reaches them all."""
+
+    stopped: bool = False
+    running: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def stop(self) -> None:
+        with self.lock:
+            self.stopped = True
+            for child in self.running:
+                child.send_signal(signal.SIGTERM)  # which saves a checkpoint first
+
+
+def run(
+    suite: Suite,
+    out: Path | None = None,
+    extra: Overrides | None = None,
+    jobs: int = 1,
+    keep_runs: bool = False,
+) -> dict[str, Any]:
+    """Run what is not done yet, print the table, and return what results.json holds.
+
+    out        default runs/suites/NAME; a finished cell is found there again by the hash of its content
+    extra      recipe keys changed in every cell (`--set`)
+    jobs       cells at once, each with its share of the processor's cores
+    keep_runs  keep the checkpoints of finished cells
+    Raises RecipeError before anything runs, PeerError when cells failed (the others are done and written),
+    OutputError when another process works in the folder, Stopped after Ctrl-C or SIGTERM.
+    """
+    out = out or Path("runs") / "suites" / suite.name
+    extra = extra or {}
+    console = Console(stderr=True)
+    for label, variant in grid.places(suite):  # every mistake shows before the first run
+        grid.trials(suite, label, variant, extra)
+        grid.cell(suite, label, variant, suite.seeds[0], {}, extra)
+    with files.Lock(out):
+        runner = _Runner(out / CELLS, jobs, keep_runs, console)
+        trials = [cell for place in grid.places(suite) for cell in grid.trials(suite, *place, extra)]
+        runner.all(trials, "trial", score=False)
+        chosen = {place: _chosen(runner, grid.trials(suite, *place, extra)) for place in grid.places(suite)}
+        for variant, other in suite.untuned.items():
+            chosen |= {(label, variant): chosen[label, other] for label in suite.recipes}
+        todo = [
+            grid.cell(suite, label, variant, seed, tuned, extra)
+            for (label, variant), tuned in chosen.items()
+            if tuned is not None
+            for seed in suite.seeds
+        ]
+        runner.all(todo, "run", score=suite.score)
+        found = _results(suite, runner, trials, todo, extra)
+        files.write_json(out / RESULTS, found)
+        files.write_text(out / "table.md", tables.markdown(found))
+        tables.draw(found, out / "plot.png")
+    Console().print(tables.table(found))
+    console.print(f"everything is in {out}", soft_wrap=True, highlight=False)
+    if runner.failed:
+        name, line = next(iter(runner.failed.items()))
+        raise PeerError(f"{len(runner.failed)} cells failed; the first: {line}", str(out / CELLS / name))
+    return found
+
+
+class _Runner:
+    def __init__(self, folder: Path, jobs: int, keep_runs: bool, console: Console) -> None:
+        self.folder, self.jobs, self.keep_runs, self.console = folder, jobs, keep_runs, console
+        self.children = _Children()
+        self.failed: dict[str, str] = {}
+
+    def all(self, todo: Sequence[Cell], kind: str, score: bool) -> None:
+        """Run every cell that is not done; equal cells once."""
+        unique = {cell.key: cell for cell in todo}
+        left = [cell for key, cell in unique.items() if not self.done(key, score)]
+        if len(unique) > len(left):
+            self.console.print(f"{len(unique) - len(left)} of {len(unique)} {kind}s are done already")
+        before = signal.signal(signal.SIGTERM, lambda *_: self._interrupt(signal.SIGTERM))
+        try:
+            with ThreadPoolExecutor(self.jobs) as pool:
+                futures = [pool.submit(self._one, cell, score) for cell in left]
+                try:
+                    for number, (cell, future) in enumerate(zip(left, futures, strict=True), start=1):
+                        seconds = future.result()
+                        if seconds is not None:
+                            self._tell(f"{kind} {number}/{len(left)}", cell, seconds)
+                except KeyboardInterrupt:
+                    self._interrupt(signal.SIGINT)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _interrupt(self, number: int) -> None:
+        self.children.stop()
+        raise Stopped(
+            number, "stopped; finished cells and checkpoints are kept", "start it again to go on from there"
+        ) from None
+
+    def stopped(self) -> bool:
+        return self.children.stopped
+
+    def done(self, key: str, score: bool) -> bool:
+        name = cells.SCORED if score else cells.TRAINED
+        return (self.folder / key / name).is_file()
+
+    def read(self, key: str, name: str) -> Any:
+        file = self.folder / key / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def _tell(self, what: str, cell: Cell, seconds: float) -> None:
+        trained = self.read(cell.key, cells.TRAINED)
+        if cell.key in self.failed:
+            shown = f"failed: {self.failed[cell.key]}"
+        elif trained["best_value"] is None:
+            shown = f"loss {trained['loss']:.4f}"
+        else:
+            shown = f"validation {trained['metric'] or 'loss'} {trained['best_value']:.4f}"
+        tuned = "".join(f", {key}={value:g}" for key, value in cell.tuned.items())
+        place = f"{cell.label}, {cell.variant}, seed {cell.seed}{tuned}"
+        self.console.print(
+            f"{what}  {place}: {shown}  ({seconds:.0f} s)", markup=False, highlight=False, soft_wrap=True
+        )
+
+    def _one(self, cell: Cell, score: bool) -> float | None:
+        """Run one cell; returns its seconds, None when it was stopped before it began."""
+        folder = self.folder / cell.key
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe = cell.recipe.model_copy(update={"run_dir": str(folder / cells.RUN)})
+        files.write_text(folder / cells.RECIPE, to_yaml(recipe))
+        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        environment = os.environ | ({"OMP_NUM_THREADS": threads} if self.jobs > 1 else {})
+        command = [sys.executable, "-m", "neuroada_cli.suites.cell", str(folder), *(["--score"] * score)]
+        started = time.perf_counter()
+        with (folder / "log.txt").open("ab") as log:
+            with self.children.lock:
+                if self.children.stopped:
+                    return None
+                child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+                self.children.running.add(child)
+            code = child.wait()
+        with self.children.lock:
+            self.children.running.discard(child)
+        if self.stopped():
+            return None
+        if code:
+            lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+            last = next((line for line in reversed(lines) if line.strip()), "no message")
+            self.failed[cell.key] = f"{last.strip()} (exit code {code})"
+        elif score and not self.keep_runs:
+            shutil.rmtree(folder / cells.RUN, ignore_errors=True)
+        return time.perf_counter() - started
+
+
+def _chosen(runner: _Runner, trials: Sequence[Cell]) -> dict[str, Any] | None:
+    """The values of the best trial on validation rows; None when every trial failed."""
+    if not trials:
+        return {}
+    scored = [(cell, found) for cell in trials if (found := runner.read(cell.key, cells.TRAINED))]
+    best: tuple[float, Cell] | None = None
+    for cell, found in scored:
+        value = found["best_value"]
+        if value is None:
+            continue
+        worth = value if found["metric"] is not None else -value
+        if best is None or worth > best[0]:
+            best = (worth, cell)
+    return best[1].tuned if best else None
+
+
+def _results(
+    suite: Suite, runner: _Runner, trials: Sequence[Cell], runs: Sequence[Cell], extra: Overrides
+) -> dict[str, Any]:
+    def facts(cell: Cell, scores: bool) -> dict[str, Any]:
+        found = {
+            "recipe": cell.label,
+            "variant": cell.variant,
+            "seed": cell.seed,
+            "tuned": cell.tuned,
+            "key": cell.key,
+            "trained": runner.read(cell.key, cells.TRAINED),
+            "failed": runner.failed.get(cell.key),
+        }
+        return found | ({"scores": runner.read(cell.key, cells.SCORED)} if scores else {})
+
+    return {
+        "suite": suite.model_dump(mode="json"),
+        "overrides": extra,
+        "protocols": sorted({cell.recipe.data.protocol for cell in runs}),
+        "trials": [facts(cell, False) for cell in trials],
+        "runs": [facts(cell, True) for cell in runs],
+        "machine": machine(),
+    }

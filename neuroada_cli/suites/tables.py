@@ -1,0 +1,164 @@
+"""A suite's results as a table and a picture: mean ± sample standard deviation over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from neuroada_cli import files
+
+Found = dict[str, Any]  # what results.json holds
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255")
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """(mean, sample standard deviation); the latter is None for fewer than two values."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def _runs(found: Found, label: str, variant: str) -> list[dict[str, Any]]:
+    return [
+        run
+        for run in found["runs"]
+        if (run["recipe"], run["variant"]) == (label, variant) and run["trained"] and not run["failed"]
+    ]
+
+
+def columns(found: Found) -> list[tuple[str, str]]:
+    """(recipe label, task) of every score there is, in the order of the suite."""
+    seen: dict[tuple[str, str], None] = {}
+    for label in found["suite"]["recipes"]:
+        for run in found["runs"]:
+            if run["recipe"] == label:
+                seen |= {(label, task): None for task in run.get("scores") or {}}
+    return list(seen)
+
+
+def scores(found: Found, label: str, task: str, variant: str) -> list[float]:
+    """One score per seed, in %."""
+    runs = _runs(found, label, variant)
+    return [100 * run["scores"][task]["score"] for run in runs if run.get("scores")]
+
+
+def rows(found: Found) -> tuple[list[str], list[list[str]]]:
+    """(headings, one row per variant). The average is over columns, of the means; its spread over seeds."""
+    suite = found["suite"]
+    places = columns(found)
+    heads = [
+        label if sum(p[0] == label for p in places) == 1 else f"{label} {task}" for label, task in places
+    ]
+    heading = ["variant", *heads, *(["average"] if len(places) > 1 else []), "trained", "rows/s", "peak GB"]
+    if suite["tune"]:
+        heading.append("tuned")
+    lines = []
+    for variant in suite["variants"]:
+        by_place = [scores(found, label, task, variant) for label, task in places]
+        line = [variant, *(_shown(values) for values in by_place)]
+        if len(places) > 1:
+            complete = all(by_place) and len({len(values) for values in by_place}) == 1
+            line.append(
+                _shown([statistics.fmean(v) for v in zip(*by_place, strict=True)]) if complete else "–"
+            )
+        runs = [run for label in suite["recipes"] for run in _runs(found, label, variant)]
+        trained = [run["trained"] for run in runs]
+        line.append(_range([100 * t["trainable"] / t["total"] for t in trained], "{:.3f}", " %"))
+        line.append(_range([t["rows_per_second"] for t in trained], "{:.1f}"))
+        line.append(_range([t["peak_bytes"] / 1e9 for t in trained], "{:.2f}"))
+        if suite["tune"]:
+            chosen = dict.fromkeys(
+                ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in run["tuned"].items())
+                for run in runs
+            )
+            line.append("; ".join(chosen))
+        lines.append(line)
+    return heading, lines
+
+
+def _shown(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    mean, deviation = spread(values)
+    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+
+
+def _range(values: Sequence[float], form: str, unit: str = "") -> str:
+    """One value, or the smallest and largest of several runs."""
+    if not values:
+        return "–"
+    low, high = form.format(min(values)), form.format(max(values))
+    return (low if low == high else f"{low}–{high}") + unit
+
+
+def table(found: Found) -> Table:
+    heading, lines = rows(found)
+    seeds = len(found["suite"]["seeds"])
+    rules = ", ".join(found["protocols"])
+    title = f"{found['suite']['name']}   {seeds} seed{'s' * (seeds > 1)}, protocol {rules}"
+    shown = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    for number, name in enumerate(heading):
+        shown.add_column(name, justify="left" if number == 0 or name == "tuned" else "right")
+    for line in lines:
+        shown.add_row(*line)
+    return shown
+
+
+def markdown(found: Found) -> str:
+    """The same table for a page."""
+    heading, lines = rows(found)
+    rule = ["---" if name in ("variant", "tuned") else "---:" for name in heading]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [heading, rule, *lines])
+
+
+def draw(found: Found, path: Path) -> None:
+    """Bars per column with the spread over seeds; without scores: rows per second against peak memory.
+
+    Raises ResourceError when the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    places, variants = columns(found), list(found["suite"]["variants"])
+    figure = Figure(figsize=(max(7, 1.6 * len(places) + 3), 4.5), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for number, variant in enumerate(variants):
+        colour = COLOURS[number % len(COLOURS)]
+        if places:
+            _bars(axis, found, variant, number, len(variants), colour)
+        else:
+            trained = [
+                r["trained"] for label in found["suite"]["recipes"] for r in _runs(found, label, variant)
+            ]
+            peaks = [t["peak_bytes"] / 1e9 for t in trained]
+            axis.scatter(peaks, [t["rows_per_second"] for t in trained], color=colour, label=variant, s=60)
+    if places:
+        axis.set_xticks(range(len(places)), [f"{a}\n{b}" if a.lower() != b else a for a, b in places])
+        axis.set_ylabel("score (%)")
+    else:
+        axis.set_xlabel("peak memory (GB)")
+        axis.set_ylabel("rows per second")
+        axis.set_xlim(left=0)
+        axis.set_ylim(bottom=0)
+    axis.set_title(found["suite"]["description"] or found["suite"]["name"], loc="left", fontsize=10)
+    axis.grid(axis="y", alpha=0.25)
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    with files.atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _bars(axis: Any, found: Found, variant: str, number: int, count: int, colour: str) -> None:
+    width = 0.8 / count
+    at, heights, errors = [], [], []
+    for place, (label, task) in enumerate(columns(found)):
+        values = scores(found, label, task, variant)
+        if values:
+            mean, deviation = spread(values)
+            at.append(place + (number - (count - 1) / 2) * width)
+            heights.append(mean)
+            errors.append(deviation or 0.0)
+    axis.bar(at, heights, width, yerr=errors, color=colour, label=variant, capsize=2)
