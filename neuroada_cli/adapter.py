@@ -25,13 +25,14 @@ from torch import Tensor
 
 from neuroada_cli import files, hub
 from neuroada_cli.adapter_config import CONFIG, PEFT_TASKS, check_config, modules_to_save, short
+from neuroada_cli.delta.spread import size
 from neuroada_cli.errors import ModelError, NumericsError
 from neuroada_cli.selections import (
-    FORMAT,
     MODULE,
     Selection,
     check_shapes,
     checked_selection,
+    format_of,
     read_selection,
     write_selection,
 )
@@ -96,7 +97,7 @@ def write_adapter(
         "revision": adapter.revision,
         "target_modules": sorted(selection.indices),
         "inference_mode": True,
-        "format": FORMAT,
+        "format": format_of(selection),
         "k": selection.k,
         "criterion": selection.criterion,
         "fingerprint": selection.fingerprint,
@@ -186,6 +187,9 @@ def _check_delta(module: str, delta_OK: Tensor, index_OK: Tensor, where: str) ->
     if delta_OK.dtype != torch.float32 or delta_OK.shape != index_OK.shape:
         got, wanted = f"{delta_OK.dtype} {list(delta_OK.shape)}", f"torch.float32 {list(index_OK.shape)}"
         raise ModelError(f"{module}: values are {got}, expected {wanted}", where)
+    loose = ((index_OK < 0) & (delta_OK != 0)).any(dim=1)
+    if loose.any():
+        raise ModelError(f"{module}: row {int(loose.nonzero()[0])} has a value without a column", where)
     broken = ~torch.isfinite(delta_OK).all(dim=1)
     if broken.any():
         raise ModelError(f"{module}: row {int(broken.nonzero()[0])} holds NaN or infinity", where)
@@ -251,7 +255,7 @@ def check_base(fingerprint: Mapping[str, Any], folder: Path) -> None:
 
 def _model_card(adapter: Adapter) -> str:
     selection = adapter.selection
-    count = sum(index_OK.numel() for index_OK in selection.indices.values())
+    count = sum(size(index_OK) for index_OK in selection.indices.values())
     base = f"base_model: {adapter.base}\n" if hub.is_hub_id(adapter.base) else ""
     name = adapter.base if hub.is_hub_id(adapter.base) else Path(adapter.base).name
     what = (

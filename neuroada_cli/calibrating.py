@@ -22,6 +22,7 @@ from neuroada_cli.adapter import Selection
 from neuroada_cli.data.batch import Batch, align_padding
 from neuroada_cli.data.task import Task
 from neuroada_cli.delta.selection import choose_by
+from neuroada_cli.delta.spread import Spread, by_counts
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.recipe import Recipe
 from neuroada_cli.selecting import LayerChoice, neurons_as_rows
@@ -59,8 +60,19 @@ def select_for(
         batches += schedule.micro_batches(step)
     section = recipe.select
     return select_by_data(
-        folder, model, targets, section.k, section.criterion, batches[:wanted], data.kind, on_layer
-    )
+        folder, model, targets, section.k, section.criterion, batches[:wanted], data.kind, on_layer,
+        spread=selecting.spread_of(section), seed=recipe.seed,
+    )  # fmt: skip
+
+
+def _by_counts(weight_OI: Tensor, count_O: Tensor, criterion: str, measured: Tensor) -> Tensor:
+    def rows(chosen_O: Tensor, k: int) -> Tensor:
+        own_O = chosen_O.to(weight_OI.device)
+        return choose_by(weight_OI[own_O], k, criterion, measured[own_O] if measured.ndim == 2 else measured)
+
+    if int(count_O.min()) == int(count_O.max()):
+        return choose_by(weight_OI, int(count_O[0]), criterion, measured).cpu()
+    return by_counts(count_O, rows)
 
 
 def select_by_data(
@@ -73,6 +85,8 @@ def select_by_data(
     kind: str,
     on_layer: Callable[[LayerChoice], None] | None = None,
     budget: int = GRADIENT_BYTES,
+    spread: Spread | None = None,
+    seed: int = 0,
 ) -> Selection:
     """The K connections of every neuron by `gradient`, `snip` or `activation`.
 
@@ -80,10 +94,13 @@ def select_by_data(
     batches  of training rows; the loss is training's own, summed over all of them
     budget   bytes of fp32 gradients at a time (at least one layer's): gradient criteria take
              ceil(target weights x 4 / budget) passes over the batches
+    spread   who gets how many, where that is not K for every neuron;  seed  of what it draws
     A fresh head's gradient depends on its seed, so a selection under it does, too. Dropout is off.
     Raises NumericsError where a score is not finite.
     """
     modules = {name: model.get_submodule(name) for name in targets}
+    spread = spread or Spread(k)
+    count_by_layer = selecting.connections(modules, spread, seed)
     was_training = model.training
     model.eval().requires_grad_(False)
     evidence = _inputs if criterion == "activation" else _gradients
@@ -91,7 +108,7 @@ def select_by_data(
     for name, measured in evidence(model, modules, batches, kind, budget):
         weight_OI = neurons_as_rows(_weight(modules[name]).detach(), modules[name])
         try:
-            index_OK = choose_by(weight_OI, k, criterion, measured).cpu()
+            index_OK = _by_counts(weight_OI, count_by_layer[name], criterion, measured)
         except ValueError as error:
             raise NumericsError(f"{name}: {error} in calibration", fix="set model.dtype: fp32") from None
         indices[name] = index_OK
@@ -99,7 +116,9 @@ def select_by_data(
             size = weight_OI.numel() * weight_OI.element_size()
             on_layer(selecting.describe(name, weight_OI.cpu(), index_OK, size))
     model.train(was_training)
-    return selecting.as_selection({name: indices[name] for name in targets}, k, criterion, folder, model)
+    return selecting.as_selection(
+        {name: indices[name] for name in targets}, selecting.label(criterion, spread), folder, model
+    )
 
 
 def _weight(module: nn.Module) -> nn.Parameter:

@@ -22,6 +22,7 @@ from neuroada_cli import hub
 from neuroada_cli.adapter import Adapter, check_shapes
 from neuroada_cli.delta.model import is_linear
 from neuroada_cli.delta.quantized import round_trip
+from neuroada_cli.delta.spread import filled
 from neuroada_cli.errors import ModelError, NumericsError
 from neuroada_cli.selecting import check_weight, layer_shape, neurons_as_rows, stored_names
 
@@ -158,7 +159,7 @@ class Merge:
         return {name: linear[module] for module, name in stored.items() if name is not None}
 
     def _fold(self, entry: Planned, module: str, weight: Tensor) -> Tensor:
-        index_OK = self.adapter.selection.indices[module].long()
+        index_OK = filled(self.adapter.selection.indices[module])[0].long()
         delta_OK = self.adapter.deltas[module]
         weight_OI = neurons_as_rows(weight, self._modules[module])
         base_OK = weight_OI.gather(1, index_OK)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from neuroada_cli import files
 from neuroada_cli.adapter import Selection
+from neuroada_cli.delta.spread import size
 from neuroada_cli.errors import ModelError
 
 
@@ -34,7 +35,8 @@ def shared(index_OA: Tensor, index_OB: Tensor) -> int:
     """How many (neuron, input) pairs two selections of the same layer have in common."""
     width = int(max(index_OA.max(), index_OB.max())) + 1
     rows_O1 = torch.arange(len(index_OA))[:, None] * width
-    return int(torch.isin(index_OA.long() + rows_O1, index_OB.long() + rows_O1).sum())
+    one_N, other_N = ((index.long() + rows_O1)[index >= 0] for index in (index_OA, index_OB))
+    return int(torch.isin(one_N, other_N).sum())
 
 
 def overlaps(one: Selection, other: Selection, inputs: Mapping[str, int], where: str) -> list[Overlap]:
@@ -44,8 +46,8 @@ def overlaps(one: Selection, other: Selection, inputs: Mapping[str, int], where:
     return [
         Overlap(
             name,
-            shared(index_OA, other.indices[name]) / index_OA.numel(),
-            other.indices[name].shape[1] / inputs[name],
+            shared(index_OA, other.indices[name]) / max(1, size(index_OA)),
+            size(other.indices[name]) / (len(index_OA) * inputs[name]),
         )
         for name, index_OA in one.indices.items()
     ]

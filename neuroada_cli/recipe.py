@@ -53,6 +53,17 @@ class SelectSection(Section):
     calibration_batches: int = Field(
         8, ge=1, description="Micro-batches of training rows that gradient, snip and activation look at."
     )
+    coverage: Literal["neuron", "matrix", "block", "model"] = Field(
+        "neuron",
+        description="Whose weights compete: each neuron's own (the paper), or those of a matrix, block or "
+        "the whole model; the total stays.",
+    )
+    neurons: float = Field(1.0, gt=0, le=1, description="Share of the neurons, at random, that adapt.")
+    keep_total: bool = Field(True, description="With fewer neurons: these get the others' connections, too.")
+    k_per: dict[str, int] = Field({}, description="K by layer: `q_proj`, a full name or a glob -> K there.")
+    budget: int | None = Field(
+        None, ge=1, description="Connections in all, instead of K: spread evenly over all neurons."
+    )
     targets: list[str] = Field(
         default=["all-linear"],
         min_length=1,
@@ -61,6 +72,17 @@ class SelectSection(Section):
     exclude: list[str] = Field(default=[], description="Layers to leave out, written like `targets`.")
     layers: list[int] | None = Field(None, description="Only these block numbers (0 is the first).")
     file: str | None = Field(None, description="Use this selection.safetensors instead of choosing anew.")
+
+    def check(self) -> None:
+        """Raises ValueError for settings that exclude each other."""
+        if any(k < 0 for k in self.k_per.values()):
+            raise ValueError("select.k_per: K below 0; choose 0 (none) or more")
+        if self.budget is not None and (self.k_per or self.neurons < 1):
+            raise ValueError("select.budget spreads evenly; remove select.k_per and select.neurons")
+        if self.coverage != "neuron" and self.criterion in ("gradient", "snip", "activation"):
+            raise ValueError(
+                f"select.coverage={self.coverage} does not go with criterion {self.criterion}; choose neuron"
+            )
 
 
 class DataSection(Section):
@@ -160,6 +182,7 @@ class Recipe(Section):
                 f"train.batch_size={self.train.batch_size} is not a multiple of "
                 f"train.micro_batch_size={micro}; choose a divisor"
             )
+        self.select.check()
         if self.peer is not None and self.train.method not in PEER_METHODS:
             raise ValueError(
                 f"peer goes with train.method {' or '.join(PEER_METHODS)}, not {self.train.method}; remove it"

@@ -17,24 +17,27 @@ from torch import Tensor, nn
 from neuroada_cli import hub
 from neuroada_cli.adapter import Selection
 from neuroada_cli.delta.linear import is_conv1d
-from neuroada_cli.delta.model import find_targets, sharing_modules
+from neuroada_cli.delta.model import block_number, find_targets, sharing_modules
 from neuroada_cli.delta.quantized import round_trip
-from neuroada_cli.delta.selection import CRITERIA, DATA_CRITERIA, LIFT_RANK, choose
+from neuroada_cli.delta.selection import CRITERIA, DATA_CRITERIA, LIFT_RANK, choose, low_rank, score
+from neuroada_cli.delta.spread import Pool, Spread, by_counts, counts, filled, size
 from neuroada_cli.errors import ModelError, RecipeError
+from neuroada_cli.recipe import SelectSection
 
 SELECTABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """What was chosen in one layer. smallest and mean are of the chosen |w|; columns counts the distinct
-    inputs that at least one neuron chose.
+    """What was chosen in one layer. k is of the longest row, chosen counts them all; smallest and
+    mean are of the chosen |w|; columns counts the distinct inputs that at least one neuron chose.
     """
 
     module: str
     outputs: int
     inputs: int
     k: int
+    chosen: int
     smallest: float
     mean: float
     columns: int
@@ -74,9 +77,26 @@ def layer_shape(module: nn.Module) -> tuple[int, int]:
     return (columns, rows) if is_conv1d(module) else (rows, columns)
 
 
-def trainable_count(targets: Mapping[str, nn.Module], k: int) -> int:
-    """K x (rows of all targets): how many numbers train."""
-    return sum(layer_shape(module)[0] * k for module in targets.values())
+def connections(targets: Mapping[str, nn.Module], spread: Spread, seed: int) -> dict[str, Tensor]:
+    """Layer -> connections per neuron [O]. Raises RecipeError for what does not fit the layers."""
+    if spread.plain:
+        check_k(targets, spread.k)
+    try:
+        return counts(spread, {name: layer_shape(module) for name, module in targets.items()}, seed)
+    except ValueError as error:
+        raise RecipeError(str(error), "select") from None
+
+
+def trainable_count(targets: Mapping[str, nn.Module], spread: Spread, seed: int = 0) -> int:
+    """How many numbers train: K x (rows of all targets), where every neuron gets K."""
+    return sum(int(count_O.sum()) for count_O in connections(targets, spread, seed).values())
+
+
+def spread_of(section: SelectSection) -> Spread:
+    """What a recipe's select section says about who gets how many connections."""
+    return Spread(
+        section.k, section.coverage, section.neurons, section.keep_total, section.k_per, section.budget
+    )
 
 
 def share(part: int, whole: int) -> str:
@@ -103,11 +123,13 @@ def select_indices(
     quantization: str | None = None,
     dtype: torch.dtype = torch.bfloat16,
     rank: int = LIFT_RANK,
+    spread: Spread | None = None,
 ) -> Selection:
     """The K connections of every neuron of the targets, read from the files of `folder`.
 
     skeleton  the module graph the targets belong to (ties and the name prefix)
     rank      of `lift`
+    spread    who gets how many, where that is not K for every neuron
     seed      of `random`; every layer draws from its own stream, so neither order nor sharding matters
     on_layer  called after each layer, for progress and the table
     quantization, dtype  choose from the weights as bitsandbytes leaves them (computing in dtype), because
@@ -115,8 +137,10 @@ def select_indices(
     Raises RecipeError for K or a criterion that does not fit, ModelError for weights that are missing,
     misshapen, not finite or packed.
     """
-    check_k(targets, k)
     check_criterion(criterion)
+    spread = spread or Spread(k)
+    count_by_layer = connections(targets, spread, seed)
+    pools = _pools(spread, count_by_layer)
     weights = hub.open_weights(folder)
     stored = {name: _stored(weights, skeleton, name) for name in targets}
     indices: dict[str, Tensor] = {}
@@ -127,12 +151,63 @@ def select_indices(
             weight_OI = round_trip(weight_OI, quantization, dtype)
         generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
         try:
-            indices[name] = choose(weight_OI, k, criterion, generator, rank)
+            if name in pools:
+                pools[name].add(name, score(weight_OI, criterion, generator, rank))
+                continue
+            indices[name] = _chosen(weight_OI, count_by_layer[name], criterion, generator, rank)
         except ValueError as error:
             raise ModelError(f"{name}: {error}", str(weights.info(stored[name]).file)) from None
         if on_layer is not None:
             on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
-    return as_selection({name: indices[name] for name in targets}, k, criterion, folder, skeleton)
+    for pool in dict.fromkeys(pools.values()):
+        indices |= pool.indices()
+    if pools and on_layer is not None:
+        for name in pools:
+            weight_OI = neurons_as_rows(weights.tensor(stored[name]), targets[name])
+            on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
+    return as_selection({name: indices[name] for name in targets}, label(criterion, spread), folder, skeleton)
+
+
+def _chosen(
+    weight_OI: Tensor, count_O: Tensor, criterion: str, generator: torch.Generator, rank: int
+) -> Tensor:
+    """Every neuron's own number of columns; `lift` approximates the whole matrix, whoever gets any."""
+    alike = int(count_O.min()) == int(count_O.max())
+    if criterion == "lift" and not alike:
+        weight_OI, criterion = low_rank(weight_OI, rank), "magnitude"
+    if alike:
+        return choose(weight_OI, int(count_O[0]), criterion, generator, rank)
+    return by_counts(
+        count_O, lambda rows_O, k: choose(weight_OI[rows_O].contiguous(), k, criterion, generator, rank)
+    )
+
+
+def _pools(spread: Spread, count_by_layer: Mapping[str, Tensor]) -> dict[str, Pool]:
+    """Layer -> the pool it competes in; empty where every neuron has its own."""
+    if spread.coverage == "neuron":
+        return {}
+
+    def group(name: str) -> object:
+        if spread.coverage == "model":
+            return None
+        number = block_number(name)  # layers outside the blocks compete by themselves
+        return name if spread.coverage == "matrix" or number is None else number
+
+    totals: dict[object, int] = {}
+    for name, count_O in count_by_layer.items():
+        totals[group(name)] = totals.get(group(name), 0) + int(count_O.sum())
+    pools = {key: Pool(total) for key, total in totals.items()}
+    return {name: pools[group(name)] for name in count_by_layer}
+
+
+def label(criterion: str, spread: Spread) -> str:
+    """What a selection's description calls its rule: the criterion, and what is not the paper's about it."""
+    parts = [criterion]
+    if spread.coverage != "neuron":
+        parts.append(f"per {spread.coverage}")
+    if spread.neurons < 1:
+        parts.append(f"on {100 * spread.neurons:g} % of the neurons")
+    return " ".join(parts)
 
 
 def check_criterion(criterion: str) -> None:
@@ -142,13 +217,11 @@ def check_criterion(criterion: str) -> None:
         raise RecipeError(f"select.criterion={criterion} is not known", fix=f"choose {', '.join(known)}")
 
 
-def as_selection(
-    indices: dict[str, Tensor], k: int, criterion: str, folder: Path, skeleton: nn.Module
-) -> Selection:
+def as_selection(indices: dict[str, Tensor], criterion: str, folder: Path, skeleton: nn.Module) -> Selection:
     """The chosen columns with what ties them to their base."""
     return Selection(
         indices=indices,
-        k=k,
+        k=max(index_OK.shape[1] for index_OK in indices.values()),
         criterion=criterion,
         fingerprint=hub.fingerprint(folder),
         tied={name: others for name in indices if (others := sharing_modules(skeleton, name))},
@@ -200,16 +273,21 @@ def _in_file_order(weights: hub.Weights, stored: Mapping[str, str]) -> list[str]
 
 
 def describe(name: str, weight_OI: Tensor, index_OK: Tensor, nbytes: int) -> LayerChoice:
-    chosen_OK = weight_OI.gather(1, index_OK.long()).float().abs_()
+    index_filled_OK, real_OK = filled(index_OK)
+    chosen_N = weight_OI.gather(1, index_filled_OK.long()).float().abs_().view(-1)
+    column_N = index_filled_OK.view(-1).long()
+    if real_OK is not None:
+        chosen_N, column_N = chosen_N[real_OK.view(-1)], column_N[real_OK.view(-1)]
     used_I = torch.zeros(weight_OI.shape[1], dtype=torch.bool)
-    used_I[index_OK.view(-1).long()] = True
+    used_I[column_N] = True
     return LayerChoice(
         module=name,
         outputs=weight_OI.shape[0],
         inputs=weight_OI.shape[1],
         k=index_OK.shape[1],
-        smallest=float(chosen_OK.min()),
-        mean=float(chosen_OK.mean()),
+        chosen=size(index_OK),
+        smallest=float(chosen_N.min()) if len(chosen_N) else 0.0,
+        mean=float(chosen_N.mean()) if len(chosen_N) else 0.0,
         columns=int(used_I.sum()),
         nbytes=nbytes,
     )

@@ -25,7 +25,7 @@ from neuroada_cli import files
 from neuroada_cli.errors import ModelError
 from neuroada_cli.files import strict_json
 
-FORMAT = 1
+FORMAT = 2  # 1: every row has K columns; 2: a shorter row ends in -1, and layers may differ in K
 MODULE = re.compile(r"[\w.-]+")
 DESCRIPTION = {"format", "k", "criterion", "fingerprint", "tied"}
 
@@ -34,7 +34,8 @@ DESCRIPTION = {"format", "k", "criterion", "fingerprint", "tied"}
 class Selection:
     """Which connections train.
 
-    indices      module name -> int32 [O, K], ascending columns per row
+    indices      module name -> int32 [O, K], ascending columns per row; a shorter row ends in -1
+    k            the largest K of all layers
     fingerprint  of the base they were chosen from (`hub.fingerprint`)
     tied         module name -> the other modules that use the same weight
     """
@@ -49,7 +50,7 @@ class Selection:
 def write_selection(path: str | os.PathLike[str], selection: Selection) -> None:
     """Write a selection file, all or nothing. Raises ResourceError."""
     about = {
-        "format": FORMAT,
+        "format": format_of(selection),
         "k": selection.k,
         "criterion": selection.criterion,
         "fingerprint": selection.fingerprint,
@@ -91,7 +92,7 @@ def checked_selection(indices: dict[str, Tensor], about: Mapping[str, Any], wher
     if not indices:
         raise ModelError("selects nothing", where)
     for module, index_OK in indices.items():
-        _check_index(module, index_OK, k, where)
+        _check_index(module, index_OK, k, about["format"], where)
     return Selection(indices, k, criterion, fingerprint, tied)  # type: ignore[arg-type]
 
 
@@ -106,21 +107,29 @@ def _is_tied(tied: Any, indices: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _check_index(module: str, index_OK: Tensor, k: int, where: str) -> None:
+def _check_index(module: str, index_OK: Tensor, k: int, number: int, where: str) -> None:
     if not MODULE.fullmatch(module):
         raise ModelError(f"{module[:80]!r} is not a module name", where)
     if index_OK.dtype != torch.int32 or index_OK.ndim != 2 or 0 in index_OK.shape:
         shape = list(index_OK.shape)
         raise ModelError(f"{module}: indices are {index_OK.dtype} {shape}, expected int32 [O, K]", where)
-    if index_OK.shape[1] != k:
+    ragged = number > 1
+    if index_OK.shape[1] > k if ragged else index_OK.shape[1] != k:
         raise ModelError(f"{module}: {index_OK.shape[1]} columns per row, its description says k={k}", where)
-    negative = (index_OK < 0).any(dim=1)
+    negative = (index_OK < (-1 if ragged else 0)).any(dim=1)
     if negative.any():
         raise ModelError(f"{module}: row {int(negative.nonzero()[0])} has a negative column", where)
-    unsorted = (index_OK.diff(dim=1) <= 0).any(dim=1)
+    ended = index_OK[:, 1:] < 0  # nothing may follow the end of a row
+    unsorted = ((index_OK.diff(dim=1) <= 0) & ~ended).any(dim=1)
     if unsorted.any():
         row = int(unsorted.nonzero()[0])
         raise ModelError(f"{module}: row {row} repeats a column or is not in ascending order", where)
+
+
+def format_of(selection: Selection) -> int:
+    """The oldest format that can hold a selection, so that older versions read what they can."""
+    plain = all(i.shape[1] == selection.k and int(i.min()) >= 0 for i in selection.indices.values())
+    return 1 if plain else FORMAT
 
 
 def check_shapes(selection: Selection, shapes: Mapping[str, tuple[int, int]], where: str) -> None:

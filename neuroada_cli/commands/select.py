@@ -102,7 +102,7 @@ def _base(recipe: Recipe) -> _Base:
         skeleton, hub.open_weights(folder), settings.targets, settings.exclude, settings.layers
     )
     selecting.check_criterion(settings.criterion)
-    selecting.check_k(targets, settings.k)
+    selecting.connections(targets, selecting.spread_of(settings), recipe.seed)
     return _Base(folder, skeleton, targets)
 
 
@@ -134,6 +134,7 @@ def _choose(recipe: Recipe, base: _Base, quiet: bool) -> tuple[Selection, list[L
         return selecting.select_indices(
             folder, base.skeleton, base.targets, settings.k, settings.criterion, recipe.seed, on_layer,
             recipe.model.quantization, hub.TORCH_DTYPES[recipe.model.dtype], settings.lift_rank,
+            selecting.spread_of(settings),
         ), choices  # fmt: skip
 
 
@@ -153,14 +154,15 @@ def _by_data(
 
 def _show(choices: Sequence[LayerChoice], criterion: str, total: int, out: Path, seconds: float) -> None:
     """One row per kind of layer; few inputs used means that many neurons chose the same ones."""
-    title = f"K={choices[0].k} per neuron, by {criterion}"
+    alike = all(choice.chosen == choice.outputs * choices[0].k for choice in choices)
+    title = f"K={choices[0].k} per neuron, by {criterion}" if alike else f"by {criterion}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("layer", no_wrap=True)
     for heading in ("count", "O x I", "chosen", "share", "min |w|", "mean |w|", "inputs"):
         table.add_column(heading, justify="right", no_wrap=True)
     for group in group_choices(choices):
         first = group[0]
-        chosen = sum(c.outputs * c.k for c in group)
+        chosen = sum(c.chosen for c in group)
         used = sum(c.columns for c in group) / sum(c.inputs for c in group)
         table.add_row(
             first.module.rpartition(".")[2],
@@ -172,7 +174,7 @@ def _show(choices: Sequence[LayerChoice], criterion: str, total: int, out: Path,
             f"{sum(c.mean for c in group) / len(group):.3g}",
             f"{100 * used:.1f} %",
         )
-    chosen = sum(c.outputs * c.k for c in choices)
+    chosen = sum(c.chosen for c in choices)
     read = sum(c.nbytes for c in choices) / 1e9
     console = Console()
     console.print(table)

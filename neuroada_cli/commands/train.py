@@ -24,6 +24,7 @@ from neuroada_cli.allocator import keeping_freed_memory
 from neuroada_cli.data.batch import align_padding
 from neuroada_cli.data.tasks import get_protocol
 from neuroada_cli.delta.selection import DATA_CRITERIA
+from neuroada_cli.delta.spread import size
 from neuroada_cli.errors import RecipeError, ResourceError, UserError
 from neuroada_cli.methods import BY_SELECTION, Method, MethodState, build
 from neuroada_cli.recipe import Recipe, to_yaml
@@ -192,6 +193,7 @@ def _selection(checked: Checked, source: Path | None, console: Console) -> Selec
             quantization=checked.recipe.model.quantization,
             dtype=hub.TORCH_DTYPES[checked.recipe.model.dtype],
             rank=section.lift_rank,
+            spread=selecting.spread_of(section),
         )
 
 
@@ -226,7 +228,7 @@ def _attached(checked: Checked, selection: Selection) -> tuple[nn.Module, Method
         ) from None
     adapted = sum(parameter.numel() for parameter in method.parameters(model))
     if recipe.train.method in BY_SELECTION:
-        adapted = sum(index.numel() for index in selection.indices.values())
+        adapted = sum(size(index_OK) for index_OK in selection.indices.values())
     return model, method, adapted + sum(parameter.numel() for parameter in method.whole_parameters())
 
 

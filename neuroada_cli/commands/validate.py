@@ -50,7 +50,7 @@ def _model(recipe: Recipe, task: Task) -> str:
     skeleton = hub.skeleton(folder, task.model_task, task.num_labels, recipe.model.trust_remote_code)
     weights = hub.open_weights(folder)
     targets = selecting.target_layers(skeleton, weights, select.targets, select.exclude, select.layers)
-    selecting.check_k(targets, select.k)
-    count, total = selecting.trainable_count(targets, select.k), hub.total_parameters(folder)
+    spread = selecting.spread_of(select)
+    count, total = selecting.trainable_count(targets, spread, recipe.seed), hub.total_parameters(folder)
     trains = f"{count:,} of {total:,} parameters train ({selecting.share(count, total)})"
-    return f"K={select.k} by {select.criterion} in {len(targets)} layers: {trains}"
+    return f"K={select.k} by {selecting.label(select.criterion, spread)} in {len(targets)} layers: {trains}"

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuroada_cli.delta.sampled_grad import sampled_grad
+from neuroada_cli.delta.spread import filled
 
 
 class _FoldedLinear(torch.autograd.Function):
@@ -47,6 +48,8 @@ class _FoldedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             x_TI = x.reshape(-1, x.shape[-1])
             grad_delta_OK = sampled_grad(grad_TO, x_TI, layer.index, layer.backend)
+            if layer.real is not None:
+                grad_delta_OK.mul_(layer.real)
         if ctx.needs_input_grad[4]:
             grad_bias_O = grad_TO.float().sum(dim=0).to(grad.dtype)
         return grad_x, grad_delta_OK, None, None, grad_bias_O
@@ -57,16 +60,22 @@ class _FoldedEmbedding(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, tokens: Tensor, delta_VK: Tensor, weight_VI: Tensor, index_VK: Tensor, padding: int | None
+        ctx: Any,
+        tokens: Tensor,
+        delta_VK: Tensor,
+        weight_VI: Tensor,
+        index_VK: Tensor,
+        real_VK: Tensor | None,
+        padding: int | None,
     ) -> Tensor:
-        ctx.save_for_backward(tokens, index_VK)
+        ctx.save_for_backward(tokens, index_VK, real_VK)
         ctx.padding = padding
         return F.embedding(tokens, weight_VI)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None, None, None]:
         (grad,) = grads
-        tokens, index_VK = ctx.saved_tensors
+        tokens, index_VK, real_VK = ctx.saved_tensors
         token_T = tokens.reshape(-1)
         grad_TI = grad.reshape(-1, grad.shape[-1])
         if ctx.padding is not None:  # nn.Embedding gives its padding row no gradient
@@ -74,7 +83,10 @@ class _FoldedEmbedding(torch.autograd.Function):
             token_T, grad_TI = token_T[kept], grad_TI[kept]
         sampled_TK = grad_TI.float().gather(1, index_VK[token_T].long())
         grad_delta_VK = torch.zeros(index_VK.shape, dtype=torch.float32, device=grad.device)
-        return None, grad_delta_VK.index_add_(0, token_T, sampled_TK), None, None, None
+        grad_delta_VK.index_add_(0, token_T, sampled_TK)
+        if real_VK is not None:
+            grad_delta_VK.mul_(real_VK)
+        return None, grad_delta_VK, None, None, None, None
 
 
 def write_entries(weight: Tensor, index_OK: Tensor, values_OK: Tensor, transposed: bool = False) -> None:
@@ -97,12 +109,15 @@ class DeltaLayer(nn.Module):
     """What both kinds of layer share: the weight with deltas folded in, and how to fold and restore.
 
     index        int32 [O, K], ascending columns per row
+    real         bool [O, K]: which of them are connections, where rows differ in length (else None); the
+                 others are place holders without a gradient
     base_values  [O, K] in the weight's dtype: the frozen entries that the folded ones replaced
     delta        fp32 [O, K], the trainable part
     """
 
     weight: nn.Parameter
     index: Tensor
+    real: Tensor | None
     base_values: Tensor
     delta: nn.Parameter
 
@@ -119,17 +134,19 @@ class DeltaLayer(nn.Module):
         outputs, inputs = self.weight_OI.shape
         if index_OK.ndim != 2 or index_OK.shape[0] != outputs or not 1 <= index_OK.shape[1] <= inputs:
             raise ValueError(f"index is {tuple(index_OK.shape)}, but the weight is {(outputs, inputs)}")
-        if int(index_OK.min()) < 0 or int(index_OK.max()) >= inputs:
+        if int(index_OK.min()) < -1 or int(index_OK.max()) >= inputs:
             raise ValueError(f"index has columns outside 0..{inputs - 1}")
         device = self.weight.device
-        index_OK = index_OK.to(device=device, dtype=torch.int32)
+        index_OK, real_OK = filled(index_OK.to(device=device, dtype=torch.int32))
         self.register_buffer("index", index_OK)
+        self.register_buffer("real", real_OK)
         self.register_buffer("base_values", self.weight_OI.detach().gather(1, index_OK.long()))
         self.delta = nn.Parameter(torch.zeros(index_OK.shape, dtype=torch.float32, device=device))
 
     def _share_deltas(self, owner: DeltaLayer) -> None:
         self.shares_deltas = True
         self.register_buffer("index", owner.index)
+        self.register_buffer("real", owner.real)
         self.register_buffer("base_values", owner.base_values)
         self.delta = owner.delta
 
@@ -228,6 +245,6 @@ class DeltaEmbedding(DeltaLayer):
 
     def forward(self, tokens: Tensor) -> Tensor:
         y = _FoldedEmbedding.apply(  # type: ignore[no-untyped-call]
-            tokens, self.delta, self.weight, self.index, self.padding_idx
+            tokens, self.delta, self.weight, self.index, self.real, self.padding_idx
         )
         return cast(Tensor, y)

@@ -124,14 +124,28 @@ def choose(
         if not torch.isfinite(weight_OI.gather(1, index_OK.long())).all():
             raise ValueError("a score is NaN or infinite")
         return index_OK
-    score = CRITERIA[criterion]
+    rule = CRITERIA[criterion]
     index_OK = torch.empty(outputs, k, dtype=torch.int32, device=weight_OI.device)
     block = max(1, BLOCK_ELEMENTS // inputs)
     for start in range(0, outputs, block):
         rows = slice(start, start + block)
-        score_OI = score(weight_OI[rows], generator).to(weight_OI.device)
+        score_OI = rule(weight_OI[rows], generator).to(weight_OI.device)
         index_OK[rows] = top_k_stable(score_OI, k)
     return index_OK
+
+
+def score(
+    weight_OI: Tensor,
+    criterion: str = "magnitude",
+    generator: torch.Generator | None = None,
+    rank: int = LIFT_RANK,
+) -> Tensor:
+    """The scores that `choose` goes by, all at once: [O, I]. Raises ValueError for an unknown criterion."""
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion {criterion} is not one of {', '.join(CRITERIA)}")
+    if criterion == "lift":
+        weight_OI = low_rank(weight_OI, rank)
+    return CRITERIA[criterion](weight_OI, generator)
 
 
 def top_k_stable(score_OI: Tensor, k: int) -> Tensor:

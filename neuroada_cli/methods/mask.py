@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.delta.linear import is_conv1d
+from neuroada_cli.delta.spread import filled
 from neuroada_cli.methods.state import MethodState, WholeParameters, copy_exactly, same_names
 
 
@@ -57,9 +58,10 @@ class Mask:
             weight = module.weight
             weight.requires_grad_(True)
             transposed = is_conv1d(module)
-            index_OK = index_OK.to(weight.device, torch.int64)
+            index_OK, real_OK = filled(index_OK.to(weight.device, torch.int64))
+            chosen_OK = torch.ones_like(index_OK, dtype=torch.bool) if real_OK is None else real_OK
             weight_OI = weight.detach().T if transposed else weight.detach()
-            mask_OI = torch.zeros_like(weight_OI, dtype=torch.bool).scatter_(1, index_OK, True)
+            mask_OI = torch.zeros_like(weight_OI, dtype=torch.bool).scatter_(1, index_OK, chosen_OK)
             weight.register_post_accumulate_grad_hook(_Zero(mask_OI.T if transposed else mask_OI))  # type: ignore[no-untyped-call]
             base_OK = weight_OI.gather(1, index_OK)
             self._targets[name] = _Masked(weight, transposed, index_OK, base_OK)

@@ -18,6 +18,7 @@ from neuroada_cli.adapter import Selection
 from neuroada_cli.data.task import Task
 from neuroada_cli.data.tasks import get_task, scored_tasks
 from neuroada_cli.delta.model import is_linear
+from neuroada_cli.delta.spread import size
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.methods import ADAPTERS, BY_SELECTION, BitFit
 from neuroada_cli.methods.peft import lora_parameters, require_peft
@@ -72,19 +73,26 @@ def check(recipe: Recipe, overwrite: bool) -> Checked:
         section = recipe.select.model_copy(update={"k": given.k, "criterion": given.criterion})
         recipe = recipe.model_copy(update={"select": section})
     total = hub.total_parameters(folder)
-    trainable = _trainable(recipe, skeleton, targets, total, str(folder))
+    trainable = _trainable(recipe, skeleton, targets, total, str(folder), given)
     steps = loop_settings(recipe).total_steps(len(rows.data.train))
     plan = Plan(trainable, total, steps)
     return Checked(recipe, task, folder, tokenizer, skeleton, targets, rows, given, device, plan)
 
 
 def _trainable(
-    recipe: Recipe, skeleton: nn.Module, targets: dict[str, nn.Module], total: int, where: str
+    recipe: Recipe,
+    skeleton: nn.Module,
+    targets: dict[str, nn.Module],
+    total: int,
+    where: str,
+    given: Selection | None,
 ) -> int:
     """Without a fresh head, which is known only once the model is loaded."""
     method = recipe.train.method
+    if method in BY_SELECTION and given is not None:
+        return sum(size(index_OK) for index_OK in given.indices.values())
     if method in BY_SELECTION:
-        return selecting.trainable_count(targets, recipe.select.k)
+        return selecting.trainable_count(targets, selecting.spread_of(recipe.select), recipe.seed)
     if method in ADAPTERS:
         require_peft(method)
         shapes = [selecting.layer_shape(module) for module in targets.values()]
@@ -104,7 +112,7 @@ def _targets(recipe: Recipe, folder: Path, skeleton: nn.Module) -> dict[str, nn.
         skeleton, hub.open_weights(folder), section.targets, section.exclude, section.layers
     )
     if section.file is None:
-        selecting.check_k(targets, section.k)
+        selecting.connections(targets, selecting.spread_of(section), recipe.seed)
     return targets
 
 
@@ -125,11 +133,15 @@ def _given_selection(
     linear = {name: module for name, module in skeleton.named_modules() if is_linear(module)}
     shapes = {name: selecting.layer_shape(module) for name, module in linear.items()}
     adapters.check_shapes(selection, shapes, str(file))
-    wanted = (recipe.select.k, recipe.select.criterion, set(targets))
-    if file == own and (selection.k, selection.criterion, set(selection.indices)) != wanted:
+    spread = selecting.spread_of(recipe.select)
+    count = selecting.trainable_count(targets, spread, recipe.seed) if file == own else 0
+    wanted = (count, selecting.label(recipe.select.criterion, spread), set(targets))
+    found = sum(size(index_OK) for index_OK in selection.indices.values())
+    if file == own and (found, selection.criterion, set(selection.indices)) != wanted:
         raise RecipeError(
-            f"was made with k={selection.k}, {selection.criterion} for {len(selection.indices)} layers; the "
-            f"recipe says k={wanted[0]}, {wanted[1]} for {len(targets)}",
+            f"was made with k={selection.k}, {selection.criterion} for {len(selection.indices)} layers "
+            f"({found:,} connections); the recipe says k={recipe.select.k}, {wanted[1]} for {len(targets)} "
+            f"({count:,})",
             str(file),
             "remove it, or name it with --selection",
         )

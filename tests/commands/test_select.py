@@ -13,6 +13,7 @@ from transformers import LlamaConfig
 from neuroada_cli import adapter, hub, selecting
 from neuroada_cli.commands import select
 from neuroada_cli.commands.select import group_choices
+from neuroada_cli.delta.spread import Spread
 from neuroada_cli.errors import ModelError, OutputError, RecipeError
 from neuroada_cli.recipe import Recipe, recipe_from
 from neuroada_cli.selecting import LayerChoice
@@ -213,6 +214,6 @@ def test_llama_7b_has_the_share_of_the_paper(tmp_path: Path) -> None:
     skeleton = hub.skeleton(tmp_path, "causal-lm")
     layers = selecting.target_layers(skeleton, hub.Weights(tmp_path, {}, {}), ["all-linear"])
     total = sum(parameter.numel() for parameter in skeleton.parameters())
-    assert selecting.trainable_count(layers, 1) == 1_359_872
-    assert selecting.share(selecting.trainable_count(layers, 1), total) == "0.020 %"
-    assert selecting.share(selecting.trainable_count(layers, 20), total) == "0.404 %"
+    assert selecting.trainable_count(layers, Spread(1)) == 1_359_872
+    assert selecting.share(selecting.trainable_count(layers, Spread(1)), total) == "0.020 %"
+    assert selecting.share(selecting.trainable_count(layers, Spread(20)), total) == "0.404 %"

@@ -265,7 +265,7 @@ class TestTargets:
             {"model.norm": torch.zeros(32, 1)},
             {"lm_head": torch.zeros(7, 1)},
             {"lm_head": torch.full((96, 1), 32)},
-            {"lm_head": torch.full((96, 1), -1)},
+            {"lm_head": torch.full((96, 1), -2)},
         ):
             with pytest.raises(ValueError, match=next(iter(bad))):
                 attach(llama, good | bad)

@@ -1,0 +1,117 @@
+"""Rows of different length, and adapters of other methods, all the way: select, train, resume, merge, load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import tiny_llama_folder, tiny_recipe
+
+from neuroada_cli import adapted, adapter
+from neuroada_cli.commands import merge, select, train
+from neuroada_cli.errors import ModelError, RecipeError
+
+SPREADS = [
+    {"coverage": "model", "criterion": "random", "k": 2},
+    {"coverage": "block", "k": 2},
+    {"coverage": "matrix", "k": 2},
+    {"neurons": 0.5, "k": 2},
+    {"k_per": {"q_proj": 3, "*.mlp.*": 0}},
+    {"budget": 333},
+]
+TOKENS_BS = torch.arange(3, 20)[None]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama_folder(tmp_path_factory.mktemp("model") / "llama")
+
+
+@torch.no_grad()
+def logits(target: str | Path, **options: object) -> torch.Tensor:
+    return adapted.load(str(target), **options).model(TOKENS_BS).logits  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changes", SPREADS, ids=lambda c: "-".join(map(str, c)))
+def test_every_spread_trains_and_merges(changes: dict[str, object], tmp_path: Path, model: Path) -> None:
+    recipe = tiny_recipe(model, tmp_path / "run", select=changes)
+    selection = adapter.read_selection(select.run(recipe, quiet=True))
+    chosen = sum(int((index_OK >= 0).sum()) for index_OK in selection.indices.values())
+    if "budget" in changes:
+        assert chosen == 333
+    result = train.run(recipe, quiet=True)
+    assert result.trainable == chosen
+    out = merge.run(result.run_dir, tmp_path / "merged", quiet=True).out
+    tuned_BSV = logits(result.run_dir)
+    assert torch.equal(tuned_BSV, logits(out, dtype="fp32"))
+    assert not torch.equal(tuned_BSV, logits(model, dtype="fp32"))
+    trained = adapter.read_adapter(adapter.find_adapter(result.run_dir))
+    for name, delta_OK in trained.deltas.items():
+        assert not delta_OK[trained.selection.indices[name] < 0].any()
+
+
+def test_a_model_wide_choice_is_the_largest_weights_of_the_model(tmp_path: Path, model: Path) -> None:
+    recipe = tiny_recipe(model, tmp_path / "run", select={"coverage": "model", "k": 2})
+    selection = adapter.read_selection(select.run(recipe, quiet=True))
+    assert selection.criterion == "magnitude per model"
+    base = adapted.load(str(model), dtype="fp32").model
+    chosen, left = [], []
+    for name, index_OK in selection.indices.items():
+        weight_OI = base.get_submodule(name).weight.detach().abs()
+        mask_OI = torch.zeros_like(weight_OI, dtype=torch.bool)
+        for row, columns in enumerate(index_OK.tolist()):
+            mask_OI[row, [column for column in columns if column >= 0]] = True
+        chosen.append(weight_OI[mask_OI])
+        left.append(weight_OI[~mask_OI])
+    assert torch.cat(chosen).min() >= torch.cat(left).max()
+    rows = sum(len(index_OK) for index_OK in selection.indices.values())
+    assert len(torch.cat(chosen)) == 2 * rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k_per": {"gate": 1}}, "k_per.gate matches no adapted layer"),
+        ({"budget": 10, "neurons": 0.5}, "select.budget spreads evenly"),
+        ({"coverage": "model", "criterion": "snip"}, "coverage=model does not go with criterion snip"),
+    ],
+)
+def test_what_does_not_go_together_is_said_before_anything_runs(changes, message, tmp_path, model) -> None:
+    with pytest.raises(RecipeError, match=message):
+        select.run(tiny_recipe(model, tmp_path / "run", select=changes), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_peft_adapters_train_resume_and_merge(method: str, tmp_path: Path, model: Path) -> None:
+    pytest.importorskip("peft")
+    whole = tiny_recipe(
+        model, tmp_path / "run", train={"method": method, "save_every": 2}, peer={"rank": 2, "dropout": 0.1}
+    )
+    done = train.run(whole, quiet=True)
+    assert done.last is not None
+    first = tmp_path / "run" / "checkpoint-2"
+    kept = tmp_path / "again"
+    half = whole.model_copy(update={"run_dir": str(kept)})
+    stop = half.model_copy(update={"train": half.train.model_copy(update={"max_steps": done.steps})})
+    again = train.run(stop, quiet=True)
+    one, other = (adapter.read_adapter(run.last).whole for run in (done, again) if run.last)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any(".lora_B." in name and bool(tensor.any()) for name, tensor in one.items())
+    del first
+    out = merge.run(done.run_dir, tmp_path / "merged", quiet=True).out
+    torch.testing.assert_close(logits(out, dtype="fp32"), logits(done.run_dir), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(logits(out, dtype="fp32"), logits(model, dtype="fp32"))
+
+
+def test_an_adapter_of_lora_with_strange_settings_is_refused(tmp_path: Path, model: Path) -> None:
+    pytest.importorskip("peft")
+    recipe = tiny_recipe(model, tmp_path / "run", train={"method": "lora"}, peer={"rank": 2})
+    result = train.run(recipe, quiet=True)
+    read = adapter.read_adapter(adapter.find_adapter(result.run_dir))
+    loaded = adapted.load(str(model), dtype="fp32").model
+    read.settings["peer"] = {"rank": 3}
+    with pytest.raises(ModelError, match="does not fit its base"):
+        adapted.put_on(loaded, read, "here")
