@@ -70,7 +70,7 @@ def _by_counts(weight_OI: Tensor, count_O: Tensor, criterion: str, measured: Ten
         own_O = chosen_O.to(weight_OI.device)
         return choose_by(weight_OI[own_O], k, criterion, measured[own_O] if measured.ndim == 2 else measured)
 
-    if int(count_O.min()) == int(count_O.max()):
+    if 0 < int(count_O.min()) == int(count_O.max()):
         return choose_by(weight_OI, int(count_O[0]), criterion, measured).cpu()
     return by_counts(count_O, rows)
 

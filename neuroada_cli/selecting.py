@@ -172,7 +172,7 @@ def _chosen(
     weight_OI: Tensor, count_O: Tensor, criterion: str, generator: torch.Generator, rank: int
 ) -> Tensor:
     """Every neuron's own number of columns; `lift` approximates the whole matrix, whoever gets any."""
-    alike = int(count_O.min()) == int(count_O.max())
+    alike = 0 < int(count_O.min()) == int(count_O.max())
     if criterion == "lift" and not alike:
         weight_OI, criterion = low_rank(weight_OI, rank), "magnitude"
     if alike:

@@ -86,11 +86,13 @@ def run(
             if tuned is not None
             for seed in suite.seeds
         ]
-        runner.all(todo, "run", score=suite.score)
-        found = _results(suite, runner, trials, todo, extra)
-        files.write_json(out / RESULTS, found)
-        files.write_text(out / "table.md", tables.markdown(found))
-        tables.draw(found, out / "plot.png")
+        try:
+            runner.all(todo, "run", score=suite.score)
+        finally:  # what is done is shown, even if the rest was stopped
+            found = _results(suite, runner, trials, todo, extra)
+            files.write_json(out / RESULTS, found)
+            files.write_text(out / "table.md", tables.markdown(found))
+            tables.draw(found, out / "plot.png")
     Console().print(tables.table(found))
     console.print(f"everything is in {out}", soft_wrap=True, highlight=False)
     if runner.failed:

@@ -195,7 +195,7 @@ def test_the_table(
 
 def test_layers_of_one_name_and_two_shapes_are_two_kinds() -> None:
     def choice(module: str, outputs: int, inputs: int) -> LayerChoice:
-        return LayerChoice(module, outputs, inputs, 1, 0.0, 0.0, 1, 4)
+        return LayerChoice(module, outputs, inputs, 1, outputs, 0.0, 0.0, 1, 4)
 
     groups = group_choices(
         [choice("h.0.attn.c_proj", 4, 4), choice("h.0.mlp.c_proj", 4, 16), choice("h.1.attn.c_proj", 4, 4)]

@@ -1,7 +1,10 @@
-"""Rows of different length, and adapters of other methods, all the way: select, train, resume, merge, load."""
+"""Rows of different length, and adapters of other methods, all the way from select to a merged model."""
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,8 @@ from tiny_run import tiny_llama_folder, tiny_recipe
 
 from neuroada_cli import adapted, adapter
 from neuroada_cli.commands import merge, select, train
-from neuroada_cli.errors import ModelError, RecipeError
+from neuroada_cli.errors import ModelError, RecipeError, Stopped
+from neuroada_cli.training.checkpoint import RunCheckpoints
 
 SPREADS = [
     {"coverage": "model", "criterion": "random", "k": 2},
@@ -83,24 +87,40 @@ def test_what_does_not_go_together_is_said_before_anything_runs(changes, message
     assert not (tmp_path / "run").exists()
 
 
+def after(function: Callable[..., None], then: Callable[..., None]) -> Callable[..., None]:
+    def both(*arguments: object) -> None:
+        function(*arguments)
+        then(*arguments)
+
+    return both
+
+
 @pytest.mark.parametrize("method", ["lora", "dora"])
-def test_peft_adapters_train_resume_and_merge(method: str, tmp_path: Path, model: Path) -> None:
+def test_peft_adapters_train_resume_and_merge(
+    method: str, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("peft")
     whole = tiny_recipe(
         model, tmp_path / "run", train={"method": method, "save_every": 2}, peer={"rank": 2, "dropout": 0.1}
     )
     done = train.run(whole, quiet=True)
-    assert done.last is not None
-    first = tmp_path / "run" / "checkpoint-2"
-    kept = tmp_path / "again"
-    half = whole.model_copy(update={"run_dir": str(kept)})
-    stop = half.model_copy(update={"train": half.train.model_copy(update={"max_steps": done.steps})})
-    again = train.run(stop, quiet=True)
+    other_run = whole.model_copy(update={"run_dir": str(tmp_path / "again")})
+    saves = []
+
+    def stop_after_two(path: Path, *rest: object) -> None:
+        saves.append(path)
+        if len(saves) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunCheckpoints, "save", after(RunCheckpoints.save, stop_after_two))
+    with pytest.raises(Stopped):
+        train.run(other_run, quiet=True)
+    monkeypatch.undo()
+    again = train.run(other_run, resume=True, quiet=True)
     one, other = (adapter.read_adapter(run.last).whole for run in (done, again) if run.last)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert any(".lora_B." in name and bool(tensor.any()) for name, tensor in one.items())
-    del first
     out = merge.run(done.run_dir, tmp_path / "merged", quiet=True).out
     torch.testing.assert_close(logits(out, dtype="fp32"), logits(done.run_dir), rtol=1e-4, atol=1e-5)
     assert not torch.equal(logits(out, dtype="fp32"), logits(model, dtype="fp32"))

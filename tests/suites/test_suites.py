@@ -1,0 +1,169 @@
+"""Experiments: strict suite files, a grid that is tuned on validation rows, reuse of what is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_run import tiny_llama_folder
+
+from neuroada_cli.errors import OutputError, PeerError, RecipeError
+from neuroada_cli.recipe import load_recipe
+from neuroada_cli.suites import cell, grid, runner, tables
+from neuroada_cli.suites.schema import bundled_suites, load_suite
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("suite")
+    values = {
+        "name": "tiny",
+        "device": "cpu",
+        "model": {"path": str(tiny_llama_folder(folder / "llama")), "dtype": "fp32"},
+        "data": {"task": "due_dates", "limit": 8, "validation_limit": 4, "max_length": 256},
+        "train": {"epochs": 1, "batch_size": 4},
+        "eval": {"limit": 2, "max_new_tokens": 2},
+    }
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return file
+
+
+def suite_file(folder: Path, recipe: Path, **changes: object) -> Path:
+    values: dict[str, object] = {
+        "name": "small",
+        "recipes": {"dates": str(recipe)},
+        "variants": {"K=1": {"select.k": 1}, "K=2": {"select.k": 2}},
+        "tune": {"values": {"optim.lr": [1e-9, 1e-2]}, "seed": 0},
+        "seeds": [0, 1],
+        **changes,
+    }
+    file = folder / "suite.yaml"
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return file
+
+
+def test_every_bundled_suite_makes_whole_recipes() -> None:
+    assert bundled_suites()
+    for name in bundled_suites():
+        suite = load_suite(name)
+        assert suite.name == name
+        for label, variant in grid.places(suite):
+            assert grid.cell(suite, label, variant, 0, {}, {}).recipe.seed == 0
+            grid.trials(suite, label, variant, {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variant": {}}, "did you mean variants"),
+        ({"seeds": []}, "seeds"),
+        ({"untuned": {"K=1": "K=3"}}, "does not name two variants"),
+        ({"per_recipe": {"date": {}}}, "per_recipe.date is not one of recipes"),
+    ],
+)
+def test_a_broken_suite_is_one_line(
+    changes: dict[str, object], message: str, tmp_path: Path, recipe: Path
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_suite(suite_file(tmp_path, recipe, **changes))
+
+
+def test_a_mistake_in_one_variant_shows_before_the_first_run(tmp_path: Path, recipe: Path) -> None:
+    suite = load_suite(suite_file(tmp_path, recipe, variants={"K=1": {}, "K=2": {"select.kk": 2}}))
+    with pytest.raises(RecipeError, match=r"select\.kk is not a key"):
+        runner.run(suite, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_hash_is_of_what_matters(tmp_path: Path, recipe: Path) -> None:
+    suite = load_suite(suite_file(tmp_path, recipe))
+    one = grid.cell(suite, "dates", "K=1", 0, {}, {})
+    assert one.key == grid.cell(suite, "dates", "K=1", 0, {"select.k": 1}, {"data.data_dir": "x"}).key
+    assert one.key != grid.cell(suite, "dates", "K=2", 0, {}, {}).key
+    assert one.key != grid.cell(suite, "dates", "K=1", 1, {}, {}).key
+
+
+def test_a_suite_tunes_on_validation_reuses_and_shows(tmp_path: Path, recipe: Path) -> None:
+    suite, out = load_suite(suite_file(tmp_path, recipe)), tmp_path / "out"
+    found = runner.run(suite, out)
+    assert json.loads((out / "results.json").read_text(encoding="utf-8")) == found
+    for variant in suite.variants:
+        trials = [trial for trial in found["trials"] if trial["variant"] == variant]
+        best = min(trials, key=lambda trial: trial["trained"]["best_value"])  # a loss: no metric here
+        runs = [run for run in found["runs"] if run["variant"] == variant]
+        assert [run["tuned"] for run in runs] == [best["tuned"]] * 2
+        assert [run["seed"] for run in runs] == [0, 1]
+        assert runs[0]["key"] == best["key"]  # the trial with the first seed is that run
+        assert all(run["scores"]["due_dates"]["n"] == 2 for run in runs)
+    assert "K=2" in (out / "table.md").read_text(encoding="utf-8")
+    assert (out / "plot.png").stat().st_size > 5000
+    files = {file: file.stat().st_mtime_ns for file in out.rglob("*.json") if "cells" in file.parts}
+    again = runner.run(suite, out)
+    assert again["runs"] == found["runs"]
+    assert files == {file: file.stat().st_mtime_ns for file in out.rglob("*.json") if "cells" in file.parts}
+
+
+def test_a_cell_equals_the_commands_run_by_hand(tmp_path: Path, recipe: Path) -> None:
+    from neuroada_cli.commands import train
+
+    suite = load_suite(suite_file(tmp_path, recipe, tune=None, seeds=[5], variants={"K=1": {}}))
+    found = runner.run(suite, tmp_path / "out")
+    by_hand = train.run(
+        load_recipe(recipe, ["seed=5", f"run_dir={json.dumps(str(tmp_path / 'run'))}"]), quiet=True
+    )
+    assert found["runs"][0]["trained"]["best_value"] == by_hand.best_value
+    assert found["runs"][0]["trained"]["loss"] == by_hand.loss
+
+
+def test_failed_cells_are_named_and_the_others_are_done(tmp_path: Path, recipe: Path) -> None:
+    variants = {"good": {}, "bad": {"select.k": 4000}}
+    suite = load_suite(suite_file(tmp_path, recipe, tune=None, seeds=[0], variants=variants))
+    with pytest.raises(PeerError, match=r"1 cells failed.*select.k=4000"):
+        runner.run(suite, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert {run["variant"]: run["failed"] is None for run in found["runs"]} == {
+        "good": True,
+        "bad": False,
+    }
+
+
+def test_a_second_runner_in_the_folder_is_refused(tmp_path: Path, recipe: Path) -> None:
+    from neuroada_cli import files
+
+    with files.Lock(tmp_path / "out"), pytest.raises(OutputError, match="in use by process"):
+        runner.run(load_suite(suite_file(tmp_path, recipe)), tmp_path / "out")
+
+
+def test_stopped_and_started_again_it_ends_as_if_never_stopped(tmp_path: Path, recipe: Path) -> None:
+    changes = {"tune": None, "seeds": [0], "variants": {"K=1": {"train.epochs": 40}}}
+    file = suite_file(tmp_path, recipe, **changes)
+    command = [sys.executable, "-m", "neuroada_cli", "bench", "--suite", str(file), "--out"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen([*command, str(tmp_path / "a")], env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "a").glob("cells/*/run/checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    message = child.communicate()[1].decode()
+    assert child.returncode == 143, message
+    assert "start it again" in message
+    subprocess.run([*command, str(tmp_path / "a")], env=environment, check=True)
+    subprocess.run([*command, str(tmp_path / "b")], env=environment, check=True)
+    one, other = (json.loads((tmp_path / name / "results.json").read_text())["runs"] for name in "ab")
+    assert one[0]["trained"]["losses"] == other[0]["trained"]["losses"]
+    assert one[0]["trained"]["best_value"] == other[0]["trained"]["best_value"]
+    assert len(one[0]["trained"]["losses"]) == 80
+
+
+def test_spread_is_the_sample_standard_deviation() -> None:
+    assert tables.spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
+    assert tables.spread([4.0]) == (4.0, None)
+    assert cell.RUN == "run"
