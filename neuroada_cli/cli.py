@@ -20,7 +20,6 @@ from neuroada_cli.options import (
     DataDirOption,
     Dtype,
     OverwriteOption,
-    Protocol,
     RecipeArgument,
     SetOption,
     load,
@@ -220,7 +219,7 @@ def eval_(
         str | None, typer.Option("--recipe", help="Recipe with the settings; default: the one of the run.")
     ] = None,
     protocol: Annotated[
-        Protocol | None, typer.Option("--protocol", help="Prompts and scoring rules; default: reft.")
+        str | None, typer.Option("--protocol", help="Prompts and scoring rules; default: reft.")
     ] = None,
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Score this JSONL of another tool; needs no model.")

@@ -43,6 +43,16 @@ def show_recipe(
     command.show(name, resolved=resolved)
 
 
+@recipes_app.command(name="paper")
+def paper(
+    runs: Annotated[Path, typer.Option("--runs", help="Folder of our runs, by recipe name.")] = Path("runs"),
+) -> None:
+    """The paper's tables with our scores beside them, from the result files of `eval`."""
+    from neuroada_cli.commands import recipes as command
+
+    command.paper(runs)
+
+
 @recipes_app.command(name="copy")
 def copy_recipe(
     name: RecipeArgument,

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from neuroada_cli.recipe import Recipe
 
 Dtype = Literal["bf16", "fp16", "fp32"]
-Protocol = Literal["reft", "llm-adapters"]
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A .yaml file, or the name of a bundled recipe.")

@@ -87,8 +87,8 @@ class SelectSection(Section):
 
 class DataSection(Section):
     task: str = Field(description="What the rows are: commonsense, math, gsm8k, rte, instruct, …")
-    protocol: Literal["reft", "llm-adapters"] = Field(
-        "reft", description="Prompts, loss mask and scoring rules."
+    protocol: str = Field(
+        "reft", description="Prompts, loss mask and scoring rules: reft (the paper's) or llm-adapters."
     )
     format: Literal["alpaca", "chat", "prompt-completion", "text"] | None = Field(
         None, description="Row format, for task `instruct` only; empty recognises it from the first row."
@@ -121,10 +121,13 @@ class OptimSection(Section):
 
 
 class TrainSection(Section):
-    method: Literal["neuroada", "mask", "full", "lora", "dora", "bitfit", "head"] = Field(
+    method: str = Field(
         "neuroada",
-        description="What trains: lora and dora adapters (needs peft), bitfit all biases, head only a fresh "
-        "head (the control).",
+        description="What trains: neuroada, mask, full, lora and dora (need peft), bitfit (all biases), head "
+        "(only a fresh head, the control).",
+    )
+    delta_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Type of neuroada's deltas and their optimizer state (published code: bf16)."
     )
     epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps.")
@@ -187,6 +190,8 @@ class Recipe(Section):
             raise ValueError(
                 f"peer goes with train.method {' or '.join(PEER_METHODS)}, not {self.train.method}; remove it"
             )
+        if self.train.delta_dtype != "fp32" and self.train.method != "neuroada":
+            raise ValueError(f"train.delta_dtype is neuroada's, not {self.train.method}'s; remove it")
         if self.model.quantization is not None and self.train.method != "neuroada":
             raise ValueError(
                 f"train.method={self.train.method} cannot train weights in "

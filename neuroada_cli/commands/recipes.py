@@ -25,6 +25,36 @@ def list_all() -> None:
     )
 
 
+def paper(runs: Path) -> None:
+    """The paper's two tables, each row above ours from RUNS/RECIPE/eval. Raises DataError."""
+    from neuroada_cli import published
+
+    console = Console()
+    for name, rows in published.tables(runs).items():
+        table = Table(title=f"{name}: published (arXiv:2510.18940) and ours, %", title_justify="left")
+        for column in ("recipe", "", *rows[0].published, "average"):
+            table.add_column(column, justify="left" if column in ("recipe", "") else "right")
+        for row in rows:
+            table.add_row(
+                row.recipe, "published", *(f"{s:.1f}" for s in row.published.values()), f"{row.average:.1f}"
+            )
+            if row.ours is not None:
+                mean = row.our_average
+                ours = (f"{row.ours[t]:.1f}" if t in row.ours else "–" for t in row.published)
+                table.add_row("", "ours", *ours, "–" if mean is None else f"{mean:.1f}", style="cyan")
+        console.print(table)
+        for row in rows:
+            for note in row.notes:
+                console.print(f"{row.recipe}: not comparable: {note}", style="yellow", highlight=False)
+        missing = sum(row.ours is None for row in rows)
+        console.print(
+            f"{missing} of {len(rows)} rows have no result of ours in {runs}: neuroada train RECIPE, then "
+            "neuroada eval runs/RECIPE\n",
+            style="dim",
+            highlight=False,
+        )
+
+
 def show(name: str, resolved: bool = False) -> None:
     """Print a recipe as it was written, or with every default written out. Raises RecipeError."""
     text = to_yaml(load_recipe(name)) if resolved else find_recipe(name).read_text(encoding="utf-8")

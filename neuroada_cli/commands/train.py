@@ -211,7 +211,10 @@ def _attached(checked: Checked, selection: Selection) -> tuple[nn.Module, Method
         trust_remote_code=recipe.model.trust_remote_code,
         quantization=recipe.model.quantization,
     )
-    model, method = loaded.model, build(recipe.train.method, _peer(recipe), recipe.seed)
+    model, method = (
+        loaded.model,
+        build(recipe.train.method, _peer(recipe), recipe.seed, recipe.train.delta_dtype),
+    )
     for name in selection.indices:
         if f"{name}.weight" in loaded.fresh:
             raise RecipeError(f"{name} is new and trains whole", "select.targets", "leave it out")

@@ -8,12 +8,14 @@ O = output neurons, K = chosen inputs per neuron
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from neuroada_cli.errors import RecipeError
 from neuroada_cli.methods.bitfit import BitFit, Head
 from neuroada_cli.methods.full import Full
 from neuroada_cli.methods.mask import Mask
@@ -76,9 +78,25 @@ ADAPTERS = ("lora", "dora")  # the methods that add layers of their own, with se
 BY_SELECTION = ("neuroada", "mask")  # the methods that train the chosen connections, and nothing else
 
 
-def build(name: str, peer: Mapping[str, Any] | None = None, seed: int = 0) -> Method:
-    """A fresh method. peer: settings of one of ADAPTERS; seed: of what it draws at random."""
-    return METHODS[name](**(peer or {}), seed=seed) if name in ADAPTERS else METHODS[name]()
+def check_method(name: str) -> None:
+    """Raises RecipeError with a did-you-mean for a name that is none of METHODS."""
+    if name not in METHODS:
+        close = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose {', '.join(METHODS)}"
+        raise RecipeError(f"train.method={name[:80]} is not a method", fix=hint)
+
+
+def build(
+    name: str, peer: Mapping[str, Any] | None = None, seed: int = 0, delta_dtype: str = "fp32"
+) -> Method:
+    """A fresh method.
+
+    peer         settings of one of ADAPTERS;  seed  of what it draws at random
+    delta_dtype  of neuroada's deltas: "fp32" or "bf16"
+    """
+    if name in ADAPTERS:
+        return METHODS[name](**(peer or {}), seed=seed)
+    return METHODS[name](delta_dtype) if name == NeuroAda.name else METHODS[name]()
 
 
 __all__ = [
@@ -94,4 +112,5 @@ __all__ = [
     "MethodState",
     "NeuroAda",
     "build",
+    "check_method",
 ]

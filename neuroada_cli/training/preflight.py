@@ -16,11 +16,11 @@ from neuroada_cli import adapter as adapters
 from neuroada_cli import hub, selecting
 from neuroada_cli.adapter import Selection
 from neuroada_cli.data.task import Task
-from neuroada_cli.data.tasks import get_task, scored_tasks
+from neuroada_cli.data.tasks import get_protocol, get_task, scored_tasks
 from neuroada_cli.delta.model import is_linear
 from neuroada_cli.delta.spread import size
 from neuroada_cli.errors import RecipeError
-from neuroada_cli.methods import ADAPTERS, BY_SELECTION, BitFit
+from neuroada_cli.methods import ADAPTERS, BY_SELECTION, BitFit, check_method
 from neuroada_cli.methods.peft import lora_parameters, require_peft
 from neuroada_cli.recipe import Recipe
 from neuroada_cli.training import run_folder
@@ -56,6 +56,8 @@ def check(recipe: Recipe, overwrite: bool) -> Checked:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise RecipeError(f"device={device}, but this machine has no CUDA device", fix="set device: cpu")
     task = get_task(recipe.data.task)
+    get_protocol(recipe.data.protocol)
+    check_method(recipe.train.method)
     model = recipe.model
     folder = hub.resolve_model(model.path, model.revision, model.trust_remote_code)
     tokenizer = hub.load_tokenizer(folder, model.trust_remote_code)
@@ -151,6 +153,6 @@ def _given_selection(
 def loop_settings(recipe: Recipe) -> Settings:
     """The recipe's `optim` and `train` sections and its seed, as the loop takes them."""
     optim, section = recipe.optim.model_dump(), recipe.train.model_dump()
-    for key in ("method", "train_bias", "keep"):  # not the loop's business
+    for key in ("method", "delta_dtype", "train_bias", "keep"):  # not the loop's business
         del section[key]
     return Settings(OptimSettings(**optim), seed=recipe.seed, **section)

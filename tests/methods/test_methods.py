@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from neuroada_cli.delta.linear import is_conv1d
 from neuroada_cli.delta.model import find_targets
 from neuroada_cli.delta.selection import choose
-from neuroada_cli.methods import METHODS, Method, MethodState
+from neuroada_cli.methods import METHODS, Method, MethodState, build
 
 K = 3
 TOKENS_BS = torch.randint(3, 96, (3, 11), generator=torch.Generator().manual_seed(7))
@@ -207,3 +207,21 @@ def test_biases_of_targets_train_when_named() -> None:
     assert all(not torch.equal(now[name], before[name]) for name in biases if "pooler" not in name)
     assert torch.equal(now["classifier.bias"], before["classifier.bias"])
     assert set(method.state(model).whole) == set(biases)
+
+
+def test_bf16_deltas_train_and_are_saved_exactly() -> None:
+    model = pico_llama()
+    rows = model.get_submodule("model.layers.0.mlp.up_proj").weight.shape[0]
+    indices = {"model.layers.0.mlp.up_proj": torch.arange(2, dtype=torch.int32).repeat(rows, 1)}
+    method = build("neuroada", delta_dtype="bf16")
+    method.attach(model, indices)
+    optimizer = torch.optim.AdamW(method.parameters(model), lr=1e-2)
+    model(torch.arange(3, 9)[None]).logits.square().mean().backward()
+    optimizer.step()
+    method.after_step(model)
+    (parameter,) = method.parameters(model)
+    assert parameter.dtype == optimizer.state[parameter]["exp_avg"].dtype == torch.bfloat16
+    saved = method.state(model).deltas["model.layers.0.mlp.up_proj"]
+    assert saved.dtype == torch.float32
+    assert saved.any()
+    assert torch.equal(saved.to(torch.bfloat16), parameter.detach())
