@@ -31,6 +31,14 @@ Afterwards the output is *as before* (absent, or the old version, complete) or *
 every byte), never anything between; after a failure no temporary file is left, after a kill the next writer
 removes it. A failing call ends in exit code 6 and one line; none is passed over in silence.
 """
+MOMENTS = """
+## At random moments
+
+Nothing is aimed at here: the process dies, or is asked to stop, at a random moment of its whole life. A
+checkpoint it said it had saved must load afterwards and hold what was saved; a training that goes on must end
+with the same bits in adapter, optimizer and loss log as one that was never stopped; a signal ends it with
+130 or 143. A limit on the size of files (as under a quota) ends in exit code 6, and everything is as before.
+"""
 READERS = """
 ## Damaged and hostile files
 
@@ -66,7 +74,7 @@ to keep its word.
 
 def page() -> str:
     counts = json.loads(COUNTS.read_text(encoding="utf-8"))
-    return INTRODUCTION + _calls(counts) + READERS + _readers(counts) + PEERS
+    return INTRODUCTION + _calls(counts) + MOMENTS + _moments(counts) + READERS + _readers(counts) + PEERS
 
 
 def _calls(counts: dict[str, Any]) -> str:
@@ -90,10 +98,23 @@ def _calls(counts: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _at_random(name: str) -> bool:
+    return name.startswith(("random ", "file size", "steps "))
+
+
+def _moments(counts: dict[str, Any]) -> str:
+    lines = ["", "| what | cases | came out as |", "|---|---:|---|"]
+    for name, found in counts.items():
+        if _at_random(name):
+            shown = ", ".join(f"{key}: {number:,}" for key, number in found.items())
+            lines.append(f"| {name} | {sum(found.values()):,} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
 def _readers(counts: dict[str, Any]) -> str:
     lines = ["", "| what | cases | refused | accepted and right |", "|---|---:|---:|---:|"]
     for name, found in counts.items():
-        if name.startswith(EVERY_CALL):
+        if name.startswith(EVERY_CALL) or _at_random(name):
             continue
         tried, refused = sum(found.values()), found.get("refused")
         results = ["", ""] if refused is None else [f"{refused:,}", f"{tried - refused:,}"]

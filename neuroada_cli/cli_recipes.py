@@ -47,7 +47,11 @@ def show_recipe(
 def paper(
     runs: Annotated[Path, typer.Option("--runs", help="Folder of our runs, by recipe name.")] = Path("runs"),
 ) -> None:
-    """The paper's tables with our scores beside them, from the result files of `eval`."""
+    """The paper's tables with our scores beside them, from the result files of `eval`.
+
+    \b
+    neuroada recipes paper --runs runs
+    """
     from neuroada_cli.commands import recipes as command
 
     command.paper(runs)

@@ -61,7 +61,7 @@ def _row(row: dict[str, Any], file: Path, protocol: str) -> Row:
                 ours[task] = 100 * float(entry["score"])
                 if entry["protocol"] != protocol:
                     notes[f"protocol {entry['protocol']}"] = None
-                if entry["data"]["rows"] != "all":
+                if entry["data"]["rows"] != "all rows":
                     notes[f"{task}: {entry['n']} rows ({entry['data']['rows']})"] = None
     except (KeyError, TypeError, ValueError):
         raise DataError("is not what eval wrote", str(file), "evaluate it again") from None

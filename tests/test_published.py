@@ -31,7 +31,7 @@ def test_every_row_is_a_recipe_and_its_scores_give_its_average(tmp_path: Path) -
 def ours(folder: Path, **changes: object) -> Path:
     file = folder / "llama7b_math" / "eval" / "results.json"
     file.parent.mkdir(parents=True)
-    entry = {"score": 0.5, "n": 600, "protocol": "reft", "data": {"rows": "all"}} | changes
+    entry = {"score": 0.5, "n": 600, "protocol": "reft", "data": {"rows": "all rows"}} | changes
     file.write_text(json.dumps({"MultiArith": entry}), encoding="utf-8")
     return file
 

@@ -1,0 +1,199 @@
+"""SIGKILL, SIGINT and SIGTERM at random moments, and files that may not grow.
+
+    python tests/faults/kills.py report.json ROOM KIND COUNT [SEED]
+
+Every case is a forked child of a process that has everything imported. KIND: saves, training, signals, sizes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from inject import BUG, RESOURCES, _temporaries
+from scenarios import SCENARIOS, _save, _training, tiny_llama_folder
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny_run import tiny_recipe
+
+from neuroada_cli import failures, files
+from neuroada_cli.adapter import read_adapter
+from neuroada_cli.commands import train
+from neuroada_cli.training.checkpoint import newest_complete
+
+SAVES = 6
+SIZES = (0, 1, 100, 1_000, 5_000, 20_000, 60_000)
+
+
+def forked(act: Callable[[], None]) -> int:
+    """The pid of a child that acts, and ends as the command line would."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = BUG
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
+        act()
+        code = 0
+    except BaseException as error:
+        code = failures.report(error, False)
+    finally:
+        os._exit(code)
+
+
+def code_of(pid: int) -> int:
+    """As a shell would give it: 128 + N after signal N."""
+    status = os.waitpid(pid, 0)[1]
+    return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+
+def lasting(act: Callable[[], None]) -> float:
+    """Seconds that a whole child takes."""
+    started = time.perf_counter()
+    assert code_of(forked(act)) == 0
+    return time.perf_counter() - started
+
+
+# ---------------------------------------------------------------------------------------------------
+
+
+def saves(room: Path, count: int, chance: random.Random) -> Counter[str]:
+    """Killed while it saves and prunes: what it said was saved is there, or something newer."""
+    _, (model, method, _) = _training()
+    expected = method.state(model).deltas  # type: ignore[attr-defined]
+
+    def act(folder: Path, said: int) -> None:
+        for step in range(1, SAVES + 1):
+            _save(folder, step)
+            os.write(said, bytes([step]))
+
+    (room / "first").mkdir(parents=True)
+    read, write = os.pipe()
+    whole = lasting(functools.partial(act, room / "first", write))
+    os.read(read, SAVES)
+    found: Counter[str] = Counter()
+    for number in range(count):
+        folder = room / f"case-{number}"
+        folder.mkdir()
+        pid = forked(functools.partial(act, folder, write))
+        time.sleep(chance.uniform(0, 1.1 * whole))
+        os.kill(pid, signal.SIGKILL)
+        code = code_of(pid)
+        os.write(write, b"\0")
+        said = max(os.read(read, SAVES + 1))
+        newest = newest_complete(folder)
+        if said:
+            assert newest is not None, f"said {said}, nothing loads"
+        step = int(newest.name.rpartition("-")[2]) if newest else 0
+        assert said <= step <= said + 1, f"said {said}, found {step}"
+        if newest is not None:
+            deltas = read_adapter(newest).deltas
+            assert all((deltas[name] == expected[name]).all() for name in expected)
+        files.clean_stale(folder)
+        assert not _temporaries(folder), _temporaries(folder)
+        shutil.rmtree(folder)
+        found["all was done" if code == 0 else "recovered"] += 1
+    return found
+
+
+class Run:
+    """A small training that saves after every step, and what it must end with."""
+
+    def __init__(self, room: Path) -> None:
+        self.room = room
+        self.model = tiny_llama_folder(room / "llama")
+        lasting(functools.partial(self.train, "whole", False))  # the first one is slower than all others
+        self.seconds = lasting(functools.partial(self.train, "second", False))
+        self.expected = self.end_of("whole")
+
+    def train(self, name: str, resume: bool) -> None:
+        recipe = tiny_recipe(self.model, self.room / name, train={"save_every": 1})
+        train.run(recipe, resume=resume, quiet=True)
+
+    def end_of(self, name: str) -> dict[str, str]:
+        """Hash of every file of the last checkpoint that does not name its folder."""
+        entries = files.verify_folder(self.room / name / "last")["files"]
+        return {file: entry["sha256"] for file, entry in entries.items() if file.endswith(".safetensors")}
+
+    def case(self, number: int, kill: int, chance: random.Random) -> str:
+        name = f"case-{number}"
+        pid = forked(functools.partial(self.train, name, False))
+        time.sleep(chance.uniform(0, 0.9 * self.seconds))
+        os.kill(pid, kill)
+        code = code_of(pid)
+        assert code in (0, 128 + kill), f"exit {code} after signal {kill}"
+        if code:
+            resumed = code_of(forked(functools.partial(self.train, name, True)))
+            assert resumed == 0, f"resume ended with {resumed}"
+        assert self.end_of(name) == self.expected, "another end than without the signal"
+        losses, whole = (self.losses(each) for each in (name, "whole"))
+        assert losses == whole, "another log than without the signal"
+        shutil.rmtree(self.room / name)
+        return "resumed, same end" if code else "all was done"
+
+    def losses(self, name: str) -> list[tuple[int, float]]:
+        lines = (self.room / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        entries = [json.loads(line) for line in lines]
+        return [(entry["step"], entry["loss"]) for entry in entries if entry["kind"] == "train"]
+
+
+def training(room: Path, count: int, chance: random.Random) -> Counter[str]:
+    run = Run(room)
+    return Counter(run.case(number, signal.SIGKILL, chance) for number in range(count))
+
+
+def signals(room: Path, count: int, chance: random.Random) -> Counter[str]:
+    run = Run(room)
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    return Counter(run.case(number, kinds[number % 2], chance) for number in range(count))
+
+
+def sizes(room: Path, count: int, chance: random.Random) -> Counter[str]:
+    """No file may grow beyond so many bytes (EFBIG), as under a quota: exit 6, and as before."""
+    found: Counter[str] = Counter()
+    for name, scenario in SCENARIOS.items():
+        prepared = room / "prepared"
+        prepared.mkdir()
+        scenario.prepare(prepared)
+        before = scenario.state(prepared)
+        for size in SIZES[:count]:
+            folder = room / "case"
+            shutil.copytree(prepared, folder, symlinks=True)
+            code = code_of(forked(functools.partial(_limited, scenario.act, folder, size)))
+            state = scenario.state(folder)
+            assert (code, state) in ((RESOURCES, before), (0, "new")), f"{name}, {size}: {code}, {state}"
+            assert not _temporaries(folder), f"{name}, {size}: {_temporaries(folder)}"
+            shutil.rmtree(folder)
+            found["after as before" if code else "after complete"] += 1
+        shutil.rmtree(prepared)
+    return found
+
+
+def _limited(act: Callable[[Path], object], folder: Path, size: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    act(folder)
+
+
+KINDS = {"saves": saves, "training": training, "signals": signals, "sizes": sizes}
+
+
+def main(report: str, room: str, kind: str, count: str, seed: str = "0") -> None:
+    found = KINDS[kind](Path(room), int(count), random.Random(int(seed)))
+    Path(report).write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

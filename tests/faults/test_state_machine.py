@@ -1,0 +1,110 @@
+"""Save, kill, clean, resume in any order, against a plain model of what must be there."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from neuroada_cli import files
+from neuroada_cli.adapter import read_adapter
+from neuroada_cli.training.checkpoint import newest_complete
+from neuroada_cli.training.loop import Progress
+
+from scenarios import _training  # isort: skip  (beside this file)
+
+KEEP = 2
+
+
+class Checkpoints(RuleBasedStateMachine):
+    """The model: the step that was last said to be saved, the best one, and a step that may have made it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+        self.step = 0
+        self.said = 0
+        self.perhaps = 0
+        self.best = 0
+
+    def _save(self, step: int, best: int) -> None:
+        checkpoints, (model, method, optimizer) = _training()
+        (parameter,) = list(method.parameters(model))[:1]  # type: ignore[attr-defined]
+        parameter.data.fill_(float(step))
+        mine = dataclasses.replace(checkpoints, run_dir=self.folder, keep=KEEP)
+        progress = Progress(step=step, best=1.0, best_step=best)
+        mine.save(progress, model, method, optimizer)  # type: ignore[arg-type]
+
+    @rule(is_best=st.booleans())
+    def save(self, is_best: bool) -> None:
+        self.step += 1
+        best = self.step if is_best or not self.best else self.best
+        self._save(self.step, best)
+        self.said, self.perhaps, self.best = self.step, 0, best
+
+    @precondition(lambda self: self.best)
+    @rule(moment=st.floats(0, 0.03))
+    def killed_while_saving(self, moment: float) -> None:
+        self.step += 1
+        pid = os.fork()
+        if not pid:
+            try:
+                self._save(self.step, self.best)
+            finally:
+                os._exit(0)
+        time.sleep(moment)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        self.perhaps = self.step
+        newest = newest_complete(self.folder)
+        assert newest is not None
+        # a resumed run goes on from what it finds
+        self.said = int(newest.name.rpartition("-")[2])
+        assert self.said in (self.said, self.perhaps)
+
+    @rule()
+    def cleaned(self) -> None:
+        files.clean_stale(self.folder)
+        assert not [entry.name for entry in self.folder.iterdir() if ".tmp-" in entry.name]
+
+    @invariant()
+    def newest_is_whole_and_right(self) -> None:
+        newest = newest_complete(self.folder)
+        if not self.said:
+            assert newest is None
+            return
+        assert newest is not None
+        assert newest.name == f"checkpoint-{self.said}"
+        first = next(iter(read_adapter(newest).deltas.values()))
+        assert torch.equal(first, torch.full_like(first, float(self.said)))
+
+    @invariant()
+    def best_and_last_are_never_lost(self) -> None:
+        if self.best:
+            files.verify_folder(self.folder / f"checkpoint-{self.best}")
+            files.verify_folder(self.folder / "last")
+
+    @precondition(lambda self: self.said and not self.perhaps)
+    @invariant()
+    def older_ones_are_pruned(self) -> None:
+        kept = {int(p.name.rpartition("-")[2]) for p in self.folder.glob("checkpoint-*")}
+        assert self.said in kept
+        assert len(kept - {self.best}) <= KEEP
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+TestCheckpoints = Checkpoints.TestCase
+TestCheckpoints.settings = settings(
+    max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+)
