@@ -3,10 +3,12 @@
     python docs/results.py run quickstart
     python docs/results.py run minilm_mrpc --data-dir DATA
     python docs/results.py run commonsense15k --data-dir DATA --set data.limit=1500
+    python docs/results.py suite runs/suites/glue
     python docs/results.py page
 
 `run` takes a recipe through select, eval of the base, train, eval, merge and eval of the merged folder, and
-writes docs/results/NAME.json and NAME.png with the command that made them; `page` writes docs/results.md from
+writes docs/results/NAME.json and NAME.png with the command that made them; `suite` takes over the results of
+`neuroada bench --suite`, from the folder it wrote; `page` writes docs/results.md from
 the files that are there.
 """
 
@@ -21,6 +23,7 @@ from typing import Any
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
+SUITES = RESULTS / "suites"
 
 
 def run(name: str, data_dir: str | None, overrides: list[str]) -> None:
@@ -52,6 +55,69 @@ def run(name: str, data_dir: str | None, overrides: list[str]) -> None:
     files.write_json(RESULTS / f"{name}.json", found)
 
 
+def take_suite(folder: Path) -> None:
+    """docs/results/suites/NAME.json and .png from what a suite wrote, without what is of that machine only."""
+    from neuroada_cli import files
+
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    name = found["suite"]["name"]
+    for run in [*found["trials"], *found["runs"]]:
+        if run["trained"]:
+            del run["trained"]["losses"], run["trained"]["evaluations"]
+    places = ("data.data_dir", "model.path")
+    found["overrides"] = {key: value for key, value in found["overrides"].items() if key not in places}
+    SUITES.mkdir(parents=True, exist_ok=True)
+    files.write_json(SUITES / f"{name}.json", found)
+    shutil.copyfile(folder / "plot.png", SUITES / f"{name}.png")
+
+
+def _suite(file: Path) -> list[str]:
+    from neuroada_cli.suites import tables
+
+    found = json.loads(file.read_text(encoding="utf-8"))
+    suite, machine = found["suite"], found["machine"]
+    done = sum(1 for run in found["runs"] if run["trained"] and not run["failed"])
+    options = "".join(f" --set {key}={json.dumps(value)}" for key, value in found["overrides"].items())
+    complete = sum(1 for run in found["runs"] if run.get("scores")) if suite["score"] else done
+    lines = [
+        "",
+        f"## Suite {suite['name']}",
+        "",
+        f"    neuroada bench --suite {suite['name']}{options}",
+        "",
+        f"{suite['description']}. Mean ± sample standard deviation over seeds "
+        f"{', '.join(map(str, suite['seeds']))}; {complete} of {len(found['runs'])} runs are done. Protocol "
+        f"{', '.join(found['protocols'])}. {machine['cpu']}, {machine['cores']} cores, torch "
+        f"{machine['versions']['torch']}, {machine['date']}.",
+        "",
+        tables.markdown(found).rstrip(),
+        "",
+    ]
+    return [*lines, *_tuning(found), "", f"![{suite['name']}]({RESULTS.name}/{SUITES.name}/{file.stem}.png)"]
+
+
+def _tuning(found: dict[str, Any]) -> list[str]:
+    """Which learning rates were tried, and whether one was chosen at the end of what was tried."""
+    if not found["suite"]["tune"]:
+        return []
+    lines = []
+    for key, values in found["suite"]["tune"]["values"].items():
+        edge = {
+            f"{run['variant']} on {run['recipe']}"
+            for run in found["runs"]
+            if run["tuned"].get(key) in (min(values), max(values))
+        }
+        tried = ", ".join(f"{value:g}" for value in values)
+        text = f"`{key}` was chosen among {tried} on validation rows only, with seed "
+        text += f"{found['suite']['tune']['seed']}, alike for all"
+        for one, other in found["suite"]["untuned"].items():
+            text += f" ({one} takes that of {other})"
+        if edge:
+            text += f". Chosen at an end of that range, so perhaps not the best: {'; '.join(sorted(edge))}"
+        lines.append(text + ".")
+    return lines
+
+
 def page() -> str:
     lines = [
         "# Results of real runs",
@@ -71,6 +137,11 @@ def page() -> str:
             continue
         lines += [_row(file.stem, task, found) for task in found["scores"]["base"]]
         details += _details(file.stem, found)
+    for file in sorted(SUITES.glob("*.json")):
+        details += _suite(file)
+        notes = file.with_suffix(".md")  # what it shows and what it does not, written by a person
+        if notes.is_file():
+            details += ["", notes.read_text(encoding="utf-8").rstrip()]
     return "\n".join([*lines, *details]) + "\n"
 
 
@@ -113,10 +184,14 @@ def main() -> None:
     one.add_argument("recipe")
     one.add_argument("--data-dir")
     one.add_argument("--set", action="append", default=[], dest="overrides")
+    suite = commands.add_parser("suite")
+    suite.add_argument("folder", type=Path)
     commands.add_parser("page")
     given = parser.parse_args()
     if given.command == "run":
         run(given.recipe, given.data_dir, given.overrides)
+    if given.command == "suite":
+        take_suite(given.folder)
     (DOCS / "results.md").write_text(page(), encoding="utf-8")
 
 

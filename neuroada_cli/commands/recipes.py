@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from neuroada_cli.errors import OutputError
 from neuroada_cli.recipe import bundled_recipes, find_recipe, load_recipe, to_yaml
+
+SHORT = {"social_i_qa": "siqa", "ARC-Easy": "arc-e", "ARC-Challenge": "arc-c", "openbookqa": "obqa"}
 
 
 def list_all() -> None:
@@ -31,17 +34,20 @@ def paper(runs: Path) -> None:
 
     console = Console()
     for name, rows in published.tables(runs).items():
-        table = Table(title=f"{name}: published (arXiv:2510.18940) and ours, %", title_justify="left")
-        for column in ("recipe", "", *rows[0].published, "average"):
-            table.add_column(column, justify="left" if column in ("recipe", "") else "right")
+        title = f"{name}: published (arXiv:2510.18940) and ours, %"
+        table = Table(
+            title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False
+        )
+        table.add_column("recipe", no_wrap=True)
+        for task in (*rows[0].published, "mean"):
+            table.add_column(SHORT.get(task, task[:5]), justify="right", no_wrap=True)
         for row in rows:
-            table.add_row(
-                row.recipe, "published", *(f"{s:.1f}" for s in row.published.values()), f"{row.average:.1f}"
-            )
+            scores = (f"{score:.1f}" for score in row.published.values())
+            table.add_row(row.recipe, *scores, f"{row.average:.1f}")
             if row.ours is not None:
                 mean = row.our_average
                 ours = (f"{row.ours[t]:.1f}" if t in row.ours else "–" for t in row.published)
-                table.add_row("", "ours", *ours, "–" if mean is None else f"{mean:.1f}", style="cyan")
+                table.add_row("  ours", *ours, "–" if mean is None else f"{mean:.1f}", style="cyan")
         console.print(table)
         for row in rows:
             for note in row.notes:
@@ -52,6 +58,7 @@ def paper(runs: Path) -> None:
             "neuroada eval runs/RECIPE\n",
             style="dim",
             highlight=False,
+            soft_wrap=True,
         )
 
 
