@@ -56,7 +56,7 @@ def run(name: str, data_dir: str | None, overrides: list[str]) -> None:
 
 
 def take_suite(folder: Path) -> None:
-    """docs/results/suites/NAME.json and .png from what a suite wrote, without what is of that machine only."""
+    """docs/results/suites/NAME.json and .png from what a suite wrote, without places on that machine."""
     from neuroada_cli import files
 
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))

@@ -64,6 +64,11 @@ class SelectSection(Section):
     budget: int | None = Field(
         None, ge=1, description="Connections in all, instead of K: spread evenly over all neurons."
     )
+    tile: int | None = Field(
+        None,
+        ge=2,
+        description="Train whole tiles of so many rows and columns, the best of the model (SMT: 256).",
+    )
     targets: list[str] = Field(
         default=["all-linear"],
         min_length=1,
@@ -79,6 +84,10 @@ class SelectSection(Section):
             raise ValueError("select.k_per: K below 0; choose 0 (none) or more")
         if self.budget is not None and (self.k_per or self.neurons < 1):
             raise ValueError("select.budget spreads evenly; remove select.k_per and select.neurons")
+        if self.tile is not None and (self.coverage != "neuron" or self.neurons < 1):
+            raise ValueError(
+                "select.tile chooses in the whole model; remove select.coverage and select.neurons"
+            )
         if self.coverage != "neuron" and self.criterion in ("gradient", "snip", "activation"):
             raise ValueError(
                 f"select.coverage={self.coverage} does not go with criterion {self.criterion}; choose neuron"

@@ -20,7 +20,17 @@ from neuroada_cli.delta.linear import is_conv1d
 from neuroada_cli.delta.model import block_number, find_targets, sharing_modules
 from neuroada_cli.delta.quantized import round_trip
 from neuroada_cli.delta.selection import CRITERIA, DATA_CRITERIA, LIFT_RANK, choose, low_rank, score
-from neuroada_cli.delta.spread import Pool, Spread, by_counts, counts, filled, size
+from neuroada_cli.delta.spread import (
+    Pool,
+    Spread,
+    by_counts,
+    counts,
+    filled,
+    size,
+    tile_means,
+    tiles_of,
+    whole_tiles,
+)
 from neuroada_cli.errors import ModelError, RecipeError
 from neuroada_cli.recipe import SelectSection
 
@@ -89,13 +99,20 @@ def connections(targets: Mapping[str, nn.Module], spread: Spread, seed: int) -> 
 
 def trainable_count(targets: Mapping[str, nn.Module], spread: Spread, seed: int = 0) -> int:
     """How many numbers train: K x (rows of all targets), where every neuron gets K."""
-    return sum(int(count_O.sum()) for count_O in connections(targets, spread, seed).values())
+    total = sum(int(count_O.sum()) for count_O in connections(targets, spread, seed).values())
+    return total if spread.tile is None else tiles_of(total, spread.tile) * spread.tile**2
 
 
 def spread_of(section: SelectSection) -> Spread:
     """What a recipe's select section says about who gets how many connections."""
     return Spread(
-        section.k, section.coverage, section.neurons, section.keep_total, section.k_per, section.budget
+        section.k,
+        section.coverage,
+        section.neurons,
+        section.keep_total,
+        section.k_per,
+        section.budget,
+        section.tile,
     )
 
 
@@ -152,7 +169,8 @@ def select_indices(
         generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
         try:
             if name in pools:
-                pools[name].add(name, score(weight_OI, criterion, generator, rank))
+                score_OI = score(weight_OI, criterion, generator, rank)
+                pools[name].add(name, score_OI if spread.tile is None else tile_means(score_OI, spread.tile))
                 continue
             indices[name] = _chosen(weight_OI, count_by_layer[name], criterion, generator, rank)
         except ValueError as error:
@@ -161,11 +179,18 @@ def select_indices(
             on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
     for pool in dict.fromkeys(pools.values()):
         indices |= pool.indices()
+    if spread.tile is not None:
+        indices = as_whole_tiles(indices, spread.tile, targets)
     if pools and on_layer is not None:
-        for name in pools:
+        for name in indices:
             weight_OI = neurons_as_rows(weights.tensor(stored[name]), targets[name])
             on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
-    return as_selection({name: indices[name] for name in targets}, label(criterion, spread), folder, skeleton)
+    return as_selection(
+        {name: indices[name] for name in targets if name in indices},
+        label(criterion, spread),
+        folder,
+        skeleton,
+    )
 
 
 def _chosen(
@@ -182,8 +207,22 @@ def _chosen(
     )
 
 
+def as_whole_tiles(
+    tiles: Mapping[str, Tensor], tile: int, targets: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    """Chosen tiles as connections; layers without any are left out."""
+    return {
+        name: whole_tiles(found, tile, *layer_shape(targets[name]))
+        for name, found in tiles.items()
+        if int(found.max()) >= 0
+    }
+
+
 def _pools(spread: Spread, count_by_layer: Mapping[str, Tensor]) -> dict[str, Pool]:
     """Layer -> the pool it competes in; empty where every neuron has its own."""
+    if spread.tile is not None:
+        total = sum(int(count_O.sum()) for count_O in count_by_layer.values())
+        return dict.fromkeys(count_by_layer, Pool(tiles_of(total, spread.tile)))
     if spread.coverage == "neuron":
         return {}
 
@@ -203,6 +242,8 @@ def _pools(spread: Spread, count_by_layer: Mapping[str, Tensor]) -> dict[str, Po
 def label(criterion: str, spread: Spread) -> str:
     """What a selection's description calls its rule: the criterion, and what is not the paper's about it."""
     parts = [criterion]
+    if spread.tile is not None:
+        parts.append(f"in {spread.tile} x {spread.tile} tiles")
     if spread.coverage != "neuron":
         parts.append(f"per {spread.coverage}")
     if spread.neurons < 1:

@@ -35,9 +35,7 @@ def paper(runs: Path) -> None:
     console = Console()
     for name, rows in published.tables(runs).items():
         title = f"{name}: published (arXiv:2510.18940) and ours, %"
-        table = Table(
-            title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False
-        )
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
         table.add_column("recipe", no_wrap=True)
         for task in (*rows[0].published, "mean"):
             table.add_column(SHORT.get(task, task[:5]), justify="right", no_wrap=True)

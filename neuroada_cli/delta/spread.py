@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Coverage = Literal["neuron", "matrix", "block", "model"]
@@ -31,6 +32,8 @@ class Spread:
     keep_total True: those get the others' connections, too (K / neurons each)
     k_per      pattern of layer names -> K there; of several matching patterns the last one counts
     budget     connections in all, instead of k: every neuron gets the same, give or take one
+    tile       train whole tiles of so many rows and columns, those with the highest mean score in the model,
+               as many as the total has room for (SMT, arXiv:2405.15525: 256)
     """
 
     k: int = 1
@@ -39,6 +42,7 @@ class Spread:
     keep_total: bool = True
     k_per: Mapping[str, int] = field(default_factory=dict)
     budget: int | None = None
+    tile: int | None = None
 
     @property
     def plain(self) -> bool:
@@ -152,6 +156,34 @@ class Pool:
             index_OK[row_N, torch.arange(len(row_N)) - start_O[row_N]] = column_N.to(torch.int32)
             found[name] = index_OK
         return found
+
+
+def tiles_of(total: int, tile: int) -> int:
+    """How many tiles a number of connections has room for; one at least."""
+    return max(1, total // tile**2)
+
+
+def tile_means(score_OI: Tensor, tile: int) -> Tensor:
+    """Mean score of every tile x tile part; those at the edges may be smaller."""
+    outputs, inputs = score_OI.shape
+    sums = F.pad(score_OI.float(), (0, -inputs % tile, 0, -outputs % tile))
+    sums = sums.view(-(-outputs // tile), tile, -(-inputs // tile), tile).sum(dim=(1, 3))
+    rows = torch.full((sums.shape[0], 1), float(tile), device=sums.device)
+    columns = torch.full((1, sums.shape[1]), float(tile), device=sums.device)
+    rows[-1, 0] -= -outputs % tile
+    columns[0, -1] -= -inputs % tile
+    return sums / (rows * columns)
+
+
+def whole_tiles(tiles: Tensor, tile: int, outputs: int, inputs: int) -> Tensor:
+    """int32 [O, K]: all columns of the chosen tiles, for every row of them.
+
+    tiles  int [tile rows, …], ascending numbers of tile columns, then -1
+    """
+    column_OK = (tiles[..., None] * tile + torch.arange(tile)).flatten(1)
+    none = (tiles < 0)[..., None].expand(-1, -1, tile).flatten(1) | (column_OK >= inputs)
+    column_OK = column_OK.masked_fill(none, -1).repeat_interleave(tile, dim=0)[:outputs]
+    return column_OK.to(torch.int32)  # only the last tile of a row can be cut, so -1 stays at the end
 
 
 def filled(index_OK: Tensor) -> tuple[Tensor, Tensor | None]:

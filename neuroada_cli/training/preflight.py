@@ -137,8 +137,11 @@ def _given_selection(
     adapters.check_shapes(selection, shapes, str(file))
     spread = selecting.spread_of(recipe.select)
     count = selecting.trainable_count(targets, spread, recipe.seed) if file == own else 0
-    wanted = (count, selecting.label(recipe.select.criterion, spread), set(targets))
     found = sum(size(index_OK) for index_OK in selection.indices.values())
+    names = set(targets)
+    if spread.tile is not None:  # tiles at the edges are smaller, and layers without one are left out
+        count, names = found, names & set(selection.indices)
+    wanted = (count, selecting.label(recipe.select.criterion, spread), names)
     if file == own and (found, selection.criterion, set(selection.indices)) != wanted:
         raise RecipeError(
             f"was made with k={selection.k}, {selection.criterion} for {len(selection.indices)} layers "

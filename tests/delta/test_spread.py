@@ -11,7 +11,7 @@ from torch import nn
 
 from neuroada_cli.delta.linear import DeltaLinear
 from neuroada_cli.delta.selection import choose
-from neuroada_cli.delta.spread import Pool, Spread, by_counts, counts, filled, size
+from neuroada_cli.delta.spread import Pool, Spread, by_counts, counts, filled, size, tile_means, whole_tiles
 from neuroada_cli.methods import Mask, NeuroAda
 
 SHAPES = {"blocks.0.q": (12, 8), "blocks.0.up": (20, 8), "blocks.1.q": (12, 8)}
@@ -128,3 +128,27 @@ def test_a_fresh_ragged_layer_gives_the_base_outputs() -> None:
     x = torch.randn(4, 8)
     wanted = base(x)
     assert torch.equal(DeltaLinear.from_base(base, ragged())(x), wanted)
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(8, 12), (7, 10)])
+def test_tiles_are_whole_and_those_with_the_highest_mean(outputs: int, inputs: int) -> None:
+    tile, wanted = 4, 3
+    score_OI = torch.rand(outputs, inputs, generator=torch.Generator().manual_seed(2))
+    parts = {
+        (row, column): score_OI[row : row + tile, column : column + tile]
+        for row in range(0, outputs, tile)
+        for column in range(0, inputs, tile)
+    }
+    best = sorted(parts, key=lambda place: -float(parts[place].mean()))[:wanted]
+    mask_OI = torch.zeros(outputs, inputs, dtype=torch.bool)
+    for row, column in best:
+        mask_OI[row : row + tile, column : column + tile] = True
+    pool = Pool(wanted)
+    pool.add("layer", tile_means(score_OI, tile))
+    index_OK = whole_tiles(pool.indices()["layer"], tile, outputs, inputs)
+    found_OI = torch.zeros(outputs, inputs, dtype=torch.bool)
+    for row, columns in enumerate(index_OK.tolist()):
+        kept = [column for column in columns if column >= 0]
+        assert columns == sorted(kept) + [-1] * (len(columns) - len(kept))
+        found_OI[row, kept] = True
+    assert torch.equal(found_OI, mask_OI)
