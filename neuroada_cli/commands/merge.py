@@ -68,7 +68,8 @@ def run(
     onto             of a quantised base: "original" weights, or the "dequantized" ones that training saw;
                      the difference to the trained model is measured, shown and stored
     Raises ModelError (no adapter, wrong base, an adapter that changes nothing), NumericsError (overflow),
-    OutputError (out exists, or would lie in or over the inputs), ResourceError (disk).
+    OutputError (out exists, would lie in or over the inputs, or another process writes it), ResourceError
+    (disk).
     """
     started = time.perf_counter()
     out = Path(out)
@@ -80,29 +81,30 @@ def run(
     _refuse_overlap(out, folder, base_folder)
     adapters.check_base(adapter.selection.fingerprint, base_folder)
 
-    if adapter.settings.get("method") in ADAPTERS:
-        adapter = adapted.with_merged_layers(adapter, str(folder), base_folder, trust_remote_code)
-    weights = hub.open_weights(base_folder)
-    classifier = adapter.task == "sequence-classification"
-    skeleton = hub.skeleton(base_folder, adapter.task, _num_labels(adapter), trust_remote_code)
-    trained = _trained_dtype(adapter, weights)
-    target = hub.TORCH_DTYPES[dtype] if dtype else trained
-    packed = _quantization(adapter, onto, folder)
-    requantize = packed if onto == "dequantized" else None
-    merge = Merge(weights, skeleton, adapter, trained, target, classifier, requantize)
-    files.require_space(out, sum(entry.nbytes for entry in merge.plan) + SMALL_FILES_BYTES)
+    with files.Lock.on(out):
+        if adapter.settings.get("method") in ADAPTERS:
+            adapter = adapted.with_merged_layers(adapter, str(folder), base_folder, trust_remote_code)
+        weights = hub.open_weights(base_folder)
+        classifier = adapter.task == "sequence-classification"
+        skeleton = hub.skeleton(base_folder, adapter.task, _num_labels(adapter), trust_remote_code)
+        trained = _trained_dtype(adapter, weights)
+        target = hub.TORCH_DTYPES[dtype] if dtype else trained
+        packed = _quantization(adapter, onto, folder)
+        requantize = packed if onto == "dequantized" else None
+        merge = Merge(weights, skeleton, adapter, trained, target, classifier, requantize)
+        files.require_space(out, sum(entry.nbytes for entry in merge.plan) + SMALL_FILES_BYTES)
 
-    config = hub.read_config(base_folder)
-    with files.atomic_folder(out, overwrite=overwrite) as temporary:
-        nbytes = _write_weights(merge, temporary, max_shard_bytes, quiet)
-        _refuse_unchanged(merge.stats, target)
-        files.write_json(temporary / "config.json", merged_config(config, target, adapter, skeleton))
-        copy_companions(base_folder, temporary, config)
-        files.write_text(temporary / "README.md", model_card(adapter, merge))
-        difference = None
-        if packed is not None:
-            difference = merge_check.measure(folder, temporary, str(base_folder)) | {"onto": onto}
-            files.write_json(temporary / "merge_report.json", difference)
+        config = hub.read_config(base_folder)
+        with files.atomic_folder(out, overwrite=overwrite) as temporary:
+            nbytes = _write_weights(merge, temporary, max_shard_bytes, quiet)
+            _refuse_unchanged(merge.stats, target)
+            files.write_json(temporary / "config.json", merged_config(config, target, adapter, skeleton))
+            copy_companions(base_folder, temporary, config)
+            files.write_text(temporary / "README.md", model_card(adapter, merge))
+            difference = None
+            if packed is not None:
+                difference = merge_check.measure(folder, temporary, str(base_folder)) | {"onto": onto}
+                files.write_json(temporary / "merge_report.json", difference)
     result = MergeResult(out, merge.stats, target, merge.parameters, nbytes, time.perf_counter() - started)
     if not quiet:
         _show(result, merge, trained)

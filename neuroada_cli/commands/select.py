@@ -7,6 +7,7 @@ O = output neurons, I = inputs, K = chosen inputs per neuron
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import nn
 
-from neuroada_cli import adapter, hub, overlap, selecting
+from neuroada_cli import adapter, files, hub, overlap, selecting
 from neuroada_cli.adapter import Selection
 from neuroada_cli.data.tasks import get_task
 from neuroada_cli.delta.selection import DATA_CRITERIA
@@ -34,7 +35,8 @@ PICTURES = (".png", ".svg", ".pdf")
 def run(recipe: Recipe, out: Path | None = None, overwrite: bool = False, quiet: bool = False) -> Path:
     """Write the selection of a recipe to `out` (default: selection.safetensors in the run folder).
 
-    Raises RecipeError (K too large, a target that matches nothing), ModelError, OutputError (out exists).
+    Raises RecipeError (K too large, a target that matches nothing), ModelError, OutputError (out exists,
+    or another process works on it).
     """
     if recipe.select.file is not None:
         raise RecipeError(
@@ -45,13 +47,19 @@ def run(recipe: Recipe, out: Path | None = None, overwrite: bool = False, quiet:
         raise OutputError("exists", str(out), "name another file with --out, or give --overwrite")
     started = time.perf_counter()
     base = _base(recipe)
-    selection, choices = _choose(recipe, base, quiet)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    adapter.write_selection(out, selection)
+    # a training in the same run folder reads its selection there
+    with files.Lock(recipe.run_path) if _lies_in(out, recipe.run_path) else files.Lock.on(out):
+        files.clean_stale(out.parent, out.name)
+        selection, choices = _choose(recipe, base, quiet)
+        adapter.write_selection(out, selection)
     if not quiet:
         total = hub.total_parameters(base.folder)
         _show(choices, recipe.select.criterion, total, out, time.perf_counter() - started)
     return out
+
+
+def _lies_in(out: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(out)).parent == Path(os.path.realpath(folder))
 
 
 def compare(

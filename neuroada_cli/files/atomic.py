@@ -218,13 +218,15 @@ def atomic_link(link: Path, target: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def clean_stale(folder: Path) -> None:
+def clean_stale(folder: Path, name: str | None = None) -> None:
     """Remove what killed writers left in `folder`, and put back what they had moved aside.
 
-    Call it while holding the folder's Lock.
+    name  only what was to become this entry
+    Call it while holding the Lock of the folder or the entry.
     """
     for entry in list(folder.iterdir()) if folder.is_dir() else ():
-        if match := TEMPORARY.fullmatch(entry.name):
+        match = TEMPORARY.fullmatch(entry.name)
+        if match and name in (None, match["name"]):
             _remove_or_put_back(entry, match)
 
 

@@ -1,4 +1,4 @@
-"""One process per output folder."""
+"""One process per output."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -21,46 +22,92 @@ NAME_TRIES, NAME_SECONDS = 50, 0.01
 class Lock:
     """Hold `folder` (made if missing) for the time of a `with` block.
 
-    The kernel drops the lock when its holder dies, however it dies; the file stays and says who was last.
-    Raises OutputError naming process and host when another process holds it.
+    The kernel drops the lock when its holder dies, however it dies; then its file stays, says who was last,
+    and is no obstacle. A holder that ends well takes the file away, and the folder too if it made it and
+    nothing came to lie in it.
+    Raises OutputError naming process and host when another process holds it, ResourceError for the disk.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike[str], name: str = LOCK) -> None:
+        self.folder, self.name = Path(folder), name
+        self.held = self.folder  # what a refusal names
+        self._made = False
         self._descriptor: int | None = None
 
+    @classmethod
+    def on(cls, target: str | os.PathLike[str]) -> Lock:
+        """For a file or folder that may not exist yet and is replaced as a whole: held beside it."""
+        path = Path(os.path.realpath(target))
+        lock = cls(path.parent, f".{path.name}{LOCK}")
+        lock.held = Path(target)
+        return lock
+
     def __enter__(self) -> Lock:
-        with explained(self.folder):
+        with explained(self.held):
+            self._made = not self.folder.is_dir()
             self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _holder(descriptor)
-            os.close(descriptor)
-            raise OutputError(
-                f"is in use by {holder}", str(self.folder), "wait for it, or choose another folder"
-            ) from None
-        except OSError:  # a file system without locks: better to work unlocked than not at all
-            pass
-        try:
-            with explained(self.folder):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(
-                    descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0
-                )
+            self._descriptor = self._acquired()
         except BaseException:
-            os.close(descriptor)
+            self._forget_folder()
             raise
-        self._descriptor = descriptor
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._descriptor is not None:
+            with suppress(OSError):  # while it is still ours
+                (self.folder / self.name).unlink()
             os.close(self._descriptor)
             self._descriptor = None
+            self._forget_folder()
+
+    def _acquired(self) -> int:
+        while True:
+            with explained(self.held):
+                # the folder too may go between two tries: its former holder made it
+                self.folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    descriptor = os.open(
+                        self.folder / self.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666
+                    )
+                except FileNotFoundError:
+                    continue
+            try:
+                self._locked(descriptor)
+                if not self._is_file(descriptor):  # its holder has just taken the file away: a new one, then
+                    os.close(descriptor)
+                    continue
+                with explained(self.held):
+                    os.ftruncate(descriptor, 0)
+                    said = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+                    os.pwrite(descriptor, said.encode(), 0)
+                return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+
+    def _locked(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"is in use by {_holder(descriptor)}", str(self.held), "wait for it, or choose another output"
+            ) from None
+        except OSError:  # a file system without locks: better to work unlocked than not at all
+            pass
+
+    def _is_file(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.folder / self.name), os.fstat(descriptor))
+        except OSError:
+            return False
+
+    def _forget_folder(self) -> None:
+        if self._made:
+            with suppress(OSError):  # not empty
+                self.folder.rmdir()
 
 
 def _holder(descriptor: int) -> str:
