@@ -8,9 +8,11 @@ import shutil
 import signal
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
+from counting import record, scale
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -23,6 +25,7 @@ from neuroada_cli.training.loop import Progress
 from scenarios import _training  # isort: skip  (beside this file)
 
 KEEP = 2
+tried: Counter[str] = Counter()
 
 
 class Checkpoints(RuleBasedStateMachine):
@@ -46,6 +49,7 @@ class Checkpoints(RuleBasedStateMachine):
 
     @rule(is_best=st.booleans())
     def save(self, is_best: bool) -> None:
+        tried["saves"] += 1
         self.step += 1
         best = self.step if is_best or not self.best else self.best
         self._save(self.step, best)
@@ -54,6 +58,7 @@ class Checkpoints(RuleBasedStateMachine):
     @precondition(lambda self: self.best)
     @rule(moment=st.floats(0, 0.03))
     def killed_while_saving(self, moment: float) -> None:
+        tried["kills"] += 1
         self.step += 1
         pid = os.fork()
         if not pid:
@@ -67,9 +72,9 @@ class Checkpoints(RuleBasedStateMachine):
         self.perhaps = self.step
         newest = newest_complete(self.folder)
         assert newest is not None
-        # a resumed run goes on from what it finds
-        self.said = int(newest.name.rpartition("-")[2])
-        assert self.said in (self.said, self.perhaps)
+        found = int(newest.name.rpartition("-")[2])
+        assert found in (self.said, self.perhaps)
+        self.said = found  # a resumed run goes on from what it finds
 
     @rule()
     def cleaned(self) -> None:
@@ -106,5 +111,14 @@ class Checkpoints(RuleBasedStateMachine):
 
 TestCheckpoints = Checkpoints.TestCase
 TestCheckpoints.settings = settings(
-    max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=scale(25, 250),
+    stateful_step_count=20,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
+
+
+def test_the_histories_were_long_enough() -> None:
+    """After the state machine, in this order."""
+    assert tried["kills"] > 10
+    record("random orders of save, kill, clean and prune", dict(tried))

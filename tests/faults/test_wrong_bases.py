@@ -1,0 +1,114 @@
+"""A thousand bases that the adapter was not trained on: `merge` refuses each, and writes nothing."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from counting import record
+from tiny_run import tiny_llama_folder, tiny_recipe
+from torch import Tensor
+
+from neuroada_cli import files
+from neuroada_cli.commands import merge, train
+from neuroada_cli.errors import ModelError
+from neuroada_cli.hub.fingerprint import CONFIG_KEYS
+
+BASES = 1_000
+Tensors = dict[str, Tensor]
+
+
+def other_training(tensors: Tensors, config: dict[str, object], chance: random.Random) -> None:
+    """The same architecture, everything a little elsewhere: another checkpoint of the same model."""
+    generator = torch.Generator().manual_seed(chance.randrange(1 << 30))
+    for tensor in tensors.values():
+        tensor += 1e-4 * torch.randn(tensor.shape, generator=generator)
+
+
+def one_weight(tensors: Tensors, config: dict[str, object], chance: random.Random) -> None:
+    """The smallest step there is, in one weight."""
+    flat = chance.choice(list(tensors.values())).view(-1)
+    at = chance.randrange(len(flat))
+    flat[at] = torch.nextafter(flat[at], torch.tensor(torch.inf))
+
+
+def two_layers_swapped(tensors: Tensors, config: dict[str, object], chance: random.Random) -> None:
+    first = [name for name in tensors if "layers.0." in name and name.endswith("proj.weight")]
+    name = chance.choice(first)
+    other = name.replace("layers.0.", "layers.1.")
+    tensors[name], tensors[other] = tensors[other], tensors[name]
+
+
+def other_name(tensors: Tensors, config: dict[str, object], chance: random.Random) -> None:
+    name = chance.choice(list(tensors))
+    tensors[chance.choice(("x." + name, name + "_", name.replace("weight", "w")))] = tensors.pop(name)
+
+
+def missing(tensors: Tensors, config: dict[str, object], chance: random.Random) -> None:
+    del tensors[chance.choice(list(tensors))]
+
+
+def one_more(tensors: Tensors, config: dict[str, object], chance: random.Random) -> None:
+    tensors[f"model.extra_{chance.randrange(100)}"] = torch.zeros(chance.randrange(1, 9))
+
+
+def other_shape(tensors: Tensors, config: dict[str, object], chance: random.Random) -> None:
+    name = chance.choice([name for name, tensor in tensors.items() if tensor.ndim == 2])
+    tensor = tensors[name]
+    if tensor.shape[0] == tensor.shape[1]:
+        tensors[name] = tensor.reshape(2 * len(tensor), -1)
+    else:
+        tensors[name] = tensor.T.contiguous()
+
+
+def other_dtype(tensors: Tensors, config: dict[str, object], chance: random.Random) -> None:
+    name = chance.choice(list(tensors))
+    tensors[name] = tensors[name].to(chance.choice((torch.bfloat16, torch.float16, torch.float64)))
+
+
+def other_config(tensors: Tensors, config: dict[str, object], chance: random.Random) -> None:
+    key = chance.choice([key for key in CONFIG_KEYS if isinstance(config.get(key), (int, float))])
+    value = config[key]
+    config[key] = (not value) if isinstance(value, bool) else value * chance.choice((2, 3))  # type: ignore[operator]
+
+
+KINDS = (
+    other_training, one_weight, two_layers_swapped, other_name, missing, one_more, other_shape, other_dtype,
+    other_config,
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_thousand_wrong_bases_are_refused(tmp_path: Path) -> None:
+    good = tiny_llama_folder(tmp_path / "llama")
+    small = {"limit": 8, "validation_limit": 4}
+    run = train.run(tiny_recipe(good, tmp_path / "run", data=small, train={"epochs": 1}), quiet=True)
+    assert run.last is not None
+    config = json.loads((good / "config.json").read_text(encoding="utf-8"))
+    assert sum(isinstance(config.get(key), (int, float)) for key in CONFIG_KEYS) > 4
+    tensors, metadata = files.read_tensors(good / "model.safetensors")
+
+    wrong, out = tmp_path / "wrong", tmp_path / "out"
+    wrong.mkdir()
+    refused: Counter[str] = Counter()
+    for seed in range(BASES):
+        chance, kind = random.Random(seed), KINDS[seed % len(KINDS)]
+        changed, settings = {name: tensor.clone() for name, tensor in tensors.items()}, dict(config)
+        kind(changed, settings, chance)
+        files.write_tensors(wrong / "model.safetensors", changed, metadata)
+        (wrong / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+        with pytest.raises(ModelError, match="is not the base that was selected and trained on") as caught:
+            merge.run(run.last, out, base=str(wrong), quiet=True)
+        assert caught.value.exit_code == 4
+        assert len(caught.value.line()) < 600
+        assert not out.exists()
+        refused[kind.__name__.replace("_", " ")] += 1
+    assert sum(refused.values()) == BASES
+    record("wrong bases", {"refused": BASES})
+
+    merge.run(run.last, out, base=str(good), quiet=True)  # the right one is taken
+    assert out.is_dir()
