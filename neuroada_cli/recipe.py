@@ -19,7 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from neuroada_cli import strict_yaml
 from neuroada_cli.errors import RecipeError
 
-PEER_METHODS = ("lora", "dora")  # what the section `peer` is for
+# what the section `peer` is for, and the keys that are not for all of them
+PEER_METHODS = ("lora", "dora", "loreft")
+PEER_KEYS = {"alpha": ("lora", "dora"), "positions": ("loreft",)}
 Valid = TypeVar("Valid", bound=BaseModel)
 
 
@@ -158,9 +160,14 @@ class TrainSection(Section):
 
 
 class PeerSection(Section):
-    rank: int = Field(8, ge=1, description="Rank of the adapters (lora, dora).")
-    alpha: float | None = Field(None, gt=0, description="Their scale is alpha / rank; empty: 2 x rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the adapters.")
+    rank: int = Field(8, ge=1, description="Rank of the adapters or interventions.")
+    alpha: float | None = Field(
+        None, gt=0, description="lora, dora: their scale is alpha / rank; empty: 2 x rank."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Before the adapters; loreft: of edited states.")
+    positions: int = Field(
+        7, ge=1, description="loreft: so many first and so many last positions of the prompt are edited."
+    )
 
 
 class EvalSection(Section):
@@ -183,7 +190,7 @@ class Recipe(Section):
     data: DataSection
     optim: OptimSection = OptimSection()  # type: ignore[call-arg]
     train: TrainSection = TrainSection()  # type: ignore[call-arg]
-    peer: PeerSection | None = Field(None, description="Settings of `train.method: lora` and `dora`.")
+    peer: PeerSection | None = Field(None, description="Settings of `train.method: lora`, `dora`, `loreft`.")
     eval: EvalSection = EvalSection()  # type: ignore[call-arg]
 
     @model_validator(mode="after")
@@ -199,6 +206,12 @@ class Recipe(Section):
             raise ValueError(
                 f"peer goes with train.method {' or '.join(PEER_METHODS)}, not {self.train.method}; remove it"
             )
+        for key, methods in PEER_KEYS.items():
+            given = self.peer is not None and getattr(self.peer, key) != PeerSection.model_fields[key].default
+            if given and self.train.method not in methods:
+                raise ValueError(
+                    f"peer.{key} goes with {' or '.join(methods)}, not {self.train.method}; remove it"
+                )
         if self.train.delta_dtype != "fp32" and self.train.method != "neuroada":
             raise ValueError(f"train.delta_dtype is neuroada's, not {self.train.method}'s; remove it")
         if self.model.quantization is not None and self.train.method != "neuroada":

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from neuroada_cli.delta.linear import is_conv1d
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.methods import METHODS, Method
-from neuroada_cli.methods.peft import CONFIGS, Peft, TrainedByName
+from neuroada_cli.methods.peft import CONFIGS, Peft
+from neuroada_cli.methods.state import TrainedByName
 
 
 class Floor(TrainedByName):

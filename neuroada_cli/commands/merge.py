@@ -31,7 +31,7 @@ from neuroada_cli.delta.quantized import KINDS as QUANTIZED_KINDS
 from neuroada_cli.errors import ModelError, NumericsError, OutputError, RecipeError
 from neuroada_cli.merged_folder import copy_companions, merged_config, model_card
 from neuroada_cli.merging import FoldStats, Merge, Planned, describe_dtype, main_dtype
-from neuroada_cli.methods import ADAPTERS
+from neuroada_cli.methods import ADAPTERS, LoReft
 from neuroada_cli.selecting import share
 
 SMALL_FILES_BYTES = 64 << 20  # room for tokenizer and config in the space check
@@ -76,6 +76,7 @@ def run(
     _refuse_packed(dtype)
     folder = _find_adapter(Path(source))
     adapter = adapters.read_adapter(folder)
+    _refuse_loreft(adapter, folder)
     _refuse_empty(adapter, folder)
     base_folder = _base_folder(adapter, base, trust_remote_code)
     _refuse_overlap(out, folder, base_folder)
@@ -194,6 +195,16 @@ def _refuse_overlap(out: Path, adapter: Path, base: Path) -> None:
             raise OutputError(f"lies inside {what}", str(out), "name a folder elsewhere")
         if here in folder.parents:
             raise OutputError(f"holds {what}", str(out), "name a folder elsewhere")
+
+
+def _refuse_loreft(adapter: Adapter, folder: Path) -> None:
+    if adapter.settings.get("method") == LoReft.name:
+        raise ModelError(
+            "was trained by loreft, which edits states of the prompt and no weight: no plain checkpoint can "
+            "hold that",
+            str(folder),
+            "use it as it is: neuroada eval takes the run folder",
+        )
 
 
 def _refuse_empty(adapter: Adapter, folder: Path) -> None:

@@ -43,12 +43,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a row; labels are per token, or one class number or score for the whole row."""
+    """Token ids of a row; labels are per token, or one class number or score for the whole row.
+
+    prompt  how many of the tokens are prompt; None: all (there is nothing to generate)
+    """
 
     input_ids: list[int]
     labels: list[int] | int | float
     row: int
     type_ids: list[int] | None = None
+    prompt: int | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -67,18 +71,23 @@ class EncodeReport:
 
 @dataclass(frozen=True)
 class Batch:
-    """tokens, attention int64 [B, S], right-padded; labels int64 [B, S], or [B] (int64 or fp32)."""
+    """tokens, attention int64 [B, S], right-padded; labels int64 [B, S], or [B] (int64 or fp32).
+
+    prompts_B  int64: tokens of each row's prompt; None: all of a row is prompt
+    """
 
     tokens_BS: Tensor
     attention_BS: Tensor
     labels_BS: Tensor
     rows: list[int]
     types_BS: Tensor | None = None
+    prompts_B: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         types_BS = None if self.types_BS is None else self.types_BS.to(device)
+        prompts_B = None if self.prompts_B is None else self.prompts_B.to(device)
         moved = (self.tokens_BS.to(device), self.attention_BS.to(device), self.labels_BS.to(device))
-        return Batch(*moved, self.rows, types_BS)
+        return Batch(*moved, self.rows, types_BS, prompts_B)
 
 
 def pad_id(tokenizer: Any) -> int:
@@ -162,11 +171,12 @@ def _encode_target(
     ids = token_ids(tokenizer, example.prompt + example.target)
     if ids[-1:] != [tokenizer.eos_token_id]:
         ids.append(tokenizer.eos_token_id)
-    prompt_length = 0 if loss_on_prompt else len(token_ids(tokenizer, example.prompt))
+    prompt = len(token_ids(tokenizer, example.prompt))
     cut = len(ids) > max_length
     ids = ids[:max_length]
-    labels = [IGNORED] * min(prompt_length, len(ids)) + ids[prompt_length:]
-    return Encoded(ids, labels, example.row), cut
+    unlearnt = 0 if loss_on_prompt else prompt
+    labels = [IGNORED] * min(unlearnt, len(ids)) + ids[unlearnt:]
+    return Encoded(ids, labels, example.row, prompt=min(prompt, len(ids))), cut
 
 
 def _encode_label(example: Example, tokenizer: Any, max_length: int, kind: str) -> tuple[Encoded, bool]:
@@ -217,7 +227,9 @@ def collate(rows: Sequence[Encoded], pad: int) -> Batch:
             types_BS[i, : len(row)] = torch.tensor(row.type_ids)
     if not per_token:
         labels_BS = torch.tensor([row.labels for row in rows])  # int64 classes or fp32 scores, [B]
-    return Batch(tokens_BS, attention_BS, labels_BS, [row.row for row in rows], types_BS)
+    lengths = [row.prompt for row in rows if row.prompt is not None]
+    prompts_B = torch.tensor(lengths) if len(lengths) == len(rows) else None
+    return Batch(tokens_BS, attention_BS, labels_BS, [row.row for row in rows], types_BS, prompts_B)
 
 
 def epoch_order(

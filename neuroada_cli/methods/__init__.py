@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.methods.bitfit import BitFit, Head
 from neuroada_cli.methods.full import Full
+from neuroada_cli.methods.loreft import LoReft
 from neuroada_cli.methods.mask import Mask
 from neuroada_cli.methods.neuroada import NeuroAda
 from neuroada_cli.methods.peft import Lora
@@ -71,10 +72,16 @@ METHODS: dict[str, Callable[..., Method]] = {
     "full": Full,
     "lora": partial(Lora, "lora"),
     "dora": partial(Lora, "dora"),
+    "loreft": LoReft,
     "bitfit": BitFit,
     "head": Head,
 }
-ADAPTERS = ("lora", "dora")  # the methods that add layers of their own, with settings of their own
+# the methods that add layers of their own, with what they take from the recipe's section `peer`
+ADAPTERS: dict[str, tuple[str, ...]] = {
+    "lora": ("rank", "alpha", "dropout"),
+    "dora": ("rank", "alpha", "dropout"),
+    "loreft": ("rank", "dropout", "positions"),
+}
 BY_SELECTION = ("neuroada", "mask")  # the methods that train the chosen connections, and nothing else
 
 
@@ -95,7 +102,8 @@ def build(
     delta_dtype  of neuroada's deltas: "fp32" or "bf16"
     """
     if name in ADAPTERS:
-        return METHODS[name](**(peer or {}), seed=seed)
+        given = {key: value for key, value in (peer or {}).items() if key in ADAPTERS[name]}
+        return METHODS[name](**given, seed=seed)
     return METHODS[name](delta_dtype) if name == NeuroAda.name else METHODS[name]()
 
 
@@ -106,6 +114,7 @@ __all__ = [
     "BitFit",
     "Full",
     "Head",
+    "LoReft",
     "Lora",
     "Mask",
     "Method",

@@ -17,50 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.errors import ResourceError
-from neuroada_cli.methods.state import MethodState, WholeParameters, copy_exactly, same_names
-
-
-class TrainedByName:
-    """What methods share that add or free whole parameters: those that ask for a gradient train."""
-
-    name = "parameters"
-    own_decay = False
-
-    def freeze(self, model: nn.Module) -> None:
-        model.requires_grad_(False)
-
-    def finish(self, model: nn.Module, whole: Sequence[str]) -> None:
-        """Call at the end of `attach`."""
-        self._names = [name for name, p in model.named_parameters() if p.requires_grad]
-        self._whole = WholeParameters(model, whole)
-
-    def _trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        parameters = dict(model.named_parameters())
-        return {name: parameters[name] for name in self._names}
-
-    def parameters(self, model: nn.Module) -> list[nn.Parameter]:
-        return list(self._trained(model).values())
-
-    def whole_parameters(self) -> list[nn.Parameter]:
-        return self._whole.masters()
-
-    def before_step(self, model: nn.Module, decay: float = 0.0) -> None:
-        """Nothing: AdamW does it all."""
-
-    def after_step(self, model: nn.Module) -> None:
-        self._whole.round_down()
-
-    def state(self, model: nn.Module) -> MethodState:
-        trained = {name: parameter.detach() for name, parameter in self._trained(model).items()}
-        return MethodState({}, {**trained, **self._whole.state()})
-
-    @torch.no_grad()
-    def load_state(self, model: nn.Module, state: MethodState) -> None:
-        trained, whole = self._trained(model), self._whole.state()
-        same_names({**trained, **whole}, state.whole)
-        for name, parameter in trained.items():
-            copy_exactly(parameter, state.whole[name], name)
-        self._whole.load_state({name: state.whole[name] for name in whole})
+from neuroada_cli.methods.state import TrainedByName
 
 
 def require_peft(name: str) -> None:

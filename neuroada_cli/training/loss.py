@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from neuroada_cli.data.batch import IGNORED, Batch
 from neuroada_cli.errors import ModelError
+from neuroada_cli.methods.loreft import tell_prompts
 from neuroada_cli.training.linear_cross_entropy import is_frozen_linear, linear_cross_entropy
 
 # (model, batch on the model's device) -> (summed loss: fp32 scalar with a graph, number of targets)
@@ -40,6 +41,7 @@ def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         return torch.zeros((), device=batch.tokens_BS.device), 0
     head = model.get_output_embeddings()  # type: ignore[operator]
     sliced = head is not None and is_frozen_linear(head) and logits_are_final(model, batch.tokens_BS)
+    tell_prompts(model, batch.prompts_B)
     with _only_at(model, wanted_BS, keep=sliced) as hidden:
         output = model(input_ids=batch.tokens_BS, attention_mask=batch.attention_BS, use_cache=False)
     if sliced:

@@ -21,6 +21,7 @@ from neuroada_cli.delta.model import is_linear
 from neuroada_cli.delta.spread import size
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.methods import ADAPTERS, BY_SELECTION, BitFit, check_method
+from neuroada_cli.methods.loreft import LoReft, blocks_of, loreft_parameters
 from neuroada_cli.methods.peft import lora_parameters, require_peft
 from neuroada_cli.recipe import Recipe
 from neuroada_cli.training import run_folder
@@ -95,6 +96,9 @@ def _trainable(
         return sum(size(index_OK) for index_OK in given.indices.values())
     if method in BY_SELECTION:
         return selecting.trainable_count(targets, selecting.spread_of(recipe.select), recipe.seed)
+    if method == LoReft.name:
+        width = skeleton.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
+        return loreft_parameters(recipe.peer.rank if recipe.peer else 8, width, len(blocks_of(targets)))
     if method in ADAPTERS:
         require_peft(method)
         shapes = [selecting.layer_shape(module) for module in targets.values()]

@@ -97,11 +97,12 @@ def after(function: Callable[..., None], then: Callable[..., None]) -> Callable[
     return both
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
-def test_peft_adapters_train_resume_and_merge(
+@pytest.mark.parametrize("method", ["lora", "dora", "loreft"])
+def test_adapters_train_resume_and_merge_or_say_why_not(
     method: str, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("peft")
+    if method != "loreft":
+        pytest.importorskip("peft")
     whole = tiny_recipe(
         model, tmp_path / "run", train={"method": method, "save_every": 2}, peer={"rank": 2, "dropout": 0.1}
     )
@@ -122,6 +123,14 @@ def test_peft_adapters_train_resume_and_merge(
     one, other = (adapter.read_adapter(run.last).whole for run in (done, again) if run.last)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+    if method == "loreft":
+        assert done.trainable == sum(tensor.numel() for tensor in one.values())
+        with pytest.raises(ModelError, match="no plain checkpoint can hold that; use it as it is") as caught:
+            merge.run(done.run_dir, tmp_path / "merged", quiet=True)
+        assert caught.value.exit_code == 4
+        assert not (tmp_path / "merged").exists()
+        assert not torch.equal(logits(done.run_dir), logits(model, dtype="fp32"))
+        return
     assert any(".lora_B." in name and bool(tensor.any()) for name, tensor in one.items())
     out = merge.run(done.run_dir, tmp_path / "merged", quiet=True).out
     torch.testing.assert_close(logits(out, dtype="fp32"), logits(done.run_dir), rtol=1e-4, atol=1e-5)
