@@ -79,16 +79,19 @@ def saves(room: Path, count: int, chance: random.Random) -> Counter[str]:
             _save(folder, step)
             os.write(said, bytes([step]))
 
-    (room / "first").mkdir(parents=True)
     read, write = os.pipe()
-    whole = lasting(functools.partial(act, room / "first", write))
-    os.read(read, SAVES)
+    tries = []
+    for number in range(5):  # the quickest: most kills are to come before the end
+        (room / f"try-{number}").mkdir(parents=True)
+        tries.append(lasting(functools.partial(act, room / f"try-{number}", write)))
+        os.read(read, SAVES)
+    whole = min(tries)
     found: Counter[str] = Counter()
     for number in range(count):
         folder = room / f"case-{number}"
         folder.mkdir()
         pid = forked(functools.partial(act, folder, write))
-        time.sleep(chance.uniform(0, 1.1 * whole))
+        time.sleep(chance.uniform(0, whole))
         os.kill(pid, signal.SIGKILL)
         code = code_of(pid)
         os.write(write, b"\0")

@@ -38,7 +38,7 @@ def test_killed_at_any_moment_what_was_said_to_be_saved_loads(tmp_path: Path) ->
     count = scale(1_000, 10_000)
     found = run("saves", count, tmp_path)
     assert sum(found.values()) == count
-    assert found["recovered"] > count / 2
+    assert found["recovered"] > count / 4
     record("random kills: saving and pruning checkpoints", found)
 
 
