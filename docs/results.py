@@ -78,7 +78,7 @@ def _suite(file: Path) -> list[str]:
     suite, machine = found["suite"], found["machine"]
     done = sum(1 for run in found["runs"] if run["trained"] and not run["failed"])
     options = "".join(f" --set {key}={json.dumps(value)}" for key, value in found["overrides"].items())
-    complete = sum(1 for run in found["runs"] if run.get("scores")) if suite["score"] else done
+    complete = sum(1 for run in found["runs"] if run.get("scores")) if suite["score"] is True else done
     lines = [
         "",
         f"## Suite {suite['name']}",
@@ -111,7 +111,7 @@ def _tuning(found: dict[str, Any]) -> list[str]:
         text = f"`{key}` was chosen among {tried} on validation rows only, with seed "
         text += f"{found['suite']['tune']['seed']}, alike for all"
         for one, other in found["suite"]["untuned"].items():
-            text += f" ({one} takes that of {other})"
+            text += f" ({one} takes that of {other})" if other else f" ({one} keeps its own)"
         if edge:
             text += f". Chosen at an end of that range, so perhaps not the best: {'; '.join(sorted(edge))}"
         lines.append(text + ".")

@@ -79,7 +79,7 @@ def run(
         runner.all(trials, "trial", score=False)
         chosen = {place: _chosen(runner, grid.trials(suite, *place, extra)) for place in grid.places(suite)}
         for variant, other in suite.untuned.items():
-            chosen |= {(label, variant): chosen[label, other] for label in suite.recipes}
+            chosen |= {(label, variant): chosen[label, other] if other else {} for label in suite.recipes}
         todo = [
             grid.cell(suite, label, variant, seed, tuned, extra)
             for (label, variant), tuned in chosen.items()
@@ -87,7 +87,7 @@ def run(
             for seed in suite.seeds
         ]
         try:
-            runner.all(todo, "run", score=suite.score)
+            runner.all(todo, "run", score=suite.score is True)
         finally:  # what is done is shown, even if the rest was stopped
             found = _results(suite, runner, trials, todo, extra)
             files.write_json(out / RESULTS, found)

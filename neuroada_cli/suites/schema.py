@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,9 +32,15 @@ class Suite(Section):
     tune: TuneSection | None = Field(
         None, description="Choose these on validation rows only, alike for every variant and recipe."
     )
-    untuned: dict[str, str] = Field({}, description="Variant -> variant whose tuned values it takes.")
+    untuned: dict[str, str | None] = Field(
+        {}, description="Variant -> variant whose tuned values it takes; null: it keeps its own."
+    )
     seeds: list[int] = Field([0], min_length=1, description="One run per seed; the table shows mean ± sd.")
-    score: bool = Field(True, description="Score the test tasks; false: time and memory only.")
+    score: bool | Literal["validation"] = Field(
+        True,
+        description="Score the test tasks; `validation`: the best value on validation rows instead; "
+        "false: time and memory only.",
+    )
 
     @model_validator(mode="after")
     def _names(self) -> Suite:
@@ -44,7 +50,8 @@ class Suite(Section):
                     f"per_recipe.{label} is not one of recipes; choose {', '.join(self.recipes)}"
                 )
         for label, other in self.untuned.items():
-            if label not in self.variants or other not in self.variants or other in self.untuned:
+            unknown = other is not None and (other not in self.variants or other in self.untuned)
+            if label not in self.variants or unknown:
                 raise ValueError(f"untuned.{label}: {other} does not name two variants, the second one tuned")
         return self
 

@@ -32,6 +32,11 @@ def _runs(found: Found, label: str, variant: str) -> list[dict[str, Any]]:
 def columns(found: Found) -> list[tuple[str, str]]:
     """(recipe label, task) of every score there is, in the order of the suite."""
     seen: dict[tuple[str, str], None] = {}
+    if found["suite"]["score"] == "validation":
+        for label in found["suite"]["recipes"]:
+            runs = [r for variant in found["suite"]["variants"] for r in _runs(found, label, variant)]
+            seen |= {(label, f"validation {run['trained']['metric'] or 'loss'}"): None for run in runs}
+        return list(seen)
     for label in found["suite"]["recipes"]:
         for run in found["runs"]:
             if run["recipe"] == label:
@@ -40,8 +45,10 @@ def columns(found: Found) -> list[tuple[str, str]]:
 
 
 def scores(found: Found, label: str, task: str, variant: str) -> list[float]:
-    """One score per seed, in %."""
+    """One score per seed, in %; of validation rows as it is."""
     runs = _runs(found, label, variant)
+    if found["suite"]["score"] == "validation":
+        return [run["trained"]["best_value"] for run in runs]
     return [100 * run["scores"][task]["score"] for run in runs if run.get("scores")]
 
 
@@ -49,17 +56,26 @@ def rows(found: Found) -> tuple[list[str], list[list[str]]]:
     """(headings, one row per variant). The average is over columns, of the means; its spread over seeds."""
     suite = found["suite"]
     places = columns(found)
+    exact = suite["score"] == "validation"
     heads = [
-        label if sum(p[0] == label for p in places) == 1 else f"{label} {task}" for label, task in places
+        label if sum(p[0] == label for p in places) == 1 and not exact else f"{label} {task}"
+        for label, task in places
     ]
-    heading = ["variant", *heads, *(["average"] if len(places) > 1 else []), "trained", "rows/s", "peak GB"]
+    heading = [
+        "variant",
+        *heads,
+        *(["average"] if len(places) > 1 and not exact else []),
+        "trained",
+        "rows/s",
+        "peak GB",
+    ]
     if suite["tune"]:
         heading.append("tuned")
     lines = []
     for variant in suite["variants"]:
         by_place = [scores(found, label, task, variant) for label, task in places]
-        line = [variant, *(_shown(values) for values in by_place)]
-        if len(places) > 1:
+        line = [variant, *(_shown(values, 4 if exact else 1) for values in by_place)]
+        if len(places) > 1 and not exact:
             complete = all(by_place) and len({len(values) for values in by_place}) == 1
             line.append(
                 _shown([statistics.fmean(v) for v in zip(*by_place, strict=True)]) if complete else "–"
@@ -79,11 +95,11 @@ def rows(found: Found) -> tuple[list[str], list[list[str]]]:
     return heading, lines
 
 
-def _shown(values: Sequence[float]) -> str:
+def _shown(values: Sequence[float], digits: int = 1) -> str:
     if not values:
         return "–"
     mean, deviation = spread(values)
-    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+    return f"{mean:.{digits}f}" if deviation is None else f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
 def _range(values: Sequence[float], form: str, unit: str = "") -> str:
@@ -138,7 +154,11 @@ def draw(found: Found, path: Path) -> None:
             axis.scatter(peaks, [t["rows_per_second"] for t in trained], color=colour, label=variant, s=60)
     if places:
         axis.set_xticks(range(len(places)), [f"{a}\n{b}" if a.lower() != b else a for a, b in places])
-        axis.set_ylabel("score (%)")
+        if found["suite"]["score"] == "validation":
+            axis.set_ylabel("best value on validation rows")
+            _zoom(axis, found)
+        else:
+            axis.set_ylabel("score (%)")
     else:
         axis.set_xlabel("peak memory (GB)")
         axis.set_ylabel("rows per second")
@@ -162,3 +182,13 @@ def _bars(axis: Any, found: Found, variant: str, number: int, count: int, colour
             heights.append(mean)
             errors.append(deviation or 0.0)
     axis.bar(at, heights, width, yerr=errors, color=colour, label=variant, capsize=2)
+
+
+def _zoom(axis: Any, found: Found) -> None:
+    """Losses lie close together and far from zero: the axis shows their range, and says so by its ticks."""
+    suite = found["suite"]
+    values = [
+        v for place in columns(found) for variant in suite["variants"] for v in scores(found, *place, variant)
+    ]
+    room = 0.15 * (max(values) - min(values)) or 0.1
+    axis.set_ylim(min(values) - room, max(values) + room)

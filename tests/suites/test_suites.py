@@ -111,6 +111,22 @@ def test_a_suite_tunes_on_validation_reuses_and_shows(tmp_path: Path, recipe: Pa
     assert files == {file: file.stat().st_mtime_ns for file in out.rglob("*.json") if "cells" in file.parts}
 
 
+def test_a_suite_may_show_validation_values_instead_of_scores(tmp_path: Path, recipe: Path) -> None:
+    suite = load_suite(suite_file(tmp_path, recipe, score="validation", untuned={"K=2": None}))
+    found = runner.run(suite, tmp_path / "out")
+    heading, lines = tables.rows(found)
+    assert heading[:2] == ["variant", "dates validation loss"]
+    for line in lines:
+        values = [r["trained"]["best_value"] for r in found["runs"] if r["variant"] == line[0]]
+        mean, deviation = tables.spread(values)
+        assert line[1] == f"{mean:.4f} ± {deviation:.4f}"
+        assert not any(run.get("scores") for run in found["runs"])
+    assert {run["variant"] for run in found["trials"]} == {"K=1"}
+    assert {run["variant"]: bool(run["tuned"]) for run in found["runs"]} == {"K=1": True, "K=2": False}
+    tables.draw(found, tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").stat().st_size > 1_000
+
+
 def test_a_cell_equals_the_commands_run_by_hand(tmp_path: Path, recipe: Path) -> None:
     from neuroada_cli.commands import train
 
