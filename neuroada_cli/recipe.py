@@ -134,8 +134,8 @@ class OptimSection(Section):
 class TrainSection(Section):
     method: str = Field(
         "neuroada",
-        description="What trains: neuroada, mask, full, lora and dora (need peft), bitfit (all biases), head "
-        "(only a fresh head, the control).",
+        description="What trains: neuroada, mask, full, lora and dora (need peft), loreft, bitfit (all "
+        "biases), head (only a fresh head, the control).",
     )
     delta_dtype: Literal["fp32", "bf16"] = Field(
         "fp32", description="Type of neuroada's deltas and their optimizer state (published code: bf16)."
@@ -147,6 +147,9 @@ class TrainSection(Section):
         None, ge=1, description="Rows per forward pass; empty: the whole batch at once."
     )
     group_by_length: bool = Field(True, description="Put rows of similar length into one batch.")
+    packing: bool = Field(
+        False, description="Lay the rows of a micro-batch behind each other, without padding; same loss."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations; less memory, more time.")
     train_bias: bool = Field(False, description="Also train the biases of the adapted layers.")
     eval_every: int | None = Field(
@@ -206,6 +209,8 @@ class Recipe(Section):
             raise ValueError(
                 f"peer goes with train.method {' or '.join(PEER_METHODS)}, not {self.train.method}; remove it"
             )
+        if self.train.packing and self.train.method == "loreft":
+            raise ValueError("train.packing has no prompt per row for train.method=loreft to edit; remove it")
         for key, methods in PEER_KEYS.items():
             given = self.peer is not None and getattr(self.peer, key) != PeerSection.model_fields[key].default
             if given and self.train.method not in methods:

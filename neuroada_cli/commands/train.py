@@ -33,6 +33,7 @@ from neuroada_cli.training import plan as plans
 from neuroada_cli.training import run_folder
 from neuroada_cli.training.checkpoint import RunCheckpoints, check_unchanged, newest_complete
 from neuroada_cli.training.loop import Progress, train
+from neuroada_cli.training.loss import check_packing
 from neuroada_cli.training.preflight import Checked, check, loop_settings
 
 
@@ -129,6 +130,8 @@ def _train(checked: Checked, source: Path | None, console: Console) -> TrainResu
     selection = _selection(checked, source, console)
     model, method, trainable = _attached(checked, selection)
     data = checked.rows.data
+    if recipe.train.packing:
+        check_packing(model, data.train)
     if data.kind != "generation":
         data = dataclasses.replace(data, pad_id=align_padding(model, checked.tokenizer))
     if source is None:

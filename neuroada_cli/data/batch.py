@@ -9,7 +9,7 @@ itself only to find how many tokens of the whole it is, and those are not learnt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -73,7 +73,8 @@ class EncodeReport:
 class Batch:
     """tokens, attention int64 [B, S], right-padded; labels int64 [B, S], or [B] (int64 or fp32).
 
-    prompts_B  int64: tokens of each row's prompt; None: all of a row is prompt
+    prompts_B     int64: tokens of each row's prompt; None: all of a row is prompt
+    positions_BS  int64: of a packed batch, where all rows lie in one (B = 1): each token's place in its own
     """
 
     tokens_BS: Tensor
@@ -82,12 +83,11 @@ class Batch:
     rows: list[int]
     types_BS: Tensor | None = None
     prompts_B: Tensor | None = None
+    positions_BS: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        types_BS = None if self.types_BS is None else self.types_BS.to(device)
-        prompts_B = None if self.prompts_B is None else self.prompts_B.to(device)
-        moved = (self.tokens_BS.to(device), self.attention_BS.to(device), self.labels_BS.to(device))
-        return Batch(*moved, self.rows, types_BS, prompts_B)
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
 
 def pad_id(tokenizer: Any) -> int:
@@ -230,6 +230,25 @@ def collate(rows: Sequence[Encoded], pad: int) -> Batch:
     lengths = [row.prompt for row in rows if row.prompt is not None]
     prompts_B = torch.tensor(lengths) if len(lengths) == len(rows) else None
     return Batch(tokens_BS, attention_BS, labels_BS, [row.row for row in rows], types_BS, prompts_B)
+
+
+def pack(rows: Sequence[Encoded]) -> Batch:
+    """Rows of tokens one behind the other, without padding: [1, sum of lengths].
+
+    Positions start anew with every row; by them a model keeps the rows apart. The first token of a row is
+    never a target, since what stands before it belongs to another row.
+    """
+    tokens = [token for row in rows for token in row.input_ids]
+    positions = [position for row in rows for position in range(len(row))]
+    labels = [label for row in rows if isinstance(row.labels, list) for label in [IGNORED, *row.labels[1:]]]
+    tokens_BS = torch.tensor([tokens])
+    return Batch(
+        tokens_BS,
+        torch.ones_like(tokens_BS),
+        torch.tensor([labels]),
+        [row.row for row in rows],
+        positions_BS=torch.tensor([positions]),
+    )
 
 
 def epoch_order(

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli.data.batch import Batch, Encoded, collate, epoch_order
+from neuroada_cli.data.batch import Batch, Encoded, collate, epoch_order, pack
 from neuroada_cli.errors import ResourceError, Stopped
 from neuroada_cli.methods import Method
 from neuroada_cli.training.frozen import FrozenWatch
@@ -38,6 +38,7 @@ class Settings:
     batch_size: int = 16
     micro_batch_size: int | None = None
     group_by_length: bool = True
+    packing: bool = False
     gradient_checkpointing: bool = False
     eval_every: int | None = None
     save_every: int | None = None
@@ -191,11 +192,14 @@ class Schedule:
         rows = sorted(self._data.validation, key=len, reverse=True)
         size = self._settings.micro_batch_size or self._settings.batch_size
         for start in range(0, len(rows), size):
-            yield collate(rows[start : start + size], self._data.pad_id)
+            yield self._batch(rows[start : start + size])
 
     def _collated(self, rows: list[Encoded]) -> list[Batch]:
         size = self._settings.micro_batch_size or len(rows)
-        return [collate(rows[i : i + size], self._data.pad_id) for i in range(0, len(rows), size)]
+        return [self._batch(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+    def _batch(self, rows: Sequence[Encoded]) -> Batch:
+        return pack(rows) if self._settings.packing else collate(rows, self._data.pad_id)
 
     def lr_factor(self, step: int) -> float:
         optim = self._settings.optim

@@ -5,15 +5,17 @@ B = rows, S = sequence length, N = targets, H = hidden size, V = vocabulary, C =
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuroada_cli.data.batch import IGNORED, Batch
+from neuroada_cli.data.batch import IGNORED, Batch, Encoded, pack
 from neuroada_cli.errors import ModelError
 from neuroada_cli.methods.loreft import tell_prompts
 from neuroada_cli.training.linear_cross_entropy import is_frozen_linear, linear_cross_entropy
@@ -43,11 +45,58 @@ def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     sliced = head is not None and is_frozen_linear(head) and logits_are_final(model, batch.tokens_BS)
     tell_prompts(model, batch.prompts_B)
     with _only_at(model, wanted_BS, keep=sliced) as hidden:
-        output = model(input_ids=batch.tokens_BS, attention_mask=batch.attention_BS, use_cache=False)
+        output = model(input_ids=batch.tokens_BS, use_cache=False, **_order(batch))
     if sliced:
         return linear_cross_entropy(hidden[0], head, targets_N), len(targets_N)
     logits_NV = output.logits[0]
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum"), len(targets_N)
+
+
+def _order(batch: Batch) -> dict[str, Tensor | None]:
+    """What tells a model which tokens see each other. Packed rows are told apart by their positions, which
+    transformers looks at only where no mask is given.
+    """
+    if batch.positions_BS is None:
+        return {"attention_mask": batch.attention_BS}
+    return {"attention_mask": None, "position_ids": batch.positions_BS}
+
+
+@torch.no_grad()
+def check_packing(model: nn.Module, rows: Sequence[Encoded]) -> None:
+    """Tries the model once on two packed rows and on each by itself.
+
+    Raises ModelError when the logits differ by more than rounding: then a row sees the one before it.
+    """
+    short = [replace(row, input_ids=row.input_ids[:TRIED_TOKENS], labels=[]) for row in rows[:2]]
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ModelError(
+            "takes no position_ids, so packed rows cannot be kept apart", type(model).__name__, NO_PACKING
+        )
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        batch = pack(short + short).to(device)
+        packed_SV = model(input_ids=batch.tokens_BS, use_cache=False, **_order(batch)).logits[0].float()
+        alone = [
+            model(input_ids=torch.tensor([r.input_ids], device=device), use_cache=False).logits[0]
+            for r in short
+        ]
+    finally:
+        model.train(training)
+    alone_SV = torch.cat(alone + alone).float()
+    apart = float((packed_SV - alone_SV).abs().max() / alone_SV.std())
+    if not apart < PACKED_TOLERANCE[next(model.parameters()).dtype]:
+        raise ModelError(
+            f"does not keep packed rows apart: logits differ by {apart:.2g} of their spread",
+            type(model).__name__,
+            NO_PACKING,
+        )
+
+
+TRIED_TOKENS = 32
+PACKED_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}  # of the logits' spread
+NO_PACKING = "set train.packing: false"
 
 
 def logits_are_final(model: nn.Module, tokens_BS: Tensor) -> bool:

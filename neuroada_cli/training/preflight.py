@@ -58,6 +58,8 @@ def check(recipe: Recipe, overwrite: bool) -> Checked:
         raise RecipeError(f"device={device}, but this machine has no CUDA device", fix="set device: cpu")
     task = get_task(recipe.data.task)
     get_protocol(recipe.data.protocol)
+    if recipe.train.packing and task.kind != "generation":
+        raise RecipeError(f"train.packing is for tasks that generate, not {task.name}", fix="remove it")
     check_method(recipe.train.method)
     model = recipe.model
     folder = hub.resolve_model(model.path, model.revision, model.trust_remote_code)

@@ -246,12 +246,17 @@ def test_dry_run_writes_nothing_and_reads_no_weights(
 # Stop and go on
 
 
-@pytest.mark.parametrize("method", ["neuroada", "mask", "full"])
+@pytest.mark.parametrize(
+    ("method", "packing"), [("neuroada", False), ("neuroada", True), ("mask", False), ("full", False)]
+)
 def test_resume_at_every_step_is_exact(
-    method: str, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, packing: bool, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dropout, accumulation, length grouping, warmup, an evaluation in between; stopped by real signals."""
-    sections = {"train": {"method": method, "keep": 100}, "optim": {"weight_decay": 0.1, "lr": 1e-3}}
+    sections = {
+        "train": {"method": method, "keep": 100, "packing": packing},
+        "optim": {"weight_decay": 0.1, "lr": 1e-3},
+    }
     whole = go(tiny_recipe(llama_folder, tmp_path / "whole", **sections))
     assert len({loss for _, loss, _ in losses(whole.run_dir)}) == STEPS + 2
     every = range(1, STEPS + 1) if method == "neuroada" else (1, 6, 7)
