@@ -22,7 +22,7 @@ from neuroada_cli.adapter import Selection
 from neuroada_cli.data.batch import Batch, align_padding
 from neuroada_cli.data.task import Task
 from neuroada_cli.delta.selection import DATA_CRITERIA, choose_by
-from neuroada_cli.delta.spread import Pool, Spread, by_counts, tile_means, tiles_of
+from neuroada_cli.delta.spread import Spread, by_counts, tile_means
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.recipe import Recipe
 from neuroada_cli.selecting import LayerChoice, neurons_as_rows
@@ -105,23 +105,32 @@ def select_by_data(
     model.eval().requires_grad_(False)
     evidence = _inputs if criterion == "activation" else _gradients
     indices: dict[str, Tensor] = {}
-    total = sum(int(count_O.sum()) for count_O in count_by_layer.values())
-    pool = Pool(tiles_of(total, spread.tile)) if spread.tile is not None else None
+    competing = selecting.pools(spread, count_by_layer)
+
+    def tell(name: str, weight_OI: Tensor) -> None:
+        if on_layer is not None:
+            size = weight_OI.numel() * weight_OI.element_size()
+            on_layer(selecting.describe(name, weight_OI.cpu(), indices[name], size))
+
     for name, measured in evidence(model, modules, batches, kind, budget):
         weight_OI = neurons_as_rows(_weight(modules[name]).detach(), modules[name])
         try:
-            if pool is not None and spread.tile is not None:
-                pool.add(name, tile_means(DATA_CRITERIA[criterion](weight_OI, measured), spread.tile))
+            if name in competing:
+                score_OI = DATA_CRITERIA[criterion](weight_OI, measured)
+                competing[name].add(
+                    name, score_OI if spread.tile is None else tile_means(score_OI, spread.tile)
+                )
                 continue
-            index_OK = _by_counts(weight_OI, count_by_layer[name], criterion, measured)
+            indices[name] = _by_counts(weight_OI, count_by_layer[name], criterion, measured)
         except ValueError as error:
             raise NumericsError(f"{name}: {error} in calibration", fix="set model.dtype: fp32") from None
-        indices[name] = index_OK
-        if on_layer is not None:
-            size = weight_OI.numel() * weight_OI.element_size()
-            on_layer(selecting.describe(name, weight_OI.cpu(), index_OK, size))
-    if pool is not None and spread.tile is not None:
-        indices = selecting.as_whole_tiles(pool.indices(), spread.tile, modules)
+        tell(name, weight_OI)
+    for pool in dict.fromkeys(competing.values()):
+        indices |= pool.indices()
+    if spread.tile is not None:
+        indices = selecting.as_whole_tiles(indices, spread.tile, modules)
+    for name in indices if competing else ():
+        tell(name, neurons_as_rows(_weight(modules[name]).detach(), modules[name]))
     model.train(was_training)
     chosen = {name: indices[name] for name in targets if name in indices}
     return selecting.as_selection(chosen, selecting.label(criterion, spread), folder, model)

@@ -90,10 +90,6 @@ class SelectSection(Section):
             raise ValueError(
                 "select.tile chooses in the whole model; remove select.coverage and select.neurons"
             )
-        if self.coverage != "neuron" and self.criterion in ("gradient", "snip", "activation"):
-            raise ValueError(
-                f"select.coverage={self.coverage} does not go with criterion {self.criterion}; choose neuron"
-            )
 
 
 class DataSection(Section):

@@ -157,7 +157,7 @@ def select_indices(
     check_criterion(criterion)
     spread = spread or Spread(k)
     count_by_layer = connections(targets, spread, seed)
-    pools = _pools(spread, count_by_layer)
+    competing = pools(spread, count_by_layer)
     weights = hub.open_weights(folder)
     stored = {name: _stored(weights, skeleton, name) for name in targets}
     indices: dict[str, Tensor] = {}
@@ -168,20 +168,22 @@ def select_indices(
             weight_OI = round_trip(weight_OI, quantization, dtype)
         generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
         try:
-            if name in pools:
+            if name in competing:
                 score_OI = score(weight_OI, criterion, generator, rank)
-                pools[name].add(name, score_OI if spread.tile is None else tile_means(score_OI, spread.tile))
+                competing[name].add(
+                    name, score_OI if spread.tile is None else tile_means(score_OI, spread.tile)
+                )
                 continue
             indices[name] = _chosen(weight_OI, count_by_layer[name], criterion, generator, rank)
         except ValueError as error:
             raise ModelError(f"{name}: {error}", str(weights.info(stored[name]).file)) from None
         if on_layer is not None:
             on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
-    for pool in dict.fromkeys(pools.values()):
+    for pool in dict.fromkeys(competing.values()):
         indices |= pool.indices()
     if spread.tile is not None:
         indices = as_whole_tiles(indices, spread.tile, targets)
-    if pools and on_layer is not None:
+    if competing and on_layer is not None:
         for name in indices:
             weight_OI = neurons_as_rows(weights.tensor(stored[name]), targets[name])
             on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
@@ -218,7 +220,7 @@ def as_whole_tiles(
     }
 
 
-def _pools(spread: Spread, count_by_layer: Mapping[str, Tensor]) -> dict[str, Pool]:
+def pools(spread: Spread, count_by_layer: Mapping[str, Tensor]) -> dict[str, Pool]:
     """Layer -> the pool it competes in; empty where every neuron has its own."""
     if spread.tile is not None:
         total = sum(int(count_O.sum()) for count_O in count_by_layer.values())
@@ -235,8 +237,8 @@ def _pools(spread: Spread, count_by_layer: Mapping[str, Tensor]) -> dict[str, Po
     totals: dict[object, int] = {}
     for name, count_O in count_by_layer.items():
         totals[group(name)] = totals.get(group(name), 0) + int(count_O.sum())
-    pools = {key: Pool(total) for key, total in totals.items()}
-    return {name: pools[group(name)] for name in count_by_layer}
+    by_group = {key: Pool(total) for key, total in totals.items()}
+    return {name: by_group[group(name)] for name in count_by_layer}
 
 
 def label(criterion: str, spread: Spread) -> str:

@@ -15,6 +15,7 @@ from neuroada_cli.commands import select, train
 from neuroada_cli.data.batch import IGNORED, Batch
 from neuroada_cli.delta.model import find_targets
 from neuroada_cli.delta.selection import CRITERIA, DATA_CRITERIA, choose, low_rank, top_k_stable
+from neuroada_cli.delta.spread import Spread
 from neuroada_cli.errors import NumericsError, RecipeError
 from neuroada_cli.selecting import LayerChoice, neurons_as_rows
 from neuroada_cli.training.loss import LOSSES
@@ -101,6 +102,41 @@ def test_equals_the_dense_way_however_the_layers_are_grouped(name: str, criterio
     assert chosen.criterion == criterion
     assert all(torch.equal(before[n], p) for n, p in model.named_parameters()), "no weight moves"
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("coverage", ["matrix", "block", "model"])
+@pytest.mark.parametrize("criterion", DATA_CRITERIA)
+def test_weights_of_a_matrix_block_or_model_compete_by_the_dense_score(coverage: str, criterion: str) -> None:
+    model = pico_llama().eval()
+    names = list(find_targets(model, ["all-linear"], ["lm_head"]))
+    grads, norms = dense_evidence(model, names, "generation")
+    told: list[LayerChoice] = []
+    chosen = calibrating.select_by_data(
+        Path("nowhere"), model, names, K, criterion, batches("generation"), "generation", told.append, 1,
+        Spread(K, coverage),  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert {choice.module for choice in told} == set(names)
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        key = {"matrix": name, "block": name.split(".")[2], "model": ""}[coverage]
+        groups.setdefault(key, []).append(name)
+    for members in groups.values():
+        taken, left, total = [], [], 0
+        for name in members:
+            weight_OI = model.get_submodule(name).weight.detach()
+            score_OI = {
+                "gradient": grads[name].abs(),
+                "snip": (weight_OI * grads[name]).abs(),
+                "activation": weight_OI.abs() * norms[name],
+            }[criterion]
+            mask_OI = torch.zeros_like(score_OI, dtype=torch.bool)
+            for row, columns in enumerate(chosen.indices[name].tolist()):
+                mask_OI[row, [column for column in columns if column >= 0]] = True
+            taken.append(score_OI[mask_OI])
+            left.append(score_OI[~mask_OI])
+            total += K * len(weight_OI)
+        assert len(torch.cat(taken)) == total
+        assert torch.cat(taken).min() >= torch.cat(left).max() * (1 - 1e-4)
 
 
 def test_only_a_group_of_layers_ever_asks_for_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

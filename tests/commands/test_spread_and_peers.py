@@ -80,7 +80,7 @@ def test_a_model_wide_choice_is_the_largest_weights_of_the_model(tmp_path: Path,
     [
         ({"k_per": {"gate": 1}}, "k_per.gate matches no adapted layer"),
         ({"budget": 10, "neurons": 0.5}, "select.budget spreads evenly"),
-        ({"coverage": "model", "criterion": "snip"}, "coverage=model does not go with criterion snip"),
+        ({"coverage": "model", "tile": 8}, "select.tile chooses in the whole model"),
     ],
 )
 def test_what_does_not_go_together_is_said_before_anything_runs(changes, message, tmp_path, model) -> None:
