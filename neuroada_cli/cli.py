@@ -388,7 +388,10 @@ def main(args: list[str] | None = None) -> None:
     given = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in given
     try:
-        code = app([word for word in given if word != "--debug"], prog_name="neuroada", standalone_mode=False)
+        with failures.terminable():
+            code = app(
+                [word for word in given if word != "--debug"], prog_name="neuroada", standalone_mode=False
+            )
         sys.stdout.flush()  # a reader that has gone is noticed here, not at the interpreter's end
     except BaseException as error:
         code = failures.report(error, debug)

@@ -74,6 +74,10 @@ class PeerError(UserError):
     exit_code = 8
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where nothing else handles it: unwinds like Ctrl-C, so that temporaries go (exit 143)."""
+
+
 class Stopped(UserError):
     """Stopped by a signal after everything was saved (exit 130 for SIGINT, 143 for SIGTERM)."""
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
-from neuroada_cli.errors import UserError
+from neuroada_cli.errors import Terminated, UserError
 
 USAGE = 2
 RESOURCES = 6
 BUG = 70
 INTERRUPTED = 130
+TERMINATED = 143
 # What the machine refused, rather than what we did wrong.
 RESOURCE_ERRNOS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM,
@@ -21,6 +27,26 @@ RESOURCE_ERRNOS = frozenset(
 LESS_MEMORY = (
     "lower train.micro_batch_size, data.max_length or eval.batch_size, or set train.gradient_checkpointing"
 )
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, SIGTERM raises Terminated in the main thread, unless it is ignored or handled already."""
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if ours:
+        signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def report(error: BaseException, debug: bool = False) -> int:
@@ -47,7 +73,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, UserError):
         return f"error: {error.line()}", error.exit_code
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        return "stopped", INTERRUPTED
+        return "stopped", TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "neuroada"

@@ -18,7 +18,7 @@ from neuroada_cli import __version__, adapted, files
 from neuroada_cli.adapter import find_adapter
 from neuroada_cli.data.task import Protocol, Task
 from neuroada_cli.data.tasks import expand, get_protocol, get_task, scored_tasks
-from neuroada_cli.errors import DataError, RecipeError, Stopped
+from neuroada_cli.errors import DataError, RecipeError, Stopped, Terminated
 from neuroada_cli.evaluation import display, metrics
 from neuroada_cli.evaluation.foreign import score_file
 from neuroada_cli.evaluation.records import About, Records
@@ -285,7 +285,8 @@ def _score(
 def _stoppable() -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
         raise Stopped(
-            signal.SIGINT, "stopped; the rows done so far are kept", "start it again to go on from there"
+            number, "stopped; the rows done so far are kept", "start it again to go on from there"
         ) from None

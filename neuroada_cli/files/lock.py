@@ -23,15 +23,15 @@ class Lock:
     """Hold `folder` (made if missing) for the time of a `with` block.
 
     The kernel drops the lock when its holder dies, however it dies; then its file stays, says who was last,
-    and is no obstacle. A holder that ends well takes the file away, and the folder too if it made it and
-    nothing came to lie in it.
+    and is no obstacle. A holder that ends well takes the file away, and the folders that it made where
+    nothing came to lie in them.
     Raises OutputError naming process and host when another process holds it, ResourceError for the disk.
     """
 
     def __init__(self, folder: str | os.PathLike[str], name: str = LOCK) -> None:
         self.folder, self.name = Path(folder), name
         self.held = self.folder  # what a refusal names
-        self._made = False
+        self._made: list[Path] = []
         self._descriptor: int | None = None
 
     @classmethod
@@ -44,7 +44,7 @@ class Lock:
 
     def __enter__(self) -> Lock:
         with explained(self.held):
-            self._made = not self.folder.is_dir()
+            self._made = [path for path in (self.folder, *self.folder.parents) if not path.is_dir()]
             self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._descriptor = self._acquired()
@@ -105,9 +105,9 @@ class Lock:
             return False
 
     def _forget_folder(self) -> None:
-        if self._made:
-            with suppress(OSError):  # not empty
-                self.folder.rmdir()
+        with suppress(OSError):  # not empty
+            for folder in self._made:
+                folder.rmdir()
 
 
 def _holder(descriptor: int) -> str:

@@ -79,7 +79,8 @@ JOBS = ("train", "select", "select --out", "merge", "eval")
 def ended(act: Callable[[], object]) -> int:
     """How the command line would end."""
     try:
-        act()
+        with failures.terminable():
+            act()
     except BaseException as error:
         return failures.report(error)
     return 0
@@ -142,6 +143,21 @@ def test_a_killed_one_is_no_obstacle_and_nothing_of_it_stays(
     job.act()
     job.whole()
     assert not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", [name for name in JOBS if name != "train"])  # which saves a checkpoint
+def test_a_signal_leaves_everything_as_it_was(
+    jobs: dict[str, Job], name: str, number: int, tmp_path: Path
+) -> None:
+    before = tree(tmp_path)
+    with stopped_in_the_middle(jobs[name]) as pid:
+        os.kill(pid, number)
+        os.kill(pid, signal.SIGCONT)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + number
+    assert tree(tmp_path) == before
+    jobs[name].act()
+    jobs[name].whole()
 
 
 def test_a_selection_does_not_change_under_a_training(jobs: dict[str, Job]) -> None:
