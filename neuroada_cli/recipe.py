@@ -136,6 +136,9 @@ class TrainSection(Section):
     delta_dtype: Literal["fp32", "bf16"] = Field(
         "fp32", description="Type of neuroada's deltas and their optimizer state (published code: bf16)."
     )
+    reselect_every: int | None = Field(
+        None, ge=1, description="Choose the connections anew every N steps; what was learnt stays."
+    )
     epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps.")
     batch_size: int = Field(16, ge=1, description="Rows per optimizer step.")
@@ -205,6 +208,8 @@ class Recipe(Section):
             raise ValueError(
                 f"peer goes with train.method {' or '.join(PEER_METHODS)}, not {self.train.method}; remove it"
             )
+        if self.train.reselect_every is not None:
+            self._check_reselection()
         if self.train.packing and self.train.method == "loreft":
             raise ValueError("train.packing has no prompt per row for train.method=loreft to edit; remove it")
         for key, methods in PEER_KEYS.items():
@@ -230,6 +235,22 @@ class Recipe(Section):
         if self.data.format is not None and self.data.task != "instruct":
             raise ValueError("data.format goes with data.task: instruct; remove it")
         return self
+
+    def _check_reselection(self) -> None:
+        section = self.select
+        for wrong, why in (
+            (self.train.method != "neuroada", f"is neuroada's, not {self.train.method}'s"),
+            (self.model.quantization is not None, "does not go with model.quantization"),
+            (section.criterion not in ("magnitude", "lift", "reverse"), "goes with magnitude, lift, reverse"),
+            (section.file is not None, "does not go with select.file"),
+            (
+                section.coverage != "neuron" or section.neurons < 1 or bool(section.k_per)
+                or section.budget is not None or section.tile is not None,
+                "goes with the same k for every neuron",
+            ),
+        ):  # fmt: skip
+            if wrong:
+                raise ValueError(f"train.reselect_every {why}; remove one of the two")
 
     @property
     def run_path(self) -> Path:

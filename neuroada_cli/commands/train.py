@@ -10,6 +10,7 @@ import dataclasses
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from neuroada_cli.adapter import Adapter, Selection
 from neuroada_cli.allocator import keeping_freed_memory
 from neuroada_cli.data.batch import align_padding
 from neuroada_cli.data.tasks import get_protocol
-from neuroada_cli.delta.selection import DATA_CRITERIA
+from neuroada_cli.delta.reselection import Choose
+from neuroada_cli.delta.selection import DATA_CRITERIA, choose
 from neuroada_cli.delta.spread import size
 from neuroada_cli.errors import RecipeError, ResourceError, UserError
 from neuroada_cli.methods import BY_SELECTION, Method, MethodState, build
@@ -155,7 +157,7 @@ def _train(checked: Checked, source: Path | None, console: Console) -> TrainResu
         keeping = keeping_freed_memory() if checked.device == "cpu" else contextlib.nullcontext()
         with keeping, LiveReport(log, device, console) as report:
             settings = loop_settings(recipe)
-            progress = train(model, method, data, settings, checkpoints, report, indices)
+            progress = train(model, method, data, settings, checkpoints, report, indices, _choose(recipe))
     except UserError:
         with contextlib.suppress(UserError):  # the picture matters less than what went wrong
             _draw(recipe, run_dir)
@@ -216,7 +218,13 @@ def _attached(checked: Checked, selection: Selection) -> tuple[nn.Module, Method
     )
     model, method = (
         loaded.model,
-        build(recipe.train.method, _peer(recipe), recipe.seed, recipe.train.delta_dtype),
+        build(
+            recipe.train.method,
+            _peer(recipe),
+            recipe.seed,
+            recipe.train.delta_dtype,
+            recipe.train.reselect_every is not None,
+        ),
     )
     for name in selection.indices:
         if f"{name}.weight" in loaded.fresh:
@@ -233,9 +241,17 @@ def _attached(checked: Checked, selection: Selection) -> tuple[nn.Module, Method
             f"the model {error}", f"train.method={recipe.train.method}", "choose another method"
         ) from None
     adapted = sum(parameter.numel() for parameter in method.parameters(model))
-    if recipe.train.method in BY_SELECTION:
+    if recipe.train.reselect_every is not None:  # a resumed selection holds what rests, too
+        adapted = checked.plan.trainable
+    elif recipe.train.method in BY_SELECTION:
         adapted = sum(size(index_OK) for index_OK in selection.indices.values())
     return model, method, adapted + sum(parameter.numel() for parameter in method.whole_parameters())
+
+
+def _choose(recipe: Recipe) -> Choose:
+    """The recipe's choice, of weights as they are during training."""
+    section = recipe.select
+    return partial(choose, k=section.k, criterion=section.criterion, rank=section.lift_rank)
 
 
 def _peer(recipe: Recipe) -> dict[str, Any] | None:
@@ -253,6 +269,9 @@ def _begin(recipe: Recipe, run_dir: Path, selection: Selection) -> None:
 def _adapter(checked: Checked, selection: Selection, state: MethodState, pad_id: int) -> Adapter:
     recipe, task = checked.recipe, checked.task
     path = Path(recipe.model.path).expanduser()
+    if state.indices is not None:
+        longest = max(index_OK.shape[1] for index_OK in state.indices.values())
+        selection = dataclasses.replace(selection, indices=state.indices, k=longest)
     deltas = state.deltas or {name: torch.zeros(i.shape) for name, i in selection.indices.items()}
     settings = {
         "method": recipe.train.method,

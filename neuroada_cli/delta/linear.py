@@ -109,8 +109,8 @@ class DeltaLayer(nn.Module):
     """What both kinds of layer share: the weight with deltas folded in, and how to fold and restore.
 
     index        int32 [O, K], ascending columns per row
-    real         bool [O, K]: which of them are connections, where rows differ in length (else None); the
-                 others are place holders without a gradient
+    real         bool [O, K]: which of them train, where not all do (else None); the others get no gradient:
+                 place holders where rows differ in length, and deltas that rest after a new selection
     base_values  [O, K] in the weight's dtype: the frozen entries that the folded ones replaced
     delta        fp32 [O, K], the trainable part
     """
@@ -145,10 +145,27 @@ class DeltaLayer(nn.Module):
 
     def _share_deltas(self, owner: DeltaLayer) -> None:
         self.shares_deltas = True
+        self.follow(owner)
+
+    def follow(self, owner: DeltaLayer) -> None:
+        """Take over the index and the deltas of the layer that this one shares its weight with."""
+        self.delta = owner.delta
         self.register_buffer("index", owner.index)
         self.register_buffer("real", owner.real)
         self.register_buffer("base_values", owner.base_values)
-        self.delta = owner.delta
+
+    @torch.no_grad()
+    def reindex(self, index_OU: Tensor, trains_OU: Tensor) -> None:
+        """Hold deltas at other places: at least where one is not 0 now. The caller brings `delta` along.
+
+        index_OU   int32, rows ending in -1 where they are shorter
+        trains_OU  bool: which of them get a gradient
+        """
+        index_OU, _ = filled(index_OU)
+        was_OI = self.weight_OI.detach().clone(memory_format=torch.contiguous_format)
+        write_entries(was_OI, self.index, self.base_values)
+        self.index, self.real = index_OU, trains_OU
+        self.base_values = was_OI.gather(1, index_OU.long())
 
     @property
     def base(self) -> nn.Module:

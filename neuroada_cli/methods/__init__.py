@@ -94,17 +94,21 @@ def check_method(name: str) -> None:
 
 
 def build(
-    name: str, peer: Mapping[str, Any] | None = None, seed: int = 0, delta_dtype: str = "fp32"
+    name: str,
+    peer: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    delta_dtype: str = "fp32",
+    reselects: bool = False,
 ) -> Method:
     """A fresh method.
 
     peer         settings of one of ADAPTERS;  seed  of what it draws at random
-    delta_dtype  of neuroada's deltas: "fp32" or "bf16"
+    delta_dtype, reselects  neuroada's
     """
     if name in ADAPTERS:
         given = {key: value for key, value in (peer or {}).items() if key in ADAPTERS[name]}
         return METHODS[name](**given, seed=seed)
-    return METHODS[name](delta_dtype) if name == NeuroAda.name else METHODS[name]()
+    return METHODS[name](delta_dtype, reselects) if name == NeuroAda.name else METHODS[name]()
 
 
 __all__ = [

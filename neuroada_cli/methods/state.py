@@ -16,11 +16,13 @@ class MethodState:
     deltas  module name -> fp32 [O, K]: what an adapter holds
     whole   parameter name -> tensor: parameters trained in full
     exact   what a bit-exact resume needs beyond these two
+    indices module name -> int32 [O, K] where the deltas are, if not where the selection said at the start
     """
 
     deltas: dict[str, Tensor]
     whole: dict[str, Tensor]
     exact: dict[str, Tensor] = field(default_factory=dict)
+    indices: dict[str, Tensor] | None = None
 
 
 class WholeParameters:

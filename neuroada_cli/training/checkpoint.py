@@ -95,7 +95,9 @@ class RunCheckpoints:
         saved = files.read_json(state / "state.json")
         optimizer_tensors = files.read_tensors(state / "optimizer.safetensors")[0]
         try:
-            method.load_state(model, MethodState(adapter.deltas, adapter.whole, exact_tensors))
+            method.load_state(
+                model, MethodState(adapter.deltas, adapter.whole, exact_tensors, adapter.selection.indices)
+            )
             _load_optimizer(optimizer, optimizer_tensors)
             rng.restore(files.read_tensors(state / "rng.safetensors")[0], saved["rng"])
             progress = Progress(**saved["progress"])

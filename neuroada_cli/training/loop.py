@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.data.batch import Batch, Encoded, collate, epoch_order, pack
+from neuroada_cli.delta.reselection import Choose
 from neuroada_cli.errors import ResourceError, Stopped
-from neuroada_cli.methods import Method
+from neuroada_cli.methods import Method, NeuroAda
 from neuroada_cli.training.frozen import FrozenWatch
 from neuroada_cli.training.loss import LOSSES
 from neuroada_cli.training.optim import OptimSettings, adamw, lr_factor
@@ -39,6 +40,7 @@ class Settings:
     micro_batch_size: int | None = None
     group_by_length: bool = True
     packing: bool = False
+    reselect_every: int | None = None
     gradient_checkpointing: bool = False
     eval_every: int | None = None
     save_every: int | None = None
@@ -115,10 +117,12 @@ def train(
     checkpoints: Checkpoints,
     report: Reporter,
     indices: dict[str, Tensor],
+    choose: Choose | None = None,
 ) -> Progress:
     """Train `model`, to which `method` is attached, to the end of the run.
 
     indices  module name -> [O, K]: what may change in otherwise frozen weights (checked at every save)
+    choose   weight -> what trains of it, for `settings.reselect_every` (NeuroAda only)
     Raises Stopped after a signal (a checkpoint is written first), NumericsError (nothing is written, the last
     checkpoint stays good), ResourceError when memory runs out, DataError for a step without any target.
     """
@@ -156,6 +160,10 @@ def train(
             )  # fmt: skip
             progress.step += 1
             report.step(stats, schedule.total)
+            every = settings.reselect_every
+            if every and choose and isinstance(method, NeuroAda) and progress.step % every == 0:
+                watch.check()
+                watch = FrozenWatch(model, method.reselect(model, choose, optimizer))
 
 
 def enable_checkpointing(model: Any) -> None:

@@ -247,14 +247,21 @@ def test_dry_run_writes_nothing_and_reads_no_weights(
 
 
 @pytest.mark.parametrize(
-    ("method", "packing"), [("neuroada", False), ("neuroada", True), ("mask", False), ("full", False)]
+    ("method", "more"),
+    [
+        ("neuroada", {}),
+        ("neuroada", {"packing": True}),
+        ("neuroada", {"reselect_every": 3}),
+        ("mask", {}),
+        ("full", {}),
+    ],
 )
 def test_resume_at_every_step_is_exact(
-    method: str, packing: bool, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, more: dict[str, Any], llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dropout, accumulation, length grouping, warmup, an evaluation in between; stopped by real signals."""
     sections = {
-        "train": {"method": method, "keep": 100, "packing": packing},
+        "train": {"method": method, "keep": 100, **more},
         "optim": {"weight_decay": 0.1, "lr": 1e-3},
     }
     whole = go(tiny_recipe(llama_folder, tmp_path / "whole", **sections))
