@@ -264,7 +264,7 @@ def _model_card(adapter: Adapter) -> str:
         "([arXiv:2510.18940](https://arxiv.org/abs/2510.18940))."
     )
     method = adapter.settings.get("method", "neuroada")
-    if method not in ("neuroada", "mask"):
+    if method not in ("neuroada", "mask", "smt"):
         values = sum(tensor.numel() for tensor in adapter.whole.values())
         what = f"{values:,} parameters trained whole, by the baseline method `{method}`."
     return f"""---

@@ -130,8 +130,8 @@ class OptimSection(Section):
 class TrainSection(Section):
     method: str = Field(
         "neuroada",
-        description="What trains: neuroada, mask, full, lora and dora (need peft), loreft, bitfit (all "
-        "biases), head (only a fresh head, the control).",
+        description="What trains: neuroada, mask, full, lora and dora (need peft), loreft, smt (with "
+        "select.tile), bitfit (all biases), head (only a fresh head, the control).",
     )
     delta_dtype: Literal["fp32", "bf16"] = Field(
         "fp32", description="Type of neuroada's deltas and their optimizer state (published code: bf16)."
@@ -208,6 +208,8 @@ class Recipe(Section):
             raise ValueError(
                 f"peer goes with train.method {' or '.join(PEER_METHODS)}, not {self.train.method}; remove it"
             )
+        if self.train.method == "smt" and self.select.tile is None and self.select.file is None:
+            raise ValueError("train.method=smt trains whole tiles; set select.tile (its paper: 256)")
         if self.train.reselect_every is not None:
             self._check_reselection()
         if self.train.packing and self.train.method == "loreft":

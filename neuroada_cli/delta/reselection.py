@@ -79,7 +79,7 @@ def reselect(
 def _take_place(
     optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, from_OU: Tensor, keeps_OU: Tensor
 ) -> None:
-    """The optimizer steps `new` instead of `old`; what it held per entry moves along where `keeps`, else goes."""
+    """The optimizer steps `new` instead of `old`; what it held per entry moves along, where it `keeps`."""
     for group in optimizer.param_groups:
         group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
     if old in optimizer.state:

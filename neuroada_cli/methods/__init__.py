@@ -22,6 +22,7 @@ from neuroada_cli.methods.loreft import LoReft
 from neuroada_cli.methods.mask import Mask
 from neuroada_cli.methods.neuroada import NeuroAda
 from neuroada_cli.methods.peft import Lora
+from neuroada_cli.methods.smt import Smt
 from neuroada_cli.methods.state import MethodState
 
 
@@ -73,6 +74,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "lora": partial(Lora, "lora"),
     "dora": partial(Lora, "dora"),
     "loreft": LoReft,
+    "smt": Smt,
     "bitfit": BitFit,
     "head": Head,
 }
@@ -82,7 +84,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "dora": ("rank", "alpha", "dropout"),
     "loreft": ("rank", "dropout", "positions"),
 }
-BY_SELECTION = ("neuroada", "mask")  # the methods that train the chosen connections, and nothing else
+BY_SELECTION = ("neuroada", "mask", "smt")  # the methods that train the chosen connections, and nothing else
 
 
 def check_method(name: str) -> None:
@@ -124,6 +126,7 @@ __all__ = [
     "Method",
     "MethodState",
     "NeuroAda",
+    "Smt",
     "build",
     "check_method",
 ]

@@ -146,3 +146,31 @@ def test_an_adapter_of_lora_with_strange_settings_is_refused(tmp_path: Path, mod
     read.settings["peer"] = {"rank": 3}
     with pytest.raises(ModelError, match="does not fit its base"):
         adapted.put_on(loaded, read, "here")
+
+
+def test_smt_trains_every_entry_of_the_tiles_with_the_largest_gradients(tmp_path: Path, model: Path) -> None:
+    tiles = {"tile": 8, "budget": 640, "criterion": "gradient"}
+    runs = {
+        method: train.run(
+            tiny_recipe(model, tmp_path / method, select=tiles, train={"method": method, "epochs": 1}),
+            quiet=True,
+        )
+        for method in ("smt", "neuroada")
+    }
+    read = {method: adapter.read_adapter(run.last) for method, run in runs.items() if run.last}
+    found = read["smt"].selection.indices
+    assert sum(int((index_OK >= 0).sum()) for index_OK in found.values()) == 640 == runs["smt"].trainable
+    assert read["smt"].settings["method"] == "smt"
+    for name, delta_OK in read["smt"].deltas.items():  # the same update as ours on the same entries
+        assert torch.equal(delta_OK, read["neuroada"].deltas[name])
+        for rows_OK in found[name].split(8):
+            assert len({tuple(row) for row in rows_OK.tolist()}) == 1, (
+                "a tile has the same columns in its rows"
+            )
+    merged = merge.run(runs["smt"].run_dir, tmp_path / "merged", quiet=True)
+    assert torch.equal(logits(merged.out, dtype="fp32"), logits(runs["smt"].run_dir))
+
+
+def test_smt_without_tiles_is_refused(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(RecipeError, match=r"train.method=smt trains whole tiles; set select.tile"):
+        tiny_recipe(model, tmp_path / "run", train={"method": "smt"})
