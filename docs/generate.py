@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the command line itself: `make docs`. A test compares the two.
+"""Write docs/cli.md and docs/recipe.md from the program itself: `make docs`. A test compares them.
 
 The page is made from the commands and options, not from their rendered help, so that it does not depend on
 the width of a terminal or the version of a help formatter.
@@ -15,8 +15,17 @@ from typing import Any
 import typer
 
 from neuroada_cli.cli import app
+from neuroada_cli.recipe import Key, described_keys
 
 PAGE = Path(__file__).with_name("cli.md")
+RECIPE_PAGE = Path(__file__).with_name("recipe.md")
+RECIPE_INTRODUCTION = """\
+# Recipes
+
+Written by `make docs` from the schema; `neuroada recipes keys` shows the same. A recipe says what differs
+from these defaults; on the command line `--set optim.lr=1e-3` wins over the file. Keys without a default must
+be given. A wrong key, type or combination is refused with file and line before anything is loaded.
+"""
 INTRODUCTION = """\
 # Command line
 
@@ -41,6 +50,23 @@ line, shows the traceback of an error.
 def page() -> str:
     """The whole page as Markdown."""
     return "\n".join([INTRODUCTION, *_sections(app, "neuroada")])
+
+
+def recipe_page() -> str:
+    """Every key of a recipe, a table per section."""
+    parts = [RECIPE_INTRODUCTION]
+    by_section: dict[str, list[Key]] = {}
+    for key in described_keys():
+        by_section.setdefault(key.name.rpartition(".")[0], []).append(key)
+    for section, keys in by_section.items():
+        parts.append(f"## {section or 'the recipe itself'}\n")
+        parts.append("| key | takes | default | |\n|---|---|---|---|")
+        for key in keys:
+            takes = key.values.replace("|", "\\|")
+            default = f"`{key.default}`" if key.default is not None else "–"
+            parts.append(f"| `{key.name}` | {takes} | {default} | {key.description} |")
+        parts.append("")
+    return "\n".join(parts)
 
 
 def _sections(group: typer.Typer, path: str) -> list[str]:
@@ -102,3 +128,4 @@ def _value(kind: Any, info: Any) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    RECIPE_PAGE.write_text(recipe_page(), encoding="utf-8")

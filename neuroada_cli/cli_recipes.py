@@ -43,6 +43,20 @@ def show_recipe(
     command.show(name, resolved=resolved)
 
 
+@recipes_app.command(name="keys")
+def recipe_keys(
+    part: Annotated[str, typer.Argument(metavar="[PART]", help="Only keys that contain this.")] = "",
+) -> None:
+    """Every key of a recipe: what it takes, its default, what it means.
+
+    \b
+    neuroada recipes keys optim
+    """
+    from neuroada_cli.commands import recipes as command
+
+    command.keys(part)
+
+
 @recipes_app.command(name="paper")
 def paper(
     runs: Annotated[Path, typer.Option("--runs", help="Folder of our runs, by recipe name.")] = Path("runs"),

@@ -195,6 +195,22 @@ def test_the_page_about_the_command_line_is_up_to_date() -> None:
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     assert generate.PAGE.read_text(encoding="utf-8") == generate.page(), "run `make docs`"
+    assert generate.RECIPE_PAGE.read_text(encoding="utf-8") == generate.recipe_page(), "run `make docs`"
+
+
+def test_every_key_can_be_looked_up(neuroada) -> None:
+    from neuroada_cli.recipe import all_keys
+
+    code, out, _ = neuroada("recipes", "keys")
+    assert code == 0
+    assert all(key in out for key in all_keys())
+    code, out, _ = neuroada("recipes", "keys", "optim.")
+    assert code == 0
+    assert "optim.warmup_ratio" in out
+    assert "data." not in out
+    code, _, err = neuroada("recipes", "keys", "nothing")
+    assert code == 2
+    assert "no key contains 'nothing'" in err
 
 
 def test_version(neuroada) -> None:

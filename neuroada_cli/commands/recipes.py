@@ -6,10 +6,11 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from neuroada_cli.errors import OutputError
-from neuroada_cli.recipe import bundled_recipes, find_recipe, load_recipe, to_yaml
+from neuroada_cli.errors import OutputError, RecipeError
+from neuroada_cli.recipe import bundled_recipes, described_keys, find_recipe, load_recipe, to_yaml
 
 SHORT = {"social_i_qa": "siqa", "ARC-Easy": "arc-e", "ARC-Challenge": "arc-c", "openbookqa": "obqa"}
 
@@ -26,6 +27,21 @@ def list_all() -> None:
     console.print(
         "\nneuroada recipes show NAME, neuroada train NAME, neuroada recipes copy NAME my.yaml", style="dim"
     )
+
+
+def keys(part: str = "") -> None:
+    """A table of the keys that contain `part`. Raises RecipeError when none does."""
+    found = [key for key in described_keys() if part in key.name]
+    if not found:
+        raise RecipeError(f"no key contains {part[:80]!r}", fix="see `neuroada recipes keys`")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("key", style="cyan", no_wrap=True)
+    table.add_column("default", overflow="fold", max_width=16)
+    table.add_column("what it means, and what it takes", overflow="fold")
+    for key in found:
+        meaning = f"{escape(key.description)} [dim]{escape(key.values)}[/dim]"
+        table.add_row(escape(key.name), escape(key.default or "–"), meaning)
+    Console().print(table)
 
 
 def paper(runs: Path) -> None:
