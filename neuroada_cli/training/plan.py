@@ -14,9 +14,9 @@ from torch import nn
 from neuroada_cli import hub, memory
 from neuroada_cli.data.batch import preview
 from neuroada_cli.errors import RecipeError
-from neuroada_cli.methods import ADAPTERS, build
+from neuroada_cli.methods import ADAPTERS, BY_SELECTION, build
 from neuroada_cli.recipe import Recipe, to_yaml
-from neuroada_cli.selecting import share
+from neuroada_cli.selecting import layer_shape, share
 from neuroada_cli.training.rows import PreparedRows
 
 PREVIEW_CHARACTERS = 1200
@@ -70,6 +70,14 @@ def show(recipe: Recipe, plan: Plan, rows: PreparedRows, tokenizer: Any, console
         console.print(Panel(text, title="first row", subtitle=f"{learnt:.0f} % of all tokens are learnt"))
 
 
+def _mean_k(recipe: Recipe, plan: Plan, skeleton: nn.Module, targets: Sequence[str]) -> int:
+    """Connections per neuron; where rows differ (a budget, tiles), their mean."""
+    if recipe.train.method not in BY_SELECTION:
+        return recipe.select.k
+    rows = sum(layer_shape(skeleton.get_submodule(name))[0] for name in targets)
+    return max(1, round(plan.trainable / rows))
+
+
 def show_dry_run(
     recipe: Recipe, plan: Plan, rows: PreparedRows, skeleton: nn.Module, targets: Sequence[str], device: str
 ) -> memory.Breakdown | None:
@@ -91,7 +99,7 @@ def show_dry_run(
         skeleton,
         targets,
         build(recipe.train.method),
-        recipe.select.k,
+        _mean_k(recipe, plan, skeleton, targets),
         batch=micro,
         sequence=counts.longest,
         dtype=hub.TORCH_DTYPES[recipe.model.dtype],
@@ -100,9 +108,8 @@ def show_dry_run(
         device=device.partition(":")[0],
         padded=True,
     )
-    table = Table(
-        title=f"Predicted memory: {micro} x {counts.longest} tokens, an estimate", title_justify="left"
-    )
+    console.print(f"Predicted memory: {micro} x {counts.longest} tokens, an estimate", highlight=False)
+    table = Table()
     table.add_column("what")
     table.add_column("GB", justify="right")
     for what, nbytes in (
