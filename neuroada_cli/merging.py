@@ -22,7 +22,7 @@ from neuroada_cli import hub
 from neuroada_cli.adapter import Adapter, check_shapes
 from neuroada_cli.delta.model import is_linear
 from neuroada_cli.delta.quantized import round_trip
-from neuroada_cli.delta.spread import filled
+from neuroada_cli.delta.spread import filled, size
 from neuroada_cli.errors import ModelError, NumericsError
 from neuroada_cli.selecting import check_weight, layer_shape, neurons_as_rows, stored_names
 
@@ -168,6 +168,7 @@ class Merge:
             folded_OK = fold_entries(base_OK, delta_OK, entry.dtype)
             self._note_difference(weight_OI, trained_OK, folded_OK)
         _refuse_overflow(folded_OK, module, entry.dtype)
+        self.stats.entries += size(self.adapter.selection.indices[module])
         self._count(base_OK.to(entry.dtype), folded_OK, delta_OK)
         out = _finite_cast(weight, entry.dtype, entry.name)
         rows_O1 = torch.arange(len(index_OK))[:, None]
@@ -179,7 +180,6 @@ class Merge:
         same_OK = kept_OK == folded_OK
         unchanged = int(same_OK.sum())
         self.stats.tensors += 1
-        self.stats.entries += same_OK.numel()
         self.stats.changed += same_OK.numel() - unchanged
         self.stats.lost += int((same_OK & (delta_OK != 0)).sum()) if unchanged else 0
         self.stats.largest_delta = max(self.stats.largest_delta, float(delta_OK.abs().max()))

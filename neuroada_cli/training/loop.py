@@ -161,7 +161,8 @@ def train(
             progress.step += 1
             report.step(stats, schedule.total)
             every = settings.reselect_every
-            if every and choose and isinstance(method, NeuroAda) and progress.step % every == 0:
+            due = every is not None and progress.step % every == 0 and progress.step < schedule.total
+            if due and choose and isinstance(method, NeuroAda):
                 watch.check()
                 watch = FrozenWatch(model, method.reselect(model, choose, optimizer))
 

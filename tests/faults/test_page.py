@@ -38,3 +38,6 @@ def test_the_page_is_made_from_the_counts() -> None:
     for kinds, least in FIGURES.items():
         tried = sum(sum(found.values()) for name, found in counts.items() if name.startswith(kinds))
         assert tried >= least, kinds
+    for kind, least in (("random signals", 200), ("random kills: training", 100)):
+        (found,) = (found for name, found in counts.items() if name.startswith(kind))
+        assert found["resumed, same end"] >= least
