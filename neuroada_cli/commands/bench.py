@@ -68,9 +68,7 @@ def run(
     """
     peers.check_names(compare)
     _check_outputs(json_out, plot_out)
-    device = device or (recipe.device if recipe else None) or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ResourceError(f"there is no {device} here", fix="leave --device out, or give --device cpu")
+    device = hub.choose_device(device or (recipe.device if recipe else None))
     dtype = dtype or (recipe.model.dtype if recipe else "fp32")
     ks = k or ((recipe.select.k,) if recipe else (1,))
     plan = Plan(compare, ks, batch, sequence, rounds, warmup, device, hub.TORCH_DTYPES[dtype], memory_budget)

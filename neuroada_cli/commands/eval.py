@@ -14,7 +14,7 @@ import torch
 import transformers
 from rich.console import Console
 
-from neuroada_cli import __version__, adapted, files
+from neuroada_cli import __version__, adapted, files, hub
 from neuroada_cli.adapter import find_adapter
 from neuroada_cli.data.task import Protocol, Task
 from neuroada_cli.data.tasks import expand, get_protocol, get_task, scored_tasks
@@ -76,6 +76,7 @@ def run(
     recipe = recipe or trained
     settings = _settings(recipe, trained, protocol, batch_size, max_new_tokens)
     chosen = _chosen_tasks(tasks, recipe)
+    device = hub.choose_device(device or (recipe.device if recipe else None))
     records = Records(Path(out) if out is not None else _default_folder(target))
     if not overwrite:
         records.refuse_finished([task.name for task in chosen])
@@ -198,15 +199,15 @@ def _default_folder(target: str) -> Path:
 # Running
 
 
-def _load(
-    target: str, recipe: Recipe | None, task: Task, device: str | None, dtype: str | None
-) -> adapted.Adapted:
+def _load(target: str, recipe: Recipe | None, task: Task, device: str, dtype: str | None) -> adapted.Adapted:
     model = recipe.model if recipe else None
     return adapted.load(
         target,
         task.model_task,
-        dtype or (model.dtype if model and not adapted.is_adapter(target) else None),
-        device or (recipe.device if recipe else None) or ("cuda" if torch.cuda.is_available() else "cpu"),
+        dtype
+        or (recipe.eval.dtype if recipe else None)
+        or (model.dtype if model and not adapted.is_adapter(target) else None),
+        device,
         task.num_labels,
         attention=model.attention if model else None,
         revision=model.revision if model else None,

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -156,7 +155,7 @@ def _by_data(
     task = get_task(recipe.data.task)
     tokenizer = hub.load_tokenizer(folder, recipe.model.trust_remote_code)
     data = prepare(recipe.data, task, tokenizer, recipe.seed).data
-    device = recipe.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = hub.choose_device(recipe.device)
     return calibrating.select_for(recipe, task, folder, targets, data, tokenizer, device, on_layer)
 
 

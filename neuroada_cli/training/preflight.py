@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from neuroada_cli import adapter as adapters
@@ -53,9 +52,7 @@ def check(recipe: Recipe, overwrite: bool) -> Checked:
     overwrite  a selection of a former run in the run folder is going to be replaced, so it is not used
     Raises RecipeError, DataError, ModelError, ResourceError.
     """
-    device = recipe.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise RecipeError(f"device={device}, but this machine has no CUDA device", fix="set device: cpu")
+    device = hub.choose_device(recipe.device)
     task = get_task(recipe.data.task)
     get_protocol(recipe.data.protocol)
     if recipe.train.packing and task.kind != "generation":
