@@ -63,7 +63,8 @@ def take_suite(folder: Path) -> None:
     name = found["suite"]["name"]
     for run in [*found["trials"], *found["runs"]]:
         if run["trained"]:
-            del run["trained"]["losses"], run["trained"]["evaluations"]
+            for series in ("losses", "evaluations"):
+                run["trained"].pop(series, None)  # a reused run has none
     places = ("data.data_dir", "model.path")
     found["overrides"] = {key: value for key, value in found["overrides"].items() if key not in places}
     SUITES.mkdir(parents=True, exist_ok=True)

@@ -313,6 +313,10 @@ def bench(
     keep_runs: Annotated[
         bool, typer.Option("--keep-runs", help="Of a suite: keep the checkpoints of finished runs.")
     ] = False,
+    reuse: Annotated[
+        Path | None,
+        typer.Option("--reuse", metavar="FILE", help="Of a suite: take equal runs from this results.json."),
+    ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     plot_out: Annotated[Path | None, typer.Option("--plot", help="Draw time against memory here.")] = None,
     overrides: SetOption = [],  # noqa: B006
@@ -333,7 +337,7 @@ def bench(
         wanted, extra = load_suite(suite), suite_overrides(overrides, data_dir)
         from neuroada_cli.suites import runner
 
-        runner.run(wanted, out, extra, jobs, keep_runs)
+        runner.run(wanted, out, extra, jobs, keep_runs, reuse)
         return
     if overrides and recipe is None:
         raise RecipeError("has nothing to override without a recipe", "--set", "name a recipe")

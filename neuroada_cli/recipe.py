@@ -179,6 +179,9 @@ class EvalSection(Section):
     batch_size: int = Field(16, ge=1, description="Rows generated at once.")
     max_new_tokens: int | None = Field(None, ge=1, description="Empty: the protocol's own number.")
     limit: int | None = Field(None, ge=1, description="Score only the first N rows of each task.")
+    dtype: Literal["bf16", "fp16", "fp32"] | None = Field(
+        None, description="Score with the weights rounded to this; empty: as they were trained."
+    )
 
 
 class Recipe(Section):

@@ -1,9 +1,9 @@
 """One cell of a suite in a process of its own: train, then score, each only once.
 
-    python -m neuroada_cli.suites.cell FOLDER [--score]
+    python -m neuroada_cli.suites.cell FOLDER [tasks|loss]
 
-FOLDER/recipe.yaml says what; trained.json and scored.json hold what came out. A process of its own gives
-every run the same start (allocator, random streams, peak memory) and survives what another one does.
+FOLDER/recipe.yaml says what; trained.json and scored.json (or loss.json) hold what came out. A process
+of its own gives every run the same start (allocator, random streams, peak memory), whatever ran before.
 """
 
 from __future__ import annotations
@@ -14,27 +14,68 @@ from pathlib import Path
 from typing import Any
 
 from neuroada_cli import failures, files
-from neuroada_cli.recipe import load_recipe
+from neuroada_cli.recipe import Recipe, load_recipe
 from neuroada_cli.report import read_metrics
 
-RECIPE, TRAINED, SCORED, RUN = "recipe.yaml", "trained.json", "scored.json", "run"
+RECIPE, TRAINED, RUN = "recipe.yaml", "trained.json", "run"
+SCORED = {"tasks": "scored.json", "loss": "loss.json"}  # how a cell is scored -> what came out
 
 
-def run(folder: Path, score: bool) -> None:
-    """Bring the cell to its end, from wherever an earlier process left it."""
+def run(folder: Path, score: str | None) -> None:
+    """Bring the cell to its end, from wherever an earlier process left it.
+
+    score  how: a key of SCORED; None trains only
+    """
     recipe = load_recipe(folder / RECIPE)
-    if not (folder / TRAINED).is_file():
+    unscored = score is not None and not (folder / SCORED[score]).is_file()
+    gone = unscored and not (folder / RUN).is_dir()  # taken over from a result file: nothing to score yet
+    if gone or not (folder / TRAINED).is_file():
         from neuroada_cli.commands import train
 
         began = (folder / RUN / "recipe.yaml").is_file()
         result = train.run(recipe, resume=began)
         files.write_json(folder / TRAINED, _trained(result, recipe.train.batch_size))
-    if score and not (folder / SCORED).is_file():
-        from neuroada_cli.commands import eval as command
+    if score is not None and unscored:
+        found = _loss(folder / RUN, recipe) if score == "loss" else _scores(folder, recipe)
+        files.write_json(folder / SCORED[score], found)
 
-        found = command.run(str(folder / RUN), recipe=recipe, out=folder / "eval", overwrite=False)
-        scores = {task: dataclasses.asdict(score) for task, score in found.results.items()}
-        files.write_json(folder / SCORED, scores)
+
+def _scores(folder: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Task -> TaskResult of the run's best checkpoint."""
+    from neuroada_cli.commands import eval as command
+
+    found = command.run(str(folder / RUN), recipe=recipe, out=folder / "eval", overwrite=False)
+    return {task: dataclasses.asdict(result) for task, result in found.results.items()}
+
+
+def _loss(run: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Task -> mean loss per target token of the reference answers, by the run's best checkpoint.
+
+    Tells methods apart where a small model's answers are all wrong, and needs no generation.
+    """
+    from neuroada_cli import adapted, hub
+    from neuroada_cli.data.batch import collate, encode, pad_id
+    from neuroada_cli.data.tasks import get_protocol, scored_tasks
+    from neuroada_cli.evaluation import rows
+    from neuroada_cli.training.validate import validate
+
+    rules, found = get_protocol(recipe.data.protocol), {}
+    subject = adapted.load(str(run), dtype=recipe.eval.dtype, device=hub.choose_device(recipe.device))
+    pad, size = pad_id(subject.tokenizer), recipe.eval.batch_size
+    for task in scored_tasks(recipe.eval.tasks, recipe.data.task):
+        job = rows.prepare(
+            task, rules, recipe.data, recipe.data.data_dir, recipe.eval.limit, lambda: subject.tokenizer
+        )
+        encoded, report = encode(
+            job.examples, subject.tokenizer, recipe.data.max_length, job.task.kind, rules.loss_on_prompt
+        )
+        encoded.sort(key=len)
+        batches = (collate(encoded[at : at + size], pad) for at in range(0, len(encoded), size))
+        value = validate(subject.model, batches, job.task.kind)
+        assert value is not None, "nothing asks it to stop"
+        about = {"task": task.name, "n": len(encoded), "targets": value.targets, "cut": report.truncated}
+        found[task.name] = about | {"score": value.loss, "metric": "loss"}
+    return found
 
 
 def _trained(result: Any, batch_size: int) -> dict[str, Any]:
@@ -60,7 +101,7 @@ def _trained(result: Any, batch_size: int) -> dict[str, Any]:
 def main() -> None:
     words = sys.argv[1:]
     try:
-        run(Path(words[0]), "--score" in words[1:])
+        run(Path(words[0]), words[1] if words[1:] else None)
     except BaseException as error:
         sys.exit(failures.report(error, False))
 

@@ -27,11 +27,14 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Equal for runs that would give the same result, whatever suite or variant asks for them."""
-        content = self.recipe.model_dump(mode="json")
+        """Equal for runs that would give the same result, whatever suite or variant asks for them.
+
+        Empty settings are left out, so that a new one, empty by default, leaves the hashes as they were.
+        """
+        content = self.recipe.model_dump(mode="json", exclude_none=True)
         for name in ("name", "description", "run_dir"):
-            del content[name]
-        del content["data"]["data_dir"]
+            content.pop(name, None)
+        content["data"].pop("data_dir", None)
         content |= {"format": FORMAT, "version": __version__}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

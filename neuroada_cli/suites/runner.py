@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from rich.console import Console
 
 from neuroada_cli import files
 from neuroada_cli.benchmarking.machine import machine
-from neuroada_cli.errors import PeerError, Stopped
+from neuroada_cli.errors import DataError, PeerError, Stopped
 from neuroada_cli.recipe import to_yaml
 from neuroada_cli.suites import cell as cells
 from neuroada_cli.suites import grid, tables
@@ -34,6 +35,8 @@ from neuroada_cli.suites.grid import Cell
 from neuroada_cli.suites.schema import Overrides, Suite
 
 CELLS, RESULTS = "cells", "results.json"
+SCORING: dict[bool | str, str] = {True: "tasks", "loss": "loss"}  # a suite's `score` -> a key of SCORED
+KEY = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass
@@ -57,6 +60,7 @@ def run(
     extra: Overrides | None = None,
     jobs: int = 1,
     keep_runs: bool = False,
+    reuse: Path | None = None,
 ) -> dict[str, Any]:
     """Run what is not done yet, print the table, and return what results.json holds.
 
@@ -64,6 +68,7 @@ def run(
     extra      recipe keys changed in every cell (`--set`)
     jobs       cells at once, each with its share of the processor's cores
     keep_runs  keep the checkpoints of finished cells
+    reuse      results.json of an earlier suite: cells with the same content are taken from there
     Raises RecipeError before anything runs, PeerError when cells failed (the others are done and written),
     OutputError when another process works in the folder, Stopped after Ctrl-C or SIGTERM.
     """
@@ -73,10 +78,13 @@ def run(
     for label, variant in grid.places(suite):  # every mistake shows before the first run
         grid.trials(suite, label, variant, extra)
         grid.cell(suite, label, variant, suite.seeds[0], {}, extra)
+    earlier = read_results(reuse) if reuse else None
     with files.Lock(out):
+        if earlier:
+            _take_over(earlier, out / CELLS)
         runner = _Runner(out / CELLS, jobs, keep_runs, console)
         trials = [cell for place in grid.places(suite) for cell in grid.trials(suite, *place, extra)]
-        runner.all(trials, "trial", score=False)
+        runner.all(trials, "trial", score=None)
         chosen = {place: _chosen(runner, grid.trials(suite, *place, extra)) for place in grid.places(suite)}
         for variant, other in suite.untuned.items():
             chosen |= {(label, variant): chosen[label, other] if other else {} for label in suite.recipes}
@@ -87,7 +95,7 @@ def run(
             for seed in suite.seeds
         ]
         try:
-            runner.all(todo, "run", score=suite.score is True)
+            runner.all(todo, "run", _scoring(suite))
         finally:  # what is done is shown, even if the rest was stopped
             found = _results(suite, runner, trials, todo, extra)
             files.write_json(out / RESULTS, found)
@@ -107,7 +115,7 @@ class _Runner:
         self.children = _Children()
         self.failed: dict[str, str] = {}
 
-    def all(self, todo: Sequence[Cell], kind: str, score: bool) -> None:
+    def all(self, todo: Sequence[Cell], kind: str, score: str | None) -> None:
         """Run every cell that is not done; equal cells once."""
         unique = {cell.key: cell for cell in todo}
         left = [cell for key, cell in unique.items() if not self.done(key, score)]
@@ -136,8 +144,8 @@ class _Runner:
     def stopped(self) -> bool:
         return self.children.stopped
 
-    def done(self, key: str, score: bool) -> bool:
-        name = cells.SCORED if score else cells.TRAINED
+    def done(self, key: str, score: str | None) -> bool:
+        name = cells.SCORED[score] if score else cells.TRAINED
         return (self.folder / key / name).is_file()
 
     def read(self, key: str, name: str) -> Any:
@@ -158,15 +166,17 @@ class _Runner:
             f"{what}  {place}: {shown}  ({seconds:.0f} s)", markup=False, highlight=False, soft_wrap=True
         )
 
-    def _one(self, cell: Cell, score: bool) -> float | None:
+    def _one(self, cell: Cell, score: str | None) -> float | None:
         """Run one cell; returns its seconds, None when it was stopped before it began."""
+        if self.stopped():
+            return None
         folder = self.folder / cell.key
         folder.mkdir(parents=True, exist_ok=True)
         recipe = cell.recipe.model_copy(update={"run_dir": str(folder / cells.RUN)})
         files.write_text(folder / cells.RECIPE, to_yaml(recipe))
         threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
         environment = os.environ | ({"OMP_NUM_THREADS": threads} if self.jobs > 1 else {})
-        command = [sys.executable, "-m", "neuroada_cli.suites.cell", str(folder), *(["--score"] * score)]
+        command = [sys.executable, "-m", "neuroada_cli.suites.cell", str(folder), *([score] if score else [])]
         started = time.perf_counter()
         with (folder / "log.txt").open("ab") as log:
             with self.children.lock:
@@ -188,6 +198,34 @@ class _Runner:
         return time.perf_counter() - started
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """A results.json. Raises DataError for a file that is none."""
+    found: dict[str, Any] = files.read_json(path, DataError)
+    runs = [*found.get("trials", ()), *found.get("runs", ())] if isinstance(found, dict) else []
+    if not runs or not all(isinstance(run, dict) and {"key", "trained"} <= run.keys() for run in runs):
+        raise DataError("is not the result file of a suite", str(path), "name the results.json of one")
+    return found
+
+
+def _take_over(earlier: dict[str, Any], folder: Path) -> None:
+    """Lay finished cells of a result file where the runner finds them by their hash."""
+    scoring = SCORING.get(earlier["suite"]["score"])
+    for run in [*earlier["trials"], *earlier["runs"]]:
+        place = folder / str(run["key"])
+        if not run["trained"] or run.get("failed") or not KEY.fullmatch(place.name):
+            continue
+        place.mkdir(parents=True, exist_ok=True)
+        if not (place / cells.TRAINED).is_file():
+            files.write_json(place / cells.TRAINED, run["trained"] | {"reused": True})
+        if scoring and run.get("scores") and not (place / cells.SCORED[scoring]).is_file():
+            files.write_json(place / cells.SCORED[scoring], run["scores"])
+
+
+def _scoring(suite: Suite) -> str | None:
+    """How its cells are scored once they are trained: a key of SCORED."""
+    return SCORING.get(suite.score)
+
+
 def _chosen(runner: _Runner, trials: Sequence[Cell]) -> dict[str, Any] | None:
     """The values of the best trial on validation rows; None when every trial failed."""
     if not trials:
@@ -207,7 +245,9 @@ def _chosen(runner: _Runner, trials: Sequence[Cell]) -> dict[str, Any] | None:
 def _results(
     suite: Suite, runner: _Runner, trials: Sequence[Cell], runs: Sequence[Cell], extra: Overrides
 ) -> dict[str, Any]:
-    def facts(cell: Cell, scores: bool) -> dict[str, Any]:
+    scoring = _scoring(suite)
+
+    def facts(cell: Cell, scores: str | None = None) -> dict[str, Any]:
         found = {
             "recipe": cell.label,
             "variant": cell.variant,
@@ -217,13 +257,13 @@ def _results(
             "trained": runner.read(cell.key, cells.TRAINED),
             "failed": runner.failed.get(cell.key),
         }
-        return found | ({"scores": runner.read(cell.key, cells.SCORED)} if scores else {})
+        return found | ({"scores": runner.read(cell.key, cells.SCORED[scores])} if scores else {})
 
     return {
         "suite": suite.model_dump(mode="json"),
         "overrides": extra,
         "protocols": sorted({cell.recipe.data.protocol for cell in runs}),
-        "trials": [facts(cell, False) for cell in trials],
-        "runs": [facts(cell, True) for cell in runs],
+        "trials": [facts(cell) for cell in trials],
+        "runs": [facts(cell, scoring) for cell in runs],
         "machine": machine(),
     }

@@ -36,10 +36,10 @@ class Suite(Section):
         {}, description="Variant -> variant whose tuned values it takes; null: it keeps its own."
     )
     seeds: list[int] = Field([0], min_length=1, description="One run per seed; the table shows mean ± sd.")
-    score: bool | Literal["validation"] = Field(
+    score: bool | Literal["loss", "validation"] = Field(
         True,
-        description="Score the test tasks; `validation`: the best value on validation rows instead; "
-        "false: time and memory only.",
+        description="Score the test tasks; `loss`: only the loss of their reference answers (a forward pass "
+        "instead of generation); `validation`: the best value on validation rows; false: time and memory.",
     )
 
     @model_validator(mode="after")

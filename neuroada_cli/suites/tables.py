@@ -45,26 +45,30 @@ def columns(found: Found) -> list[tuple[str, str]]:
 
 
 def scores(found: Found, label: str, task: str, variant: str) -> list[float]:
-    """One score per seed, in %; of validation rows as it is."""
+    """One score per seed, in %; losses and values of validation rows as they are."""
     runs = _runs(found, label, variant)
     if found["suite"]["score"] == "validation":
         return [run["trained"]["best_value"] for run in runs]
-    return [100 * run["scores"][task]["score"] for run in runs if run.get("scores")]
+    unit = 1 if found["suite"]["score"] == "loss" else 100
+    return [unit * run["scores"][task]["score"] for run in runs if run.get("scores")]
 
 
 def rows(found: Found) -> tuple[list[str], list[list[str]]]:
     """(headings, one row per variant). The average is over columns, of the means; its spread over seeds."""
     suite = found["suite"]
     places = columns(found)
-    exact = suite["score"] == "validation"
+    validation, losses = suite["score"] == "validation", suite["score"] == "loss"
+    digits = 4 if validation or losses else 1
     heads = [
-        label if sum(p[0] == label for p in places) == 1 and not exact else f"{label} {task}"
+        label if sum(p[0] == label for p in places) == 1 and not validation else f"{label} {task}"
         for label, task in places
     ]
+    if losses:
+        heads = [f"{head} loss" for head in heads]
     heading = [
         "variant",
         *heads,
-        *(["average"] if len(places) > 1 and not exact else []),
+        *(["average"] if len(places) > 1 and not validation else []),
         "trained",
         "rows/s",
         "peak GB",
@@ -74,12 +78,11 @@ def rows(found: Found) -> tuple[list[str], list[list[str]]]:
     lines = []
     for variant in suite["variants"]:
         by_place = [scores(found, label, task, variant) for label, task in places]
-        line = [variant, *(_shown(values, 4 if exact else 1) for values in by_place)]
-        if len(places) > 1 and not exact:
+        line = [variant, *(_shown(values, digits) for values in by_place)]
+        if len(places) > 1 and not validation:
             complete = all(by_place) and len({len(values) for values in by_place}) == 1
-            line.append(
-                _shown([statistics.fmean(v) for v in zip(*by_place, strict=True)]) if complete else "–"
-            )
+            means = [statistics.fmean(v) for v in zip(*by_place, strict=True)] if complete else []
+            line.append(_shown(means, digits))
         runs = [run for label in suite["recipes"] for run in _runs(found, label, variant)]
         trained = [run["trained"] for run in runs]
         line.append(_range([100 * t["trainable"] / t["total"] for t in trained], "{:.3f}", " %"))
@@ -154,11 +157,10 @@ def draw(found: Found, path: Path) -> None:
             axis.scatter(peaks, [t["rows_per_second"] for t in trained], color=colour, label=variant, s=60)
     if places:
         axis.set_xticks(range(len(places)), [f"{a}\n{b}" if a.lower() != b else a for a, b in places])
-        if found["suite"]["score"] == "validation":
-            axis.set_ylabel("best value on validation rows")
+        labels = {"validation": "best value on validation rows", "loss": "loss on test rows"}
+        axis.set_ylabel(labels.get(found["suite"]["score"], "score (%)"))
+        if found["suite"]["score"] in labels:
             _zoom(axis, found)
-        else:
-            axis.set_ylabel("score (%)")
     else:
         axis.set_xlabel("peak memory (GB)")
         axis.set_ylabel("rows per second")

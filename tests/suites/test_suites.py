@@ -14,7 +14,7 @@ import pytest
 import yaml
 from tiny_run import tiny_llama_folder
 
-from neuroada_cli.errors import OutputError, PeerError, RecipeError
+from neuroada_cli.errors import DataError, OutputError, PeerError, RecipeError
 from neuroada_cli.recipe import load_recipe
 from neuroada_cli.suites import cell, grid, runner, tables
 from neuroada_cli.suites.schema import bundled_suites, load_suite
@@ -125,6 +125,88 @@ def test_a_suite_may_show_validation_values_instead_of_scores(tmp_path: Path, re
     assert {run["variant"]: bool(run["tuned"]) for run in found["runs"]} == {"K=1": True, "K=2": False}
     tables.draw(found, tmp_path / "bars.png")
     assert (tmp_path / "bars.png").stat().st_size > 1_000
+
+
+def test_a_suite_may_show_the_loss_of_reference_answers(tmp_path: Path, recipe: Path) -> None:
+    """Against the model itself, row by row, by transformers' own loss."""
+    import torch
+
+    from neuroada_cli import adapted
+    from neuroada_cli.data.batch import encode
+    from neuroada_cli.data.tasks import get_protocol, get_task
+    from neuroada_cli.evaluation.rows import prepare
+
+    suite = load_suite(suite_file(tmp_path, recipe, score="loss", tune=None, seeds=[0]))
+    out = tmp_path / "out"
+    found = runner.run(suite, out, {"eval.limit": 3}, keep_runs=True)
+    heading, lines = tables.rows(found)
+    assert heading[:2] == ["variant", "dates loss"]
+    for run, line in zip(found["runs"], lines, strict=True):
+        result = run["scores"]["due_dates"]
+        assert (result["n"], result["metric"]) == (3, "loss")
+        assert line[1] == f"{result['score']:.4f}"
+        cell_folder = out / "cells" / run["key"]
+        settings = load_recipe(cell_folder / "recipe.yaml")
+        subject = adapted.load(str(cell_folder / "run"))
+        rules = get_protocol(settings.data.protocol)
+        job = prepare(
+            get_task("due_dates"), rules, settings.data, None, 3, lambda model=subject: model.tokenizer
+        )
+        encoded, _ = encode(job.examples, subject.tokenizer, 256, "generation", False)
+        total, count = 0.0, 0
+        for row in encoded:
+            labels = torch.tensor([row.labels])
+            with torch.no_grad():
+                mean = subject.model(input_ids=torch.tensor([row.input_ids]), labels=labels).loss
+            targets = int((labels[0, 1:] != -100).sum())
+            total, count = total + mean.item() * targets, count + targets
+        assert result["targets"] == count
+        assert result["score"] == pytest.approx(total / count, rel=1e-5)
+    tables.draw(found, tmp_path / "bars.png")
+
+
+def test_equal_runs_are_taken_from_an_earlier_result_file(tmp_path: Path, recipe: Path) -> None:
+    few, more = {"K=1": {"select.k": 1}}, {"K=1": {"select.k": 1}, "K=2": {"select.k": 2}}
+    suite = load_suite(suite_file(tmp_path, recipe, tune=None, seeds=[0], variants=few))
+    first = runner.run(suite, tmp_path / "a")
+    wider = load_suite(suite_file(tmp_path, recipe, tune=None, seeds=[0], variants=more))
+    found = runner.run(wider, tmp_path / "b", reuse=tmp_path / "a" / "results.json")
+    old = {run["key"]: run for run in first["runs"]}
+    for run in found["runs"]:
+        taken = run["key"] in old
+        assert taken == (run["variant"] == "K=1")
+        assert run["trained"].pop("reused", False) == taken
+        if taken:
+            assert (run["trained"], run["scores"]) == (old[run["key"]]["trained"], old[run["key"]]["scores"])
+            assert not (tmp_path / "b" / "cells" / run["key"] / "log.txt").exists()  # no process ran
+    # known to be trained, but with nothing left to score: trained again, to the same end
+    unscored = tmp_path / "unscored.json"
+    unscored.write_text(json.dumps(first | {"runs": [run | {"scores": None} for run in first["runs"]]}))
+    again = runner.run(suite, tmp_path / "c", reuse=unscored)
+    for run, before in zip(again["runs"], first["runs"], strict=True):
+        assert run["scores"]["due_dates"]["score"] == before["scores"]["due_dates"]["score"]
+        assert run["trained"]["losses"] == before["trained"]["losses"]
+
+
+def test_what_is_no_result_file_is_refused(tmp_path: Path, recipe: Path) -> None:
+    suite, wrong = load_suite(suite_file(tmp_path, recipe)), tmp_path / "wrong.json"
+    for text in ("[]", "{}", '{"suite": {}, "trials": [1]}', '{"runs": [{"key": "../x"}]}', "{"):
+        wrong.write_text(text)
+        with pytest.raises(DataError, match=r"wrong\.json"):
+            runner.run(suite, tmp_path / "out", reuse=wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_new_empty_setting_leaves_the_hash_as_it_was(tmp_path: Path, recipe: Path) -> None:
+    one = grid.cell(load_suite(suite_file(tmp_path, recipe)), "dates", "K=1", 0, {}, {})
+    without = one.recipe.model_dump(mode="json", exclude_none=True)
+    assert "dtype" not in without["eval"]  # the newest of them
+    assert (
+        one.key
+        != grid.cell(
+            load_suite(suite_file(tmp_path, recipe)), "dates", "K=1", 0, {"eval.dtype": "bf16"}, {}
+        ).key
+    )
 
 
 def test_a_cell_equals_the_commands_run_by_hand(tmp_path: Path, recipe: Path) -> None:
