@@ -24,6 +24,7 @@ from typing import Any
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
 SUITES = RESULTS / "suites"
+ENDS = 20  # steps at the start and at the end whose mean loss is kept
 
 
 def run(name: str, data_dir: str | None, overrides: list[str]) -> None:
@@ -63,8 +64,10 @@ def take_suite(folder: Path) -> None:
     name = found["suite"]["name"]
     for run in [*found["trials"], *found["runs"]]:
         if run["trained"]:
-            for series in ("losses", "evaluations"):
-                run["trained"].pop(series, None)  # a reused run has none
+            losses = run["trained"].pop("losses", None)  # a run taken over from a result file has none
+            if losses:
+                ends = (losses[:ENDS], losses[-ENDS:])
+                run["trained"]["loss_ends"] = [sum(part) / len(part) for part in ends]
     places = ("data.data_dir", "model.path")
     found["overrides"] = {key: value for key, value in found["overrides"].items() if key not in places}
     SUITES.mkdir(parents=True, exist_ok=True)
@@ -88,13 +91,24 @@ def _suite(file: Path) -> list[str]:
         "",
         f"{suite['description']}. Mean ± sample standard deviation over seeds "
         f"{', '.join(map(str, suite['seeds']))}; {complete} of {len(found['runs'])} runs are done. Protocol "
-        f"{', '.join(found['protocols'])}. {machine['cpu']}, {machine['cores']} cores, torch "
-        f"{machine['versions']['torch']}, {machine['date']}.",
+        f"{', '.join(found['protocols'])}{_loss_on(found)}. {machine['cpu']}, {machine['cores']} cores, "
+        f"torch {machine['versions']['torch']}, {machine['date']}.",
         "",
         tables.markdown(found).rstrip(),
         "",
     ]
-    return [*lines, *_tuning(found), "", f"![{suite['name']}]({RESULTS.name}/{SUITES.name}/{file.stem}.png)"]
+    return [
+        *lines,
+        *_tuning(found),
+        *_curves(found),
+        "",
+        f"![{suite['name']}]({RESULTS.name}/{SUITES.name}/{file.stem}.png)",
+    ]
+
+
+def _loss_on(found: dict[str, Any]) -> str:
+    masks = found.get("loss_masks")  # older files do not say
+    return f", loss on {' and '.join(masks)}" if masks else ""
 
 
 def _tuning(found: dict[str, Any]) -> list[str]:
@@ -116,6 +130,34 @@ def _tuning(found: dict[str, Any]) -> list[str]:
         if edge:
             text += f". Chosen at an end of that range, so perhaps not the best: {'; '.join(sorted(edge))}"
         lines.append(text + ".")
+    return lines
+
+
+def _curves(found: dict[str, Any]) -> list[str]:
+    """Where the losses of training and of validation began and ended: learning, memorising, or neither."""
+    seed, recipes = found["suite"]["seeds"][0], found["suite"]["recipes"]
+    cells: dict[tuple[str, str], str] = {}
+    for run in found["runs"]:
+        trained = run["trained"]
+        if run["seed"] != seed or not trained or not trained.get("loss_ends"):
+            continue
+        first, last = trained["loss_ends"]
+        evaluated = [loss for _, loss, _ in trained.get("evaluations") or []]
+        held = f" ({evaluated[0]:.2f} → {evaluated[-1]:.2f})" if len(evaluated) > 1 else ""
+        cells[run["variant"], run["recipe"]] = f"{first:.2f} → {last:.2f}{held}"
+    if not cells or not found["suite"]["tune"]:
+        return []
+    lines = [
+        "",
+        f"Loss in training, mean of the first and of the last {ENDS} steps, and in brackets on validation",
+        f"rows, at the first and the last evaluation (seed {seed}):",
+        "",
+        f"| variant | {' | '.join(recipes)} |",
+        "| --- |" + " ---: |" * len(recipes),
+    ]
+    for variant in found["suite"]["variants"]:
+        row = [cells.get((variant, label), "–") for label in recipes]
+        lines.append(f"| {variant} | {' | '.join(row)} |")
     return lines
 
 

@@ -19,6 +19,7 @@ from neuroada_cli.report import read_metrics
 
 RECIPE, TRAINED, RUN = "recipe.yaml", "trained.json", "run"
 SCORED = {"tasks": "scored.json", "loss": "loss.json"}  # how a cell is scored -> what came out
+ABOUT = ("protocol", "loss_mask", "decoding", "max_new_tokens", "data")  # of a score in a result file
 
 
 def run(folder: Path, score: str | None) -> None:
@@ -41,11 +42,15 @@ def run(folder: Path, score: str | None) -> None:
 
 
 def _scores(folder: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Task -> TaskResult of the run's best checkpoint."""
+    """Task -> TaskResult of the run's best checkpoint, with what it means: loss mask, decoding, rows."""
     from neuroada_cli.commands import eval as command
 
     found = command.run(str(folder / RUN), recipe=recipe, out=folder / "eval", overwrite=False)
-    return {task: dataclasses.asdict(result) for task, result in found.results.items()}
+    written = files.read_json(folder / "eval" / "results.json")
+    return {
+        task: dataclasses.asdict(result) | {key: written[task][key] for key in ABOUT}
+        for task, result in found.results.items()
+    }
 
 
 def _loss(run: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -62,19 +67,36 @@ def _loss(run: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
     rules, found = get_protocol(recipe.data.protocol), {}
     subject = adapted.load(str(run), dtype=recipe.eval.dtype, device=hub.choose_device(recipe.device))
     pad, size = pad_id(subject.tokenizer), recipe.eval.batch_size
+    learnt = rows.learnt_by(recipe, recipe.data.data_dir)
     for task in scored_tasks(recipe.eval.tasks, recipe.data.task):
         job = rows.prepare(
-            task, rules, recipe.data, recipe.data.data_dir, recipe.eval.limit, lambda: subject.tokenizer
+            task,
+            rules,
+            recipe.data,
+            recipe.data.data_dir,
+            recipe.eval.limit,
+            lambda: subject.tokenizer,
+            learnt,
         )
-        encoded, report = encode(
-            job.examples, subject.tokenizer, recipe.data.max_length, job.task.kind, rules.loss_on_prompt
-        )
+        length = recipe.data.max_length or rules.max_length
+        encoded, report = encode(job.examples, subject.tokenizer, length, job.task.kind, rules.loss_on_prompt)
         encoded.sort(key=len)
         batches = (collate(encoded[at : at + size], pad) for at in range(0, len(encoded), size))
         value = validate(subject.model, batches, job.task.kind)
         assert value is not None, "nothing asks it to stop"
-        about = {"task": task.name, "n": len(encoded), "targets": value.targets, "cut": report.truncated}
-        found[task.name] = about | {"score": value.loss, "metric": "loss"}
+        found[task.name] = {
+            "task": task.name,
+            "n": len(encoded),
+            "score": value.loss,
+            "metric": "loss",
+            "targets": value.targets,
+            "cut": report.truncated,
+            "leaked": len(job.leaked or ()),
+            "training_set": job.training_set,
+            "protocol": rules.name,
+            "loss_mask": rules.loss_mask,
+            "data": {"source": job.rows.label, "rows": job.part, "sha256": job.rows.sha256},
+        }
     return found
 
 

@@ -27,8 +27,9 @@ from rich.console import Console
 
 from neuroada_cli import files
 from neuroada_cli.benchmarking.machine import machine
+from neuroada_cli.data.tasks import get_protocol, get_task
 from neuroada_cli.errors import DataError, PeerError, Stopped
-from neuroada_cli.recipe import to_yaml
+from neuroada_cli.recipe import Recipe, to_yaml
 from neuroada_cli.suites import cell as cells
 from neuroada_cli.suites import grid, tables
 from neuroada_cli.suites.grid import Cell
@@ -226,6 +227,13 @@ def _scoring(suite: Suite) -> str | None:
     return SCORING.get(suite.score)
 
 
+def _loss_mask(recipe: Recipe) -> str:
+    """What of a row the loss is on."""
+    if get_task(recipe.data.task).kind != "generation":
+        return "label"
+    return get_protocol(recipe.data.protocol).loss_mask
+
+
 def _chosen(runner: _Runner, trials: Sequence[Cell]) -> dict[str, Any] | None:
     """The values of the best trial on validation rows; None when every trial failed."""
     if not trials:
@@ -263,6 +271,7 @@ def _results(
         "suite": suite.model_dump(mode="json"),
         "overrides": extra,
         "protocols": sorted({cell.recipe.data.protocol for cell in runs}),
+        "loss_masks": sorted({_loss_mask(cell.recipe) for cell in runs}),
         "trials": [facts(cell) for cell in trials],
         "runs": [facts(cell, scoring) for cell in runs],
         "machine": machine(),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 
 from neuroada_cli import files
@@ -53,8 +54,19 @@ def scores(found: Found, label: str, task: str, variant: str) -> list[float]:
     return [unit * run["scores"][task]["score"] for run in runs if run.get("scores")]
 
 
+def leaked(found: Found, label: str, task: str) -> bool:
+    """Whether 1 % or more of a column's test questions were trained on in any of its runs."""
+    from neuroada_cli.evaluation.run import CLEAN_BELOW
+
+    results = [(run.get("scores") or {}).get(task) for run in found["runs"] if run["recipe"] == label]
+    return any(r and (r.get("leaked") or 0) >= CLEAN_BELOW * r["n"] for r in results)
+
+
 def rows(found: Found) -> tuple[list[str], list[list[str]]]:
-    """(headings, one row per variant). The average is over columns, of the means; its spread over seeds."""
+    """(headings, one row per variant). An average is over columns, of the means; its spread over seeds.
+
+    Columns whose questions were trained on say so, and the clean ones get an average of their own.
+    """
     suite = found["suite"]
     places = columns(found)
     validation, losses = suite["score"] == "validation", suite["score"] == "loss"
@@ -65,10 +77,17 @@ def rows(found: Found) -> tuple[list[str], list[list[str]]]:
     ]
     if losses:
         heads = [f"{head} loss" for head in heads]
+    spoilt = {place for place in places if leaked(found, *place)}
+    heads = [
+        f"{head} (leaked)" if place in spoilt else head for head, place in zip(heads, places, strict=True)
+    ]
+    averages = {"average": places} if len(places) > 1 and not validation else {}
+    if averages and 0 < len(spoilt) < len(places):
+        averages["clean average"] = [place for place in places if place not in spoilt]
     heading = [
         "variant",
         *heads,
-        *(["average"] if len(places) > 1 and not validation else []),
+        *averages,
         "trained",
         "rows/s",
         "peak GB",
@@ -77,11 +96,12 @@ def rows(found: Found) -> tuple[list[str], list[list[str]]]:
         heading.append("tuned")
     lines = []
     for variant in suite["variants"]:
-        by_place = [scores(found, label, task, variant) for label, task in places]
-        line = [variant, *(_shown(values, digits) for values in by_place)]
-        if len(places) > 1 and not validation:
-            complete = all(by_place) and len({len(values) for values in by_place}) == 1
-            means = [statistics.fmean(v) for v in zip(*by_place, strict=True)] if complete else []
+        by_place = {place: scores(found, *place, variant) for place in places}
+        line = [variant, *(_shown(values, digits) for values in by_place.values())]
+        for averaged in averages.values():
+            values = [by_place[place] for place in averaged]
+            complete = all(values) and len({len(each) for each in values}) == 1
+            means = [statistics.fmean(v) for v in zip(*values, strict=True)] if complete else []
             line.append(_shown(means, digits))
         runs = [run for label in suite["recipes"] for run in _runs(found, label, variant)]
         trained = [run["trained"] for run in runs]
@@ -113,17 +133,26 @@ def _range(values: Sequence[float], form: str, unit: str = "") -> str:
     return (low if low == high else f"{low}–{high}") + unit
 
 
-def table(found: Found) -> Table:
+def table(found: Found) -> Group:
+    """Two tables, so that both fit a terminal: what came out, and what it took."""
     heading, lines = rows(found)
     seeds = len(found["suite"]["seeds"])
     rules = ", ".join(found["protocols"])
     title = f"{found['suite']['name']}   {seeds} seed{'s' * (seeds > 1)}, protocol {rules}"
-    shown = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
-    for number, name in enumerate(heading):
-        shown.add_column(name, justify="left" if number == 0 or name == "tuned" else "right")
-    for line in lines:
-        shown.add_row(*line)
-    return shown
+    costs = heading.index("trained")
+    parts = [range(costs), (0, *range(costs, len(heading)))] if costs > 1 else [range(len(heading))]
+    tables: list[Table] = []
+    for columns_shown in parts:
+        shown = Table(
+            title=None if tables else title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0)
+        )
+        for column in columns_shown:
+            left = column == 0 or heading[column] == "tuned"
+            shown.add_column(heading[column], justify="left" if left else "right", no_wrap=column == 0)
+        for line in lines:
+            shown.add_row(*(line[column] for column in columns_shown))
+        tables.append(shown)
+    return Group(*tables)
 
 
 def markdown(found: Found) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from tiny_run import tiny_llama_folder
 
 from neuroada_cli.errors import DataError, OutputError, PeerError, RecipeError
@@ -143,7 +145,7 @@ def test_a_suite_may_show_the_loss_of_reference_answers(tmp_path: Path, recipe: 
     assert heading[:2] == ["variant", "dates loss"]
     for run, line in zip(found["runs"], lines, strict=True):
         result = run["scores"]["due_dates"]
-        assert (result["n"], result["metric"]) == (3, "loss")
+        assert (result["n"], result["metric"], result["loss_mask"]) == (3, "loss", "target only")
         assert line[1] == f"{result['score']:.4f}"
         cell_folder = out / "cells" / run["key"]
         settings = load_recipe(cell_folder / "recipe.yaml")
@@ -195,6 +197,25 @@ def test_what_is_no_result_file_is_refused(tmp_path: Path, recipe: Path) -> None
         with pytest.raises(DataError, match=r"wrong\.json"):
             runner.run(suite, tmp_path / "out", reuse=wrong)
     assert not (tmp_path / "out").exists()
+
+
+def test_leaked_columns_say_so_and_are_averaged_apart() -> None:
+    def run(variant: str, seed: int, scores: dict[str, tuple[float, int | None]]) -> dict[str, object]:
+        trained = {"trainable": 1, "total": 100, "rows_per_second": 1.0, "peak_bytes": 10**9}
+        results = {task: {"score": s, "leaked": leaked, "n": 100} for task, (s, leaked) in scores.items()}
+        about = {"recipe": "m", "variant": variant, "seed": seed, "tuned": {}, "failed": None}
+        return about | {"trained": trained, "scores": results}
+
+    runs = [run("v", seed, {"a": (0.5 + seed / 10, 0), "b": (0.9, 1), "c": (0.3, None)}) for seed in (0, 1)]
+    suite = {"recipes": {"m": "x"}, "variants": {"v": {}}, "score": True, "tune": None, "seeds": [0, 1]}
+    heading, (line,) = tables.rows({"suite": suite, "runs": runs})
+    assert heading[1:6] == ["m a", "m b (leaked)", "m c", "average", "clean average"]
+    assert line[1:6] == ["55.0 ± 7.1", "90.0 ± 0.0", "30.0 ± 0.0", "58.3 ± 2.4", "42.5 ± 3.5"]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(tables.table({"suite": suite | {"name": "x"}, "runs": runs, "protocols": ["reft"]}))
+    text = console.export_text()
+    assert "…" not in text  # nothing is cut off in a terminal of the usual width
+    assert text.count("v ") >= 2
 
 
 def test_a_new_empty_setting_leaves_the_hash_as_it_was(tmp_path: Path, recipe: Path) -> None:
