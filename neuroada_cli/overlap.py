@@ -53,8 +53,8 @@ def overlaps(one: Selection, other: Selection, inputs: Mapping[str, int], where:
     ]
 
 
-def table(first: str, compared: Mapping[str, Sequence[Overlap]]) -> Table:
-    """A row per kind of layer: the mean over its blocks (the picture shows each)."""
+def table(first: str, compared: Mapping[str, Sequence[Overlap]], per_layer: bool = False) -> Table:
+    """A row per kind of layer, the mean over its blocks; or a row per layer."""
     grid = Table(
         title=f"Of the connections chosen by {Path(first).name}, also chosen by …", title_justify="left",
         box=SIMPLE_HEAD, pad_edge=False,
@@ -63,21 +63,36 @@ def table(first: str, compared: Mapping[str, Sequence[Overlap]]) -> Table:
     for heading in (*(Path(name).name for name in compared), "chance"):
         grid.add_column(heading, justify="right", no_wrap=True)
     everything = [entry for entries in compared.values() for entry in entries]
-    for wanted in dict.fromkeys(kind(entry.module) for entry in everything):
-        groups = [[e.share for e in entries if kind(e.module) == wanted] for entries in compared.values()]
-        groups.append([e.chance for e in everything if kind(e.module) == wanted])
+    kinds = kinds_of([entry.module for entry in everything])
+    row_of = {module: module if per_layer else kind for module, kind in kinds.items()}
+    for wanted in dict.fromkeys(row_of[entry.module] for entry in everything):
+        groups = [[e.share for e in entries if row_of[e.module] == wanted] for entries in compared.values()]
+        groups.append([e.chance for e in everything if row_of[e.module] == wanted])
         grid.add_row(wanted, *(f"{sum(group) / len(group):.1%}" for group in groups))
     return grid
 
 
-def kind(module: str) -> str:
-    """The last part of a name: what layers of different blocks have in common."""
-    return module.rpartition(".")[2]
+def kinds_of(modules: Sequence[str]) -> dict[str, str]:
+    """Module -> what it has in common with those of other blocks: its name behind the block's number.
+
+    Only the last part where that tells it from every other kind (`q_proj`, but `attention.output.dense`).
+    """
+    tails = {module: ".".join(_split(module)[1]) for module in modules}
+    lasts = [tail.rpartition(".")[2] for tail in {*tails.values()}]
+    short = {last for last in lasts if lasts.count(last) == 1}
+    return {m: last if (last := tail.rpartition(".")[2]) in short else tail for m, tail in tails.items()}
 
 
-def block(module: str) -> int:
-    """The first number in a name; 0 for a layer outside the blocks."""
-    return next((int(part) for part in module.split(".") if part.isdecimal()), 0)
+def block(module: str) -> int | None:
+    """The first number in a name; None for a layer outside the blocks."""
+    return _split(module)[0]
+
+
+def _split(module: str) -> tuple[int | None, list[str]]:
+    """(block number, parts of the name behind it); without a number, all parts."""
+    parts = module.split(".")
+    place = next((n for n, part in enumerate(parts) if part.isdecimal()), None)
+    return (None, parts) if place is None else (int(parts[place]), parts[place + 1 :])
 
 
 def draw(first: str, compared: Mapping[str, Sequence[Overlap]], path: Path) -> None:
@@ -85,18 +100,26 @@ def draw(first: str, compared: Mapping[str, Sequence[Overlap]], path: Path) -> N
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    kinds = list(dict.fromkeys(kind(entry.module) for entries in compared.values() for entry in entries))
-    depth = 1 + max(block(entry.module) for entries in compared.values() for entry in entries)
-    figure = Figure(figsize=(1.5 + 3.2 * len(compared), 1.8 + 0.16 * depth), layout="constrained", dpi=150)
+    kind_of = kinds_of([entry.module for entries in compared.values() for entry in entries])
+    kinds = list(dict.fromkeys(kind_of.values()))
+    numbers = {block(module) for module in kind_of}
+    rows = [*sorted(n for n in numbers if n is not None), *([None] if None in numbers else [])]
+    figure = Figure(
+        figsize=(1.8 + 3.2 * len(compared), 2.2 + 0.16 * len(rows)), layout="constrained", dpi=150
+    )
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(compared), squeeze=False, sharey=True)[0]
     for axis, (name, entries) in zip(panels, compared.items(), strict=True):
-        grid = torch.full((depth, len(kinds)), float("nan"))
+        grid = torch.full((len(rows), len(kinds)), float("nan"))
         for entry in entries:
-            grid[block(entry.module), kinds.index(kind(entry.module))] = entry.share
+            grid[rows.index(block(entry.module)), kinds.index(kind_of[entry.module])] = entry.share
         shown = axis.imshow(grid.numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower")
         axis.set_xticks(range(len(kinds)), kinds, rotation=60, ha="right", fontsize=8)
         axis.set_title(f"{Path(name).name} in {Path(first).name}", fontsize=10)
+    step = max(1, len(rows) // 10)
+    panels[0].set_yticks(
+        range(0, len(rows), step), ["outside" if n is None else str(n) for n in rows[::step]], fontsize=8
+    )
     panels[0].set_ylabel("block")
     figure.colorbar(shown, ax=panels, label="share in common")
     with files.atomic_file(path) as temporary:

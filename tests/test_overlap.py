@@ -8,10 +8,11 @@ import pytest
 import torch
 from tiny_run import one_thread, tiny_llama_folder, tiny_recipe  # noqa: F401
 
+from neuroada_cli import overlap
 from neuroada_cli.cli import main
 from neuroada_cli.commands import select
 from neuroada_cli.errors import ModelError, RecipeError
-from neuroada_cli.overlap import shared
+from neuroada_cli.overlap import Overlap, shared
 from neuroada_cli.recipe import Recipe, to_yaml
 
 
@@ -46,6 +47,60 @@ def test_criteria_and_files_are_compared(
     assert not (tmp_path / "run").exists(), "a comparison stores nothing"
 
 
+def entries_of(shares: dict[str, float]) -> list[Overlap]:
+    return [Overlap(module, share, 0.1) for module, share in shares.items()]
+
+
+def test_kinds_are_told_apart_where_their_last_parts_are_the_same() -> None:
+    """BERT calls three of its layers `dense`; its pooler lies in no block."""
+    block = "bert.encoder.layer"
+    shares = {
+        f"{block}.0.attention.self.query": 0.1,
+        f"{block}.0.attention.output.dense": 0.2,
+        f"{block}.0.output.dense": 0.3,
+        f"{block}.1.attention.output.dense": 0.4,
+        f"{block}.1.output.dense": 0.5,
+        "bert.pooler.dense": 0.6,
+    }
+    kinds = overlap.kinds_of(list(shares))
+    assert list(dict.fromkeys(kinds.values())) == [
+        "query",
+        "attention.output.dense",
+        "output.dense",
+        "bert.pooler.dense",
+    ]
+    assert overlap.block("bert.pooler.dense") is None
+    by_kind = overlap.table("a", {"b": entries_of(shares)})
+    assert dict(zip(*(list(by_kind.columns[n].cells) for n in (0, 1)), strict=True)) == {
+        "query": "10.0%",
+        "attention.output.dense": "30.0%",
+        "output.dense": "40.0%",
+        "bert.pooler.dense": "60.0%",
+    }
+    by_layer = overlap.table("a", {"b": entries_of(shares)}, per_layer=True)
+    assert list(by_layer.columns[0].cells) == list(shares)
+    assert list(by_layer.columns[1].cells) == [f"{share:.1%}" for share in shares.values()]
+
+
+def test_every_layer_has_a_cell_of_its_own_in_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    seen: list[list[list[float]]] = []
+    plain = Axes.imshow
+    monkeypatch.setattr(
+        Axes,
+        "imshow",
+        lambda axis, grid, **given: (seen.append(grid.tolist()), plain(axis, grid, **given))[1],
+    )
+    shares = {"h.0.attn.dense": 0.1, "h.0.mlp.dense": 0.2, "h.3.attn.dense": 0.3, "pooler": 0.4}
+    overlap.draw("a", {"b": entries_of(shares)}, tmp_path / "x.png")
+    values = [value for row in seen[0] for value in row if value == value]
+    assert values == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert [len(seen[0]), len(seen[0][0])] == [3, 3]  # blocks 0, 3 and outside; two kinds and the pooler
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [
@@ -71,7 +126,8 @@ def test_a_selection_of_other_layers_is_named(recipe: Recipe, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--plot", "x.png"], "error: --plot: draws a comparison; add --compare"),
+        (["--plot", "x.png"], "error: --plot: shows a comparison; add --compare"),
+        (["--per-layer"], "error: --per-layer: shows a comparison; add --compare"),
         (["--compare", "magnitude,random", "--out", "x"], "error: --out: stores one selection"),
         (["--compare", "magnitude,random", "--plot", "x.txt"], "error: --plot: x.txt is no picture"),
     ],

@@ -24,6 +24,7 @@ from neuroada_cli.adapter import Selection
 from neuroada_cli.data.tasks import get_task
 from neuroada_cli.delta.selection import DATA_CRITERIA
 from neuroada_cli.errors import ModelError, OutputError, RecipeError
+from neuroada_cli.foreign_text import shown
 from neuroada_cli.overlap import Overlap
 from neuroada_cli.recipe import Recipe
 from neuroada_cli.selecting import LayerChoice, share
@@ -62,12 +63,17 @@ def _lies_in(out: Path, folder: Path) -> bool:
 
 
 def compare(
-    recipe: Recipe, names: Sequence[str], plot: Path | None = None, quiet: bool = False
+    recipe: Recipe,
+    names: Sequence[str],
+    plot: Path | None = None,
+    per_layer: bool = False,
+    quiet: bool = False,
 ) -> dict[str, list[Overlap]]:
     """How much the first of `names` has in common with each of the others; nothing is stored.
 
-    names  criteria, or selection files of the same base
-    plot   picture to write, by its ending PNG, SVG or PDF
+    names      criteria, or selection files of the same base
+    plot       picture to write, by its ending PNG, SVG or PDF
+    per_layer  a row for every layer, not for every kind of layer
     Raises RecipeError for fewer than two names, or a name that is neither; ModelError for another base.
     """
     if len(names) < 2 or len(set(names)) < len(names):
@@ -86,7 +92,7 @@ def compare(
             raise ModelError("holds other layers than the recipe's targets", name)
     found = {name: overlap.overlaps(selections[first], selections[name], inputs, name) for name in names[1:]}
     if not quiet:
-        Console().print(overlap.table(first, found))
+        Console().print(overlap.table(first, found, per_layer))
     if plot is not None:
         overlap.draw(first, found, plot)
     return found
@@ -188,7 +194,7 @@ def _show(choices: Sequence[LayerChoice], criterion: str, total: int, out: Path,
     console.print("inputs: how many of a layer's inputs at least one neuron chose", style="dim")
     console.print(f"{chosen:,} of {total:,} parameters train ({share(chosen, total)})")
     console.print(
-        f"read {read:.2f} GB in {seconds:.1f} s; selection in {out}", soft_wrap=True, highlight=False
+        f"read {read:.2f} GB in {seconds:.1f} s; selection in {shown(out)}", soft_wrap=True, highlight=False
     )
 
 
