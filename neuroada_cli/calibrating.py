@@ -3,6 +3,9 @@
 The dense gradient of a model never stands in full: layers take turns in groups of at most `budget` bytes, and
 every group is a pass over the calibration batches. Inputs need one pass and a vector per layer.
 
+The gradient is that of training's summed loss, added up over all batches: every target counts once, however
+they are cut into batches. `gradient` is the size of that sum, so what pulls to and fro cancels out.
+
 O = output neurons, I = inputs, K = chosen inputs per neuron
 """
 
@@ -29,6 +32,7 @@ from neuroada_cli.selecting import LayerChoice, neurons_as_rows
 from neuroada_cli.training.loop import Schedule, TrainData
 from neuroada_cli.training.loss import LOSSES
 from neuroada_cli.training.preflight import loop_settings
+from neuroada_cli.training.recomputing import recomputing
 
 GRADIENT_BYTES = 2 << 30
 
@@ -43,7 +47,10 @@ def select_for(
     device: str,
     on_layer: Callable[[LayerChoice], None] | None = None,
 ) -> Selection:
-    """`select_by_data` on the recipe's model and on the first micro-batches that its training would see."""
+    """`select_by_data` on the recipe's model and on the first micro-batches that its training would see.
+
+    Without `select.calibration_batches` these are the first epoch's: every training row once.
+    """
     settings = recipe.model
     model = hub.load_model(
         folder, task.model_task, settings.dtype, device, task.num_labels, settings.attention,
@@ -51,18 +58,25 @@ def select_for(
     ).model  # fmt: skip
     if data.kind != "generation":
         data = dataclasses.replace(data, pad_id=align_padding(model, tokenizer))
-    schedule = Schedule(data, loop_settings(recipe))
-    wanted = recipe.select.calibration_batches
+    section = recipe.select
+    batches = first_batches(Schedule(data, loop_settings(recipe)), section.calibration_batches)
+    return select_by_data(
+        folder, model, targets, section.k, section.criterion, batches, data.kind, on_layer,
+        spread=selecting.spread_of(section), seed=recipe.seed,
+        gradient_checkpointing=recipe.train.gradient_checkpointing,
+    )  # fmt: skip
+
+
+def first_batches(schedule: Schedule, wanted: int | None) -> list[Batch]:
+    """The first `wanted` micro-batches of a run (fewer of a shorter one); None: one pass over its rows,
+    however long the run is.
+    """
     batches: list[Batch] = []
-    for step in range(schedule.total):
-        if len(batches) >= wanted:
+    for step in range(schedule.per_epoch if wanted is None else schedule.total):
+        if wanted is not None and len(batches) >= wanted:
             break
         batches += schedule.micro_batches(step)
-    section = recipe.select
-    return select_by_data(
-        folder, model, targets, section.k, section.criterion, batches[:wanted], data.kind, on_layer,
-        spread=selecting.spread_of(section), seed=recipe.seed,
-    )  # fmt: skip
+    return batches[:wanted]
 
 
 def _by_counts(weight_OI: Tensor, count_O: Tensor, criterion: str, measured: Tensor) -> Tensor:
@@ -87,6 +101,7 @@ def select_by_data(
     budget: int = GRADIENT_BYTES,
     spread: Spread | None = None,
     seed: int = 0,
+    gradient_checkpointing: bool = False,
 ) -> Selection:
     """The K connections of every neuron by `gradient`, `snip` or `activation`.
 
@@ -95,6 +110,7 @@ def select_by_data(
     budget   bytes of fp32 gradients at a time (at least one layer's): gradient criteria take
              ceil(target weights x 4 / budget) passes over the batches
     spread   who gets how many, where that is not K for every neuron;  seed  of what it draws
+    gradient_checkpointing  recompute each block's activations in the backward pass, as training does
     A fresh head's gradient depends on its seed, so a selection under it does, too. Dropout is off.
     Raises NumericsError where a score is not finite.
     """
@@ -112,19 +128,20 @@ def select_by_data(
             size = weight_OI.numel() * weight_OI.element_size()
             on_layer(selecting.describe(name, weight_OI.cpu(), indices[name], size))
 
-    for name, measured in evidence(model, modules, batches, kind, budget):
-        weight_OI = neurons_as_rows(_weight(modules[name]).detach(), modules[name])
-        try:
-            if name in competing:
-                score_OI = DATA_CRITERIA[criterion](weight_OI, measured)
-                competing[name].add(
-                    name, score_OI if spread.tile is None else tile_means(score_OI, spread.tile)
-                )
-                continue
-            indices[name] = _by_counts(weight_OI, count_by_layer[name], criterion, measured)
-        except ValueError as error:
-            raise NumericsError(f"{name}: {error} in calibration", fix="set model.dtype: fp32") from None
-        tell(name, weight_OI)
+    with recomputing(model, gradient_checkpointing and evidence is _gradients):
+        for name, measured in evidence(model, modules, batches, kind, budget):
+            weight_OI = neurons_as_rows(_weight(modules[name]).detach(), modules[name])
+            try:
+                if name in competing:
+                    score_OI = DATA_CRITERIA[criterion](weight_OI, measured)
+                    competing[name].add(
+                        name, score_OI if spread.tile is None else tile_means(score_OI, spread.tile)
+                    )
+                    continue
+                indices[name] = _by_counts(weight_OI, count_by_layer[name], criterion, measured)
+            except ValueError as error:
+                raise NumericsError(f"{name}: {error} in calibration", fix="set model.dtype: fp32") from None
+            tell(name, weight_OI)
     for pool in dict.fromkeys(competing.values()):
         indices |= pool.indices()
     if spread.tile is not None:

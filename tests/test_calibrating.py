@@ -10,15 +10,18 @@ from conftest import pico_bert, pico_gpt2, pico_llama
 from tiny_run import one_thread, tiny_bert_folder, tiny_llama_folder, tiny_recipe  # noqa: F401
 from torch import Tensor, nn
 
-from neuroada_cli import adapter, calibrating
+from neuroada_cli import adapter, calibrating, hub
 from neuroada_cli.commands import select, train
-from neuroada_cli.data.batch import IGNORED, Batch
+from neuroada_cli.data.batch import IGNORED, Batch, collate
 from neuroada_cli.delta.model import find_targets
 from neuroada_cli.delta.selection import CRITERIA, DATA_CRITERIA, choose, low_rank, top_k_stable
 from neuroada_cli.delta.spread import Spread
 from neuroada_cli.errors import NumericsError, RecipeError
+from neuroada_cli.recipe import Recipe
 from neuroada_cli.selecting import LayerChoice, neurons_as_rows
+from neuroada_cli.training.loop import Schedule
 from neuroada_cli.training.loss import LOSSES
+from neuroada_cli.training.preflight import check, loop_settings
 
 K = 3
 MODELS = {"llama": pico_llama, "gpt2": pico_gpt2, "bert": lambda: pico_bert(num_labels=2)}
@@ -139,6 +142,57 @@ def test_weights_of_a_matrix_block_or_model_compete_by_the_dense_score(coverage:
         assert torch.cat(taken).min() >= torch.cat(left).max() * (1 - 1e-4)
 
 
+def mask_of(index_OK: Tensor, shape: tuple[int, ...]) -> Tensor:
+    mask_OI = torch.zeros(shape, dtype=torch.bool)
+    for row, columns in enumerate(index_OK.tolist()):
+        mask_OI[row, [column for column in columns if column >= 0]] = True
+    return mask_OI
+
+
+def assert_best_tiles(
+    indices: dict[str, Tensor], score_by_layer: dict[str, Tensor], tile: int, wanted: int
+) -> None:
+    """What was chosen are `wanted` whole tiles, and of all tiles of all layers none left out means more."""
+    taken, left = [], []
+    for name, score_OI in score_by_layer.items():
+        mask_OI = torch.zeros_like(score_OI, dtype=torch.bool)
+        if name in indices:
+            mask_OI = mask_of(indices[name], score_OI.shape)
+        for row in range(0, score_OI.shape[0], tile):
+            for column in range(0, score_OI.shape[1], tile):
+                part = slice(row, row + tile), slice(column, column + tile)
+                assert bool(mask_OI[part].all()) == bool(mask_OI[part].any()), "a tile trains whole or not"
+                (taken if mask_OI[part].any() else left).append(score_OI[part].mean())
+    assert len(taken) == wanted
+    assert min(taken) >= max(left) * (1 - 1e-4)
+
+
+@pytest.mark.parametrize(("tile", "wanted"), [(8, 10), (10, 6)])
+@pytest.mark.parametrize("budget", [1, 1 << 30])
+@pytest.mark.parametrize("name", MODELS)
+def test_tiles_are_those_of_the_model_with_the_largest_mean_gradient(
+    name: str, budget: int, tile: int, wanted: int
+) -> None:
+    """SMT, against the dense gradients of all layers; 10 divides none, so tiles at the edges are smaller."""
+    model = MODELS[name]().eval()
+    kind = "classification" if name == "bert" else "generation"
+    names = list(find_targets(model, ["all-linear"], ["classifier" if name == "bert" else "lm_head"]))
+    grads, _ = dense_evidence(model, names, kind)
+    chosen = calibrating.select_by_data(
+        Path("nowhere"), model, names, 1, "gradient", batches(kind), kind, budget=budget,
+        spread=Spread(tile=tile, budget=640),
+    )  # fmt: skip
+    assert_best_tiles(chosen.indices, {layer: grad.abs() for layer, grad in grads.items()}, tile, wanted)
+    assert len(chosen.indices) > 1
+    weights = {layer: neurons_as_rows(m.weight.detach(), m).abs() for layer, m in modules_of(model, names)}
+    with pytest.raises(AssertionError):
+        assert_best_tiles(chosen.indices, weights, tile, wanted)
+
+
+def modules_of(model: nn.Module, names: list[str]) -> list[tuple[str, nn.Module]]:
+    return [(name, model.get_submodule(name)) for name in names]
+
+
 def test_only_a_group_of_layers_ever_asks_for_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     model = pico_llama()
     names = list(find_targets(model, ["all-linear"], ["lm_head"]))
@@ -225,6 +279,49 @@ def test_train_and_select_choose_alike(
         update={"criterion": "magnitude"})}), tmp_path / "plain.safetensors", quiet=True)  # fmt: skip
     magnitude = adapter.read_selection(plain)
     assert any(not torch.equal(ours.indices[n], magnitude.indices[n]) for n in ours.indices)
+
+
+def summed_gradients(recipe: Recipe) -> dict[str, Tensor]:
+    """Gradients of the loss of all training rows of a recipe, one row at a time, added up."""
+    checked = check(recipe, overwrite=False)
+    model = hub.load_model(checked.folder, checked.task.model_task, "fp32").model.eval()
+    model.requires_grad_(True)
+    for row in checked.rows.data.train:
+        LOSSES["generation"](model, collate([row], checked.rows.data.pad_id))[0].backward()
+    return {name: model.get_submodule(name).weight.grad for name in checked.targets}
+
+
+@pytest.mark.parametrize("spread", [{"k": 2}, {"tile": 8, "budget": 640}])
+def test_null_batches_are_one_pass_over_all_training_rows(
+    spread: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However short the run is, and every target counts once, however the rows lie in batches."""
+    monkeypatch.undo()
+    recipe = tiny_recipe(
+        tiny_llama_folder(tmp_path / "model"), tmp_path / "run",
+        select={"criterion": "gradient", "calibration_batches": None, **spread},
+        train={"max_steps": 1, "micro_batch_size": 4},
+    )  # fmt: skip
+    chosen = adapter.read_selection(select.run(recipe, quiet=True)).indices
+    scores = {name: grad_OI.abs() for name, grad_OI in summed_gradients(recipe).items()}
+    if "tile" in spread:
+        assert_best_tiles(chosen, scores, 8, 10)
+        return
+    for name, score_OI in scores.items():
+        mask_OI = mask_of(chosen[name], score_OI.shape)
+        best_O = score_OI.gather(1, top_k_stable(score_OI, 2).long()).sum(dim=1)
+        torch.testing.assert_close((score_OI * mask_OI).sum(dim=1), best_O, rtol=1e-4, atol=1e-7)
+
+
+def test_so_many_batches_are_the_first_that_training_sees(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_llama_folder(tmp_path / "model"), tmp_path / "run")
+    data = check(recipe, overwrite=False).rows.data
+    schedule = Schedule(data, loop_settings(recipe))
+    seen = [batch.rows for step in range(schedule.total) for batch in schedule.micro_batches(step)]
+    assert [batch.rows for batch in calibrating.first_batches(schedule, 3)] == seen[:3]
+    assert [batch.rows for batch in calibrating.first_batches(schedule, 1000)] == seen
+    once = [row for batch in calibrating.first_batches(schedule, None) for row in batch.rows]
+    assert sorted(once) == sorted(row.row for row in data.train)
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

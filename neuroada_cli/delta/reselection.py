@@ -1,5 +1,9 @@
 """Choosing anew while training: what was learnt stays, what trains changes.
 
+By the weights alone, as they have become: LIFT's way (arXiv:2506.00772). SpIEL's (arXiv:2401.16405) drops
+connections and grows others by gradients of weights that do not train; no step computes those here, so it is
+not offered.
+
 O = output neurons, K = connections that train per neuron, U = connections that hold a delta, I = inputs
 """
 

@@ -8,7 +8,7 @@ O = output neurons, K = chosen inputs per neuron, B = rows, S = tokens per row, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -24,13 +24,14 @@ from neuroada_cli.methods import Method
 from neuroada_cli.selecting import layer_shape
 from neuroada_cli.training.linear_cross_entropy import is_frozen_linear, linear_cross_entropy
 from neuroada_cli.training.loss import logits_are_final
+from neuroada_cli.training.recomputing import enable_checkpointing
 
 
 def predict(
     skeleton: nn.Module,
     targets: Iterable[str],
     method: Method,
-    k: int,
+    k: int | Mapping[str, int],
     batch: int,
     sequence: int,
     dtype: torch.dtype = torch.float32,
@@ -45,6 +46,7 @@ def predict(
 
     skeleton   the model on any device, also meta (`hub.skeleton`); it is not changed
     targets    names of the layers the method adapts, with K connections per neuron
+    k          the same for all layers, or by name; of a layer whose rows differ, that of the longest
     method     a fresh instance; the peers of the bench work as well
     batch, sequence  rows per forward pass and tokens per row (every row as long)
     learnt     how many tokens of the batch are targets; None: all. Only their logits are computed
@@ -69,11 +71,13 @@ def predict(
         if prepare is not None:
             prepare(model)
         if gradient_checkpointing:
-            cast(Any, model).gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+            enable_checkpointing(model)
         indices = {
-            name: torch.zeros(layer_shape(model.get_submodule(name))[0], k, dtype=torch.int32)
+            name: torch.zeros(
+                layer_shape(model.get_submodule(name))[0],
+                k if isinstance(k, int) else k[name],
+                dtype=torch.int32,
+            )
             for name in targets
         }
 

@@ -10,6 +10,7 @@ O = output neurons, I = inputs, K = chosen inputs per neuron
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -74,7 +75,8 @@ class Lora(TrainedByName):
             r=self._rank,
             lora_alpha=2 * self._rank if self._alpha is None else self._alpha,
             lora_dropout=self._dropout,
-            target_modules=list(indices),
+            # a list would also match names that only end like a target's
+            target_modules="|".join(map(re.escape, indices)),
             use_dora=self.name == "dora",
         )
         with torch.random.fork_rng(devices=[]):

@@ -20,6 +20,7 @@ class OptimSettings:
     head_lr: float | None = None
     schedule: str = "linear"
     warmup_ratio: float = 0.0
+    warmup_steps: int | None = None
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -42,14 +43,16 @@ def adamw(model: nn.Module, method: Method, settings: OptimSettings) -> torch.op
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
-def lr_factor(step: int, total: int, schedule: str, warmup_ratio: float) -> float:
+def lr_factor(
+    step: int, total: int, schedule: str, warmup_ratio: float, warmup_steps: int | None = None
+) -> float:
     """Share of the peak learning rate at optimizer step `step` (0 is the first) of `total`.
 
-    A pure function, so resuming needs no scheduler state. ceil(warmup_ratio x total) steps rise linearly; the
-    first is not wasted on a rate of 0, as it is in transformers' schedules, otherwise the curves are theirs:
-    linear and cosine would reach 0 one step after the last.
+    A pure function, so resuming needs no scheduler state. `warmup_steps`, without them ceil(warmup_ratio x
+    total), rise linearly; the first is not wasted on a rate of 0, as it is in transformers' schedules,
+    otherwise the curves are theirs: linear and cosine would reach 0 one step after the last.
     """
-    warmup = math.ceil(warmup_ratio * total)
+    warmup = math.ceil(warmup_ratio * total) if warmup_steps is None else warmup_steps
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)

@@ -13,8 +13,12 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
+from neuroada_cli.data.batch import Encoded
 from neuroada_cli.methods import METHODS
+from neuroada_cli.recipe import recipe_from
+from neuroada_cli.training.loop import Schedule, TrainData
 from neuroada_cli.training.optim import SCHEDULES, OptimSettings, adamw, clip_gradients, lr_factor, set_lr
+from neuroada_cli.training.preflight import loop_settings
 
 
 @given(st.integers(1, 400), st.sampled_from(sorted(SCHEDULES)), st.floats(0, 1))
@@ -34,6 +38,34 @@ def test_without_warmup_linear_is_the_schedule_of_transformers() -> None:
         assert lr_factor(step, 10, "linear", 0.0) == pytest.approx(theirs.get_last_lr()[0])
         optimizer.step()
         theirs.step()
+
+
+@given(st.integers(1, 400), st.sampled_from(sorted(SCHEDULES)), st.integers(1, 500))
+def test_a_warmup_in_steps_rises_for_so_many_and_goes_on_like_a_share(
+    total: int, schedule: str, warmup: int
+) -> None:
+    factors = [lr_factor(step, total, schedule, 0.0, warmup) for step in range(total)]
+    assert factors[:warmup] == [(step + 1) / warmup for step in range(min(total, warmup))]
+    if warmup <= total:
+        share = warmup / total
+        if math.ceil(share * total) == warmup:  # 0.07 x 100 is a little more than 7
+            assert factors == [lr_factor(step, total, schedule, share) for step in range(total)]
+        assert max(factors) == 1
+
+
+def test_a_warmup_in_steps_goes_from_the_recipe_to_the_run() -> None:
+    """LLM-Adapters' 100 steps; a longer run changes nothing about them."""
+    for rows in (1600, 16000):
+        recipe = recipe_from({
+            "name": "a", "model": {"path": "b"}, "data": {"task": "rte"},
+            "optim": {"warmup_steps": 100}, "train": {"batch_size": 16},
+        })  # fmt: skip
+        data = TrainData([Encoded([1], [1], row) for row in range(rows)], [], "generation", 0)
+        schedule = Schedule(data, loop_settings(recipe))
+        assert schedule.total == 3 * rows / 16
+        found = [schedule.lr_factor(step) for step in range(100)]
+        assert found == pytest.approx([(step + 1) / 100 for step in range(100)])
+        assert schedule.lr_factor(101) < 1
 
 
 def test_groups_decay_and_rates() -> None:

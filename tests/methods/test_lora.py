@@ -1,0 +1,163 @@
+"""LoRA and DoRA against their definitions: what a layer computes, which layers, how many numbers train.
+
+O = output neurons, I = inputs, R = rank, T = tokens
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import PICO_MODELS, pico_gpt2, pico_llama
+from torch import Tensor, nn
+
+from neuroada_cli.delta.linear import is_conv1d
+from neuroada_cli.methods import Method, build
+from neuroada_cli.methods.peft import lora_parameters
+from neuroada_cli.recipe import recipe_from
+from neuroada_cli.selecting import layer_shape
+
+pytest.importorskip("peft")
+RANK = 3
+TARGETS = {
+    "llama": [f"model.layers.{n}.{name}" for n in range(2) for name in ("self_attn.q_proj", "mlp.down_proj")],
+    "gpt2": [f"transformer.h.{n}.{name}" for n in range(2) for name in ("attn.c_attn", "mlp.c_proj")],
+    "bert": ["bert.encoder.layer.0.attention.self.key", "bert.encoder.layer.1.output.dense"],
+}
+# `peer.alpha` -> what B A is multiplied by
+SCALES = {None: 2.0, 6.0: 2.0, 1.5: 0.5}
+
+
+def adapted(
+    name: str, method_name: str, alpha: float | None = None, dropout: float = 0.0
+) -> tuple[nn.Module, Method]:
+    """A tiny model with the method on it, its parts random: at the start B is 0 and nothing would be seen."""
+    model = PICO_MODELS[name]()
+    method = build(method_name, {"rank": RANK, "alpha": alpha, "dropout": dropout, "positions": 7}, seed=5)
+    method.attach(model, {target: torch.zeros(0) for target in TARGETS[name]})
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in method.parameters(model):
+            parameter.add_(torch.rand_like(parameter))
+    return model, method
+
+
+def parts(layer: Any) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """(W [O, I], bias, A [R, I], B [O, R]) of an adapted layer."""
+    base = layer.base_layer
+    weight_OI = base.weight.T if is_conv1d(base) else base.weight
+    return weight_OI, base.bias, layer.lora_A["default"].weight, layer.lora_B["default"].weight
+
+
+@pytest.mark.parametrize("alpha", SCALES)
+@pytest.mark.parametrize("name", TARGETS)
+def test_lora_is_w_x_plus_alpha_by_rank_b_a_x(name: str, alpha: float | None) -> None:
+    model, _ = adapted(name, "lora", alpha)
+    for target in TARGETS[name]:
+        layer = model.get_submodule(target)
+        weight_OI, bias_O, a_RI, b_OR = parts(layer)
+        x_TI = torch.randn(5, weight_OI.shape[1])
+        expected_TO = F.linear(x_TI, weight_OI, bias_O) + SCALES[alpha] * x_TI @ a_RI.T @ b_OR.T
+        torch.testing.assert_close(layer(x_TI), expected_TO)
+
+
+@pytest.mark.parametrize("alpha", SCALES)
+@pytest.mark.parametrize("name", TARGETS)
+def test_dora_is_a_magnitude_times_the_direction_of_the_changed_weight(
+    name: str, alpha: float | None
+) -> None:
+    """W' = m (W + alpha / rank B A) / ||row||; at the start m is the norm of W's rows (arXiv:2402.09353)."""
+    model, _ = adapted(name, "dora", alpha)
+    for target in TARGETS[name]:
+        layer: Any = model.get_submodule(target)
+        weight_OI, bias_O, a_RI, b_OR = parts(layer)
+        magnitude_O = layer.lora_magnitude_vector["default"].weight.flatten()
+        changed_OI = weight_OI + SCALES[alpha] * b_OR @ a_RI
+        tuned_OI = magnitude_O[:, None] * changed_OI / changed_OI.norm(dim=1, keepdim=True)
+        x_TI = torch.randn(5, weight_OI.shape[1])
+        torch.testing.assert_close(layer(x_TI), F.linear(x_TI, tuned_OI, bias_O), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method_name", ["lora", "dora"])
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_targets_and_nothing_else_are_adapted_in_the_number_that_is_announced(
+    name: str, method_name: str
+) -> None:
+    model, method = adapted(name, method_name)
+    found = {n for n, module in model.named_modules() if hasattr(module, "lora_A")}
+    assert found == set(TARGETS[name])
+    trained = {n for n, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(any(n.startswith(f"{target}.lora_") for target in TARGETS[name]) for n in trained)
+    shapes = [layer_shape(PICO_MODELS[name]().get_submodule(target)) for target in TARGETS[name]]
+    magnitudes = sum(outputs for outputs, _ in shapes) if method_name == "dora" else 0
+    expected = sum(RANK * (outputs + inputs) for outputs, inputs in shapes) + magnitudes
+    assert sum(p.numel() for p in method.parameters(model)) == expected
+    assert lora_parameters(method_name, RANK, shapes) == expected
+
+
+def test_a_layer_whose_name_only_ends_like_a_target_s_stays_as_it_is() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj, self.inner = nn.Linear(4, 4), nn.Sequential()
+            self.inner.proj, self.inner.axproj = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    model = Nested()
+    build("lora", {"rank": 2}).attach(model, {"proj": torch.zeros(0)})
+    assert [name for name, module in model.named_modules() if hasattr(module, "lora_A")] == ["proj"]
+
+
+@pytest.mark.parametrize("method_name", ["lora", "dora"])
+def test_dropout_is_the_recipe_s_and_only_of_the_adapter_s_input(method_name: str) -> None:
+    model, _ = adapted("llama", method_name, dropout=0.4)
+    for target in TARGETS["llama"]:
+        layer: Any = model.get_submodule(target)
+        assert layer.lora_dropout["default"].p == 0.4
+        if method_name == "dora":
+            continue
+        weight_OI, bias_O, a_RI, b_OR = parts(layer)
+        x_TI = torch.randn(5, weight_OI.shape[1])
+        plain_TO = layer(x_TI)
+        layer.train()
+        torch.manual_seed(3)
+        dropped_TO = layer(x_TI)
+        torch.manual_seed(3)
+        kept_TI = F.dropout(x_TI, 0.4)
+        expected_TO = F.linear(x_TI, weight_OI, bias_O) + 2 * kept_TI @ a_RI.T @ b_OR.T
+        torch.testing.assert_close(dropped_TO, expected_TO)
+        assert not torch.allclose(dropped_TO, plain_TO)
+
+
+@pytest.mark.parametrize("method_name", ["lora", "dora"])
+@pytest.mark.parametrize("make", [pico_llama, pico_gpt2])
+def test_it_starts_at_the_base_and_at_the_seed_s_own_draw(make: Any, method_name: str) -> None:
+    tokens_BS = torch.arange(3, 20)[None]
+    targets = {target: torch.zeros(0) for target in TARGETS["llama" if make is pico_llama else "gpt2"]}
+    started = []
+    for stream in (1, 99):
+        torch.manual_seed(stream)
+        model = make()
+        torch.manual_seed(stream)
+        before = torch.get_rng_state()
+        method = build(method_name, {"rank": RANK}, seed=5)
+        method.attach(model, targets)
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.testing.assert_close(model(input_ids=tokens_BS).logits, make()(input_ids=tokens_BS).logits)
+        started.append([p.detach().clone() for p in method.parameters(model)])
+    assert all(torch.equal(one, other) for one, other in zip(*started, strict=True))
+
+
+def test_a_recipe_says_rank_alpha_and_dropout() -> None:
+    recipe = recipe_from({
+        "name": "a", "model": {"path": "b"}, "data": {"task": "rte"}, "train": {"method": "lora"},
+        "peer": {"rank": RANK, "alpha": 1.5, "dropout": 0.4},
+    })  # fmt: skip
+    assert recipe.peer is not None
+    model, method = pico_llama(), build("lora", recipe.peer.model_dump(), seed=recipe.seed)
+    method.attach(model, {target: torch.zeros(0) for target in TARGETS["llama"]})
+    layer: Any = model.get_submodule(TARGETS["llama"][0])
+    assert layer.scaling["default"] == 1.5 / RANK
+    assert layer.lora_dropout["default"].p == 0.4
+    assert parts(layer)[2].shape[0] == RANK
