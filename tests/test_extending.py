@@ -15,9 +15,12 @@ from neuroada_cli import adapted, adapter
 from neuroada_cli.commands import eval as evaluate
 from neuroada_cli.commands import merge, select, train
 from neuroada_cli.data.task import PROTOCOLS
-from neuroada_cli.data.tasks import TASKS
+from neuroada_cli.data.tasks import TASKS, get_task
 from neuroada_cli.delta.selection import CRITERIA
+from neuroada_cli.errors import RecipeError
+from neuroada_cli.hub import load_tokenizer
 from neuroada_cli.methods import METHODS
+from neuroada_cli.training.rows import prepare
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 REGISTRIES = (CRITERIA, TASKS, PROTOCOLS, METHODS)
@@ -52,13 +55,12 @@ def test_the_criterion_chooses(tmp_path: Path, model: Path) -> None:
     assert torch.equal(index_OK.long(), score_OI.topk(2, dim=1).indices.sort(dim=1).values)
 
 
-def test_task_and_protocol_train_and_score(tmp_path: Path, model: Path) -> None:
+def test_the_task_trains_and_scores(tmp_path: Path, model: Path) -> None:
     rows = tmp_path / "capitals.jsonl"
     pairs = [("France", "Paris"), ("Peru", "Lima"), ("Mali", "Bamako"), ("Cuba", "Havana")] * 3
     rows.write_text("".join(json.dumps({"country": a, "city": b}) + "\n" for a, b in pairs), encoding="utf-8")
     data = {
         "task": "capitals",
-        "protocol": "short",
         "limit": 8,
         "validation_limit": None,
         "data_dir": str(tmp_path),
@@ -67,9 +69,29 @@ def test_task_and_protocol_train_and_score(tmp_path: Path, model: Path) -> None:
     result = train.run(recipe, quiet=True)
     found = evaluate.run(str(result.run_dir), quiet=True, data_dir=str(tmp_path), tasks=["capitals"])
     assert found.results["capitals"].n == 12
-    assert (
-        json.loads((result.run_dir / "eval" / "results.json").read_text())["capitals"]["protocol"] == "short"
-    )
+
+
+def test_the_protocol_trains_and_scores_a_task_of_ours(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "boolq").mkdir()
+    rows = tmp_path / "boolq" / "test.jsonl"
+    asked = [{"instruction": f"Is {n} even?", "answer": str(n % 2 == 0).lower()} for n in range(8)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    data = {"task": "boolq", "protocol": "short", "train": str(rows), "limit": 8, "validation_limit": None}
+    recipe = tiny_recipe(model, tmp_path / "run", data={**data, "max_length": None})
+    assert recipe.data.max_length is None
+    checked = prepare(recipe.data, get_task("boolq"), load_tokenizer(model), 0)
+    assert checked.max_length == 64
+    first = checked.data.train[0]
+    learnt = [i for i, label in zip(first.input_ids, first.labels, strict=True) if label != -100]
+    assert load_tokenizer(model).decode(learnt).strip().startswith(("true", "false"))
+    result = train.run(recipe, quiet=True)
+    out = tmp_path / "eval"
+    found = evaluate.run(str(result.run_dir), quiet=True, data_dir=str(tmp_path), tasks=["boolq"], out=out)
+    assert found.results["boolq"].n == 8
+    assert all(p.prompt.startswith("Q: Is ") for p in found.predictions["boolq"])
+    assert json.loads((out / "results.json").read_text())["boolq"]["protocol"] == "short"
+    with pytest.raises(RecipeError, match="protocol short has no rules for task gsm8k"):
+        evaluate.run(str(result.run_dir), quiet=True, tasks=["gsm8k"], out=tmp_path / "other")
 
 
 def test_the_peer_trains_and_merges(tmp_path: Path, model: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -10,7 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from neuroada_cli.errors import OutputError, RecipeError
+from neuroada_cli.foreign_text import printable, shown
 from neuroada_cli.recipe import bundled_recipes, described_keys, find_recipe, load_recipe, to_yaml
+
+if TYPE_CHECKING:
+    from neuroada_cli.published import Row
 
 SHORT = {"social_i_qa": "siqa", "ARC-Easy": "arc-e", "ARC-Challenge": "arc-c", "openbookqa": "obqa"}
 
@@ -21,7 +27,7 @@ def list_all() -> None:
     table.add_column("recipe", style="cyan", no_wrap=True)
     table.add_column("what it does")
     for name in bundled_recipes():
-        table.add_row(name, load_recipe(name).description)
+        table.add_row(name, shown(load_recipe(name).description))
     console = Console()
     console.print(table)
     console.print(
@@ -50,36 +56,58 @@ def paper(runs: Path) -> None:
 
     console = Console()
     for name, rows in published.tables(runs).items():
-        title = f"{name}: published (arXiv:2510.18940) and ours, %"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
-        table.add_column("recipe", no_wrap=True)
-        for task in (*rows[0].published, "mean"):
-            table.add_column(SHORT.get(task, task[:5]), justify="right", no_wrap=True)
+        console.print(_paper_table(f"{name}: published (arXiv:2510.18940) and ours, %", rows))
+        if leaked := rows[0].leaked:
+            clean = [task for task in rows[0].published if task not in leaked]
+            console.print(
+                f"* the training set asks most of these test questions, so they measure memory, too; "
+                f"clean {len(clean)}: the mean of {', '.join(clean)}",
+                highlight=False,
+                soft_wrap=True,
+            )
         for row in rows:
-            scores = (f"{score:.1f}" for score in row.published.values())
-            table.add_row(row.recipe, *scores, f"{row.average:.1f}")
-            if row.ours is not None:
-                mean = row.our_average
-                ours = (f"{row.ours[t]:.1f}" if t in row.ours else "–" for t in row.published)
-                table.add_row("  ours", *ours, "–" if mean is None else f"{mean:.1f}", style="cyan")
-        console.print(table)
-        for row in rows:
+            if row.own_average is not None:
+                said = f"its scores have the mean {row.own_average:.1f}, the paper prints {row.average:.1f}"
+                console.print(f"{row.recipe}: {said}", highlight=False, soft_wrap=True)
             for note in row.notes:
-                console.print(f"{row.recipe}: not comparable: {note}", style="yellow", highlight=False)
+                line = printable(f"{row.recipe}: not comparable: {note}")
+                console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
         missing = sum(row.ours is None for row in rows)
         console.print(
-            f"{missing} of {len(rows)} rows have no result of ours in {runs}: neuroada train RECIPE, then "
-            "neuroada eval runs/RECIPE\n",
+            f"{missing} of {len(rows)} rows have no result of ours in {shown(runs)}: "
+            "neuroada train RECIPE, then neuroada eval runs/RECIPE\n",
             style="dim",
             highlight=False,
             soft_wrap=True,
         )
 
 
+def _paper_table(title: str, rows: Sequence[Row]) -> Table:
+    """Tasks that leaked into training are marked, and a mean without them stands behind the mean of all."""
+    leaked, tasks = rows[0].leaked, list(rows[0].published)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("recipe", no_wrap=True)
+    headings = [SHORT.get(task, task[:5]) + "*" * (task in leaked) for task in tasks]
+    for heading in (*headings, "mean", *([f"clean {len(tasks) - len(leaked)}"] if leaked else [])):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        means = [row.average, row.clean] if leaked else [row.average]
+        table.add_row(row.recipe, *(_percent(score) for score in (*row.published.values(), *means)))
+        if row.ours is not None:
+            ours = [row.ours.get(task) for task in tasks]
+            own = [row.our_average, row.our_clean] if leaked else [row.our_average]
+            table.add_row("  ours", *(_percent(score) for score in (*ours, *own)), style="cyan")
+    return table
+
+
+def _percent(score: float | None) -> str:
+    return "–" if score is None else f"{score:.1f}"
+
+
 def show(name: str, resolved: bool = False) -> None:
     """Print a recipe as it was written, or with every default written out. Raises RecipeError."""
     text = to_yaml(load_recipe(name)) if resolved else find_recipe(name).read_text(encoding="utf-8")
-    print(text, end="")
+    print(printable(text, keep="\n\t"), end="")
 
 
 def copy(name: str, out: Path | None = None, overwrite: bool = False) -> Path:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from neuroada_cli.data.batch import Example
-from neuroada_cli.data.task import Row, Scoring, Task, text
+from neuroada_cli.data.task import Decoding, Row, Scoring, Task, text
 from neuroada_cli.data.templates import RESPONSE, alpaca
 from neuroada_cli.evaluation import answers
 
 ALL = ("MultiArith", "gsm8k", "AddSub", "AQuA", "SingleEq", "SVAMP", "mawps")
+SAMPLING = Decoding(beams=4, temperature=0.3, top_p=0.75, top_k=40)  # LoReFT's
 
 
 def example(row: Row, number: int, protocol: str) -> Example:
@@ -35,7 +36,7 @@ def _task(name: str, sets: dict[str, str]) -> Task:
         example=example,
         sets=sets,  # type: ignore[arg-type]
         scoring={
-            "reft": Scoring(extract, correct, 512, strict),
+            "reft": Scoring(extract, correct, 512, strict, SAMPLING),
             "llm-adapters": Scoring(extract, correct, 256, strict),
         },
     )

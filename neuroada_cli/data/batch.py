@@ -18,6 +18,7 @@ from rich.text import Text
 from torch import Tensor
 
 from neuroada_cli.errors import DataError
+from neuroada_cli.foreign_text import printable
 
 IGNORED = -100  # the label of a token that is not learnt (the convention of torch and transformers)
 MEGA_BATCHES = 50  # rows are sorted by length within so many batches, so that order stays random at large
@@ -137,7 +138,7 @@ def encode(
     kind            generation, classification or regression
     loss_on_prompt  learn the prompt's tokens, too (protocol `llm-adapters`)
     Raises DataError for no rows at all, a tokenizer without an end token, and rows whose prompt alone fills
-    max_length: they would have nothing to learn.
+    max_length: they would have no answer to learn, whatever is learnt of the prompt.
     """
     if not examples:
         raise DataError("there are no rows", fix="check data.train and data.limit")
@@ -200,7 +201,7 @@ def _refuse_without_answer(examples: Sequence[Example]) -> None:
 
 
 def _refuse_without_target(rows: Sequence[Encoded], max_length: int) -> None:
-    barren = [r for r in rows if isinstance(r.labels, list) and all(x == IGNORED for x in r.labels[1:])]
+    barren = [row for row in rows if isinstance(row.labels, list) and not _has_answer(row, row.labels)]
     if barren:
         first = barren[0].row
         raise DataError(
@@ -208,6 +209,12 @@ def _refuse_without_target(rows: Sequence[Encoded], max_length: int) -> None:
             f"their prompt alone fills it (the first is row {first})",
             fix="raise data.max_length, or drop these rows",
         )
+
+
+def _has_answer(row: Encoded, labels: Sequence[int]) -> bool:
+    """Whether a token is left that is learnt and no prompt; the first of a row is never predicted."""
+    prompt = 1 if row.prompt is None else max(1, row.prompt)
+    return any(label != IGNORED for label in labels[prompt:])
 
 
 def collate(rows: Sequence[Encoded], pad: int) -> Batch:
@@ -273,12 +280,18 @@ def epoch_order(
     return [batches[b] for b in [longest, *shuffled]] if batches else []
 
 
+def listed(rows: Sequence[int]) -> str:
+    """Row numbers as a message shows them: "4, 5, 6", of many only the first."""
+    shown = ", ".join(str(row) for row in rows[:8])
+    return f"{shown} and {len(rows) - 8} more" if len(rows) > 8 else shown
+
+
 def preview(row: Encoded, tokenizer: Any) -> Text:
     """A row as the model sees it: tokens that are learnt stand out, the rest is dim; \\n is shown as ↵."""
     text = Text()
     labels = row.labels if isinstance(row.labels, list) else [IGNORED] * len(row)
     # runs, not single tokens: one character may be several tokens
     for ignored, run in groupby(zip(row.input_ids, labels, strict=True), lambda pair: pair[1] == IGNORED):
-        piece = tokenizer.decode([token for token, _ in run]).replace("\n", "↵\n")
+        piece = printable(tokenizer.decode([token for token, _ in run]), keep="\n\t").replace("\n", "↵\n")
         text.append(piece, style="dim" if ignored else "bold black on bright_green")
     return text

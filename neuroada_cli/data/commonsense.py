@@ -6,7 +6,7 @@ Rows hold `instruction` (the question with its options), `output` ("the correct 
 from __future__ import annotations
 
 from neuroada_cli.data.batch import Example
-from neuroada_cli.data.task import Row, Scoring, Task, text
+from neuroada_cli.data.task import Decoding, Row, Scoring, Task, text
 from neuroada_cli.data.templates import alpaca
 from neuroada_cli.evaluation import answers
 
@@ -24,6 +24,7 @@ OPTIONS = {
 }
 ALL = tuple(OPTIONS)
 ANY_OPTION = "|".join(dict.fromkeys(OPTIONS.values()))
+SAMPLING = Decoding(beams=4, temperature=0.1, top_p=0.75, top_k=40)  # LoReFT's
 
 
 def example(row: Row, number: int, protocol: str) -> Example:
@@ -43,7 +44,7 @@ def _task(name: str, options: str, sets: dict[str, str]) -> Task:
         example=example,
         sets=sets,  # type: ignore[arg-type]
         scoring={
-            "reft": Scoring(answers.after(TRIGGER), answers.same_text, 32, strict),
+            "reft": Scoring(answers.after(TRIGGER), answers.same_text, 32, strict, SAMPLING),
             "llm-adapters": Scoring(answers.first_match(options), answers.same_text, 32, strict),
         },
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from neuroada_cli.data.batch import Example
-from neuroada_cli.data.task import Row, Scoring, Task, text
+from neuroada_cli.data.task import Decoding, Row, Scoring, Task, text
 from neuroada_cli.evaluation import answers
 
 TRIGGER = "First think step by step and then answer the final number.\n"
 MARK, WORDS = "####", "The final answer is: "
 HELD_OUT = 300  # the last rows of the training set are the validation split
+SAMPLING = Decoding(temperature=0.1, top_p=0.95, top_k=40)  # LoReFT's, which names no beams here
 
 
 def example(row: Row, number: int, protocol: str) -> Example:
@@ -34,8 +35,9 @@ TASKS = [
                 answers.same_number,
                 256,
                 answers.strict_number,
+                sampling,
             )
-            for protocol in ("reft", "llm-adapters")
+            for protocol, sampling in (("reft", SAMPLING), ("llm-adapters", None))
         },
     )
 ]

@@ -21,6 +21,7 @@ from neuroada_cli import files
 from neuroada_cli.data import due_dates
 from neuroada_cli.data.reading import ENDINGS, Row, read_as, read_file
 from neuroada_cli.errors import DataError, RecipeError
+from neuroada_cli.foreign_text import HAS_SECRETS, INSTEAD, has_secrets
 from neuroada_cli.hub.resolve import hub_answers
 from neuroada_cli.packaged_models import cache_folder
 
@@ -95,22 +96,15 @@ def load_rows(source: str, split: str, data_dir: str | os.PathLike[str] | None =
     split     used when the source names none
     data_dir  searched first; without it $NEUROADA_DATA
     Raises DataError for a set that is nowhere (saying where it was looked for), for malformed rows (file,
-    line, and how many), and for a set without rows.
+    line, and how many), for a set without rows, and for an address that may hold secrets.
     """
+    if has_secrets(source):
+        raise DataError(f"a data set {HAS_SECRETS}", fix=INSTEAD)
     name, split = split_source(source, split)
-    folder = data_dir or os.environ.get(ENVIRONMENT)
-    places = [Path(folder) / name] if folder else []
-    if folder and not Path(folder).is_dir():
-        raise DataError("no such folder", str(folder), f"mend --data-dir (or ${ENVIRONMENT})")
-    places.append(Path(os.path.expanduser(name)))
-    for place in places:
-        try:
-            file = find_file(place, split)
-        except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}", str(place)) from None
-        if file is not None:
-            partial = file != place and bool(PART.match(file.name))
-            return replace(_checked(*read_file(file), str(file)), partial=partial)
+    file, places = _find_here(name, split, data_dir)
+    if file is not None:
+        partial = file not in places and bool(PART.match(file.name))
+        return replace(_checked(*read_file(file), str(file)), partial=partial)
     if name in GENERATED:
         if split not in GENERATED_ROWS:
             raise DataError(f"has no split {split}", name, f"choose {', '.join(GENERATED_ROWS)}")
@@ -122,9 +116,48 @@ def load_rows(source: str, split: str, data_dir: str | os.PathLike[str] | None =
             raise _nowhere(source, places, f"{address} has training rows only")
         address = address.replace("{split}", split)
         return _checked(*_from_url(address, source, places), address)
-    if HUB_ID.match(address.partition(":")[0]) and not Path(name).is_absolute():
+    if _is_hub_id(address):
         return _checked(_from_hub(address, split, source, places), None, f"{address} {split}")
     raise _nowhere(source, places)
+
+
+def refuse_foreign(source: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> None:
+    """For a source that a stranger's file names: it may lie here, or be a known set, but nothing is fetched.
+
+    Raises DataError for an address or hub id that is none of KNOWN_SETS.
+    """
+    name, split = split_source(source, split)
+    if name in KNOWN_SETS or _find_here(name, split, data_dir)[0] is not None:
+        return
+    if name.startswith(("https://", "http://")) or _is_hub_id(name):
+        raise DataError(
+            "is named by the adapter, which may be a stranger's, and not fetched",
+            name,
+            "name a recipe of your own with --recipe, or give --data-dir",
+        )
+
+
+def _find_here(
+    name: str, split: str, data_dir: str | os.PathLike[str] | None
+) -> tuple[Path | None, list[Path]]:
+    """(the file on this machine that holds a split, the places that were looked at)."""
+    folder = data_dir or os.environ.get(ENVIRONMENT)
+    places = [Path(folder) / name] if folder else []
+    if folder and not Path(folder).is_dir():
+        raise DataError("no such folder", str(folder), f"mend --data-dir (or ${ENVIRONMENT})")
+    places.append(Path(os.path.expanduser(name)))
+    for place in places:
+        try:
+            file = find_file(place, split)
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", str(place)) from None
+        if file is not None:
+            return file, places
+    return None, places
+
+
+def _is_hub_id(name: str) -> bool:
+    return HUB_ID.match(name.partition(":")[0]) is not None and not Path(name).is_absolute()
 
 
 def split_source(source: str, split: str) -> tuple[str, str]:

@@ -6,12 +6,12 @@ cannot be compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from neuroada_cli.data.batch import Example
-from neuroada_cli.errors import DataError
+from neuroada_cli.errors import DataError, RecipeError
 
 Row = dict[str, Any]
 Kind = Literal["generation", "classification", "regression"]
@@ -22,13 +22,17 @@ Split = Literal["train", "validation", "test"]
 class Protocol:
     """loss_mask names what is learnt; every result file carries name and mask.
 
-    beams  1: greedy decoding, else plain beam search
+    max_length  tokens of a training row, unless data.max_length says otherwise
+    beams       1: greedy decoding, else plain beam search
+    rules       family of tasks -> prompts and scoring, of a protocol in a file of its own; those of the two
+                below stand in the families' files
     """
 
     name: str
     loss_mask: Literal["target only", "prompt and target"]
     max_length: int
     beams: int
+    rules: Mapping[str, Rules] = field(default_factory=dict)
 
     @property
     def loss_on_prompt(self) -> bool:
@@ -42,18 +46,40 @@ PROTOCOLS = {
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How the next token is chosen: the most likely one, or with a temperature one that is drawn.
+
+    beams  1: one path, else the best of so many
+    """
+
+    beams: int = 1
+    temperature: float | None = None
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __str__(self) -> str:
+        beams = f"{self.beams} beams" if self.beams > 1 else ""
+        if self.temperature is None:
+            return beams or "greedy"
+        drawn = f"T {self.temperature:g}, top-p {self.top_p:g}, top-k {self.top_k}"
+        return f"sampling ({drawn}{', ' if beams else ''}{beams})"
+
+
+@dataclass(frozen=True)
 class Scoring:
     """How one protocol turns what a model wrote into a score.
 
-    extract  (prompt, completion) -> the answer found in it; "" for none
-    correct  (extracted, reference) -> whether it counts
-    strict   a stricter scorer on the completion, reported in its own column
+    extract   (prompt, completion) -> the answer found in it; "" for none
+    correct   (extracted, reference) -> whether it counts
+    strict    a stricter scorer on the completion, reported in its own column
+    sampling  what `eval.decoding: sampling` means, where the protocol offers it beside its own decoding
     """
 
     extract: Callable[[str, str], str]
     correct: Callable[[str, str], bool]
     max_new_tokens: int
     strict: Callable[[str, str], bool] | None = None
+    sampling: Decoding | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +106,54 @@ class Task:
     @property
     def model_task(self) -> Literal["causal-lm", "sequence-classification"]:
         return "causal-lm" if self.kind == "generation" else "sequence-classification"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a protocol does with one family of tasks.
+
+    example  (row, number) -> Example
+    scoring  task -> Scoring
+    """
+
+    example: Callable[[Row, int], Example]
+    scoring: Callable[[Task], Scoring]
+
+
+def under(task: Task, protocol: Protocol) -> Task:
+    """`task` with the prompts and the scoring of a protocol.
+
+    Raises RecipeError when the protocol has no rules for it.
+    """
+    rules = protocol.rules.get(task.family)
+    if rules is not None:
+        scoring = {**task.scoring, protocol.name: rules.scoring(task)}
+        return replace(task, example=lambda row, number, _: rules.example(row, number), scoring=scoring)
+    if task.kind == "generation" and protocol.name not in task.scoring:
+        raise RecipeError(
+            f"protocol {protocol.name} has no rules for task {task.name}",
+            fix=f"choose {', '.join(task.scoring)}",
+        )
+    return task
+
+
+def decoding_of(task: Task, protocol: Protocol, named: Literal["greedy", "sampling"] | None) -> Decoding:
+    """How answers to a task are written; `named` is `eval.decoding`, None: the protocol's own.
+
+    Raises RecipeError where there is nothing to decode, or no sampling that goes with the protocol.
+    """
+    if named is None:
+        return Decoding(protocol.beams)
+    if task.kind != "generation":
+        raise RecipeError(f"eval.decoding={named}, but {task.name} writes no text", fix="leave it out")
+    if named == "greedy":
+        return Decoding()
+    sampling = task.scoring[protocol.name].sampling
+    if sampling is None:
+        raise RecipeError(
+            f"eval.decoding=sampling: protocol {protocol.name} has none for {task.name}", fix="leave it out"
+        )
+    return sampling
 
 
 def examples_of(

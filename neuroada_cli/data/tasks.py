@@ -33,6 +33,9 @@ def get_task(name: str) -> Task:
     known |= {alias: TASKS[key] for alias, key in ALIASES.items()}
     if name.lower() in known:
         return known[name.lower()]
+    if name.lower() in GROUPS:
+        members = ", ".join(GROUPS[name.lower()])
+        raise RecipeError(f"{name} is a group of tasks, and this takes one task", fix=f"choose {members}")
     close = difflib.get_close_matches(name.lower(), [*known, *GROUPS], n=1)
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(TASKS)}"
     raise RecipeError(f"{name} is not a task", fix=hint)

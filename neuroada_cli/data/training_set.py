@@ -51,5 +51,5 @@ def training_set(section: DataSection, task: Task, seed: int, scored: Collection
 
 
 def _default_held_out(section: DataSection, task: Task) -> int:
-    own_set = section.train is None and section.validation is None
+    own_set = section.train in (None, task.sets.get("train")) and section.validation is None
     return gsm8k.HELD_OUT if own_set and task.family == "gsm8k" else 0

@@ -6,6 +6,7 @@ the same. `strict_*` are our own, reported in a column of their own.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import re
@@ -67,6 +68,14 @@ def same_text(found: str, reference: str) -> bool:
     return bool(found) and found.strip() == reference.strip()
 
 
+def is_number(text: str) -> bool:
+    """Whether `same_number` can compare with it."""
+    try:
+        return math.isfinite(float(text.replace(",", "")))
+    except (ValueError, OverflowError):
+        return False
+
+
 def same_number(found: str, reference: str) -> bool:
     """Within 1e-3; nothing found is wrong."""
     try:
@@ -87,25 +96,48 @@ def exact_option(options: str) -> Callable[[str, str], bool]:
     return strict
 
 
-STATED = re.compile(r"(?:answer|option|choice)\s*(?:is|:)?\s*:?\s*\(?([A-E])\b", re.IGNORECASE)
-ALONE = re.compile(r"\s*\(?([A-E])[).]?\s*")
+# Around a letter: brackets, quotes, Markdown's and LaTeX's marks. Then a capital, but not the article or a
+# part of a word or abbreviation; or a small one in front of what ends it.
+MARKS = r"(?:\\(?:boxed|text|mathbf|textbf|mathrm)?|[\s:({\[$*\"'])*"
+ARTICLE = r"A[ \t]+(?!(?:is|as|and|or|but|so|because|since|with|which|where|for)\b)[a-z]"
+CAPITAL = rf"(?!{ARTICLE})[A-E](?![\w'’-]|\.[A-Za-z])"
+SMALL = r"[a-e](?=\s*(?:[)\]}$*\"'\\]|[.,;](?!\w)|$))"
+STATED = re.compile(rf"(?i:\b(?:answer|option|choice)(?:\s*is\b)?){MARKS}({CAPITAL}|{SMALL})", re.MULTILINE)
+ALONE = re.compile(rf"{MARKS}([A-E])[\s)}}\]$*\"'.\\]*")
+LABEL = re.compile(r"(?<!\w)\(?([A-E])(?:\)|\.(?=\s*[$£€]?-?\d))")  # of an option: (C) 15, C) 15, C. 15
 
 
 def strict_letter(completion: str, reference: str) -> bool:
-    """Strict: the letter that is stated as the answer (the last such statement), or that stands alone."""
+    """Strict: the letter that is stated as the answer (the last such statement), or that stands alone.
+
+    Alone also with the text of its option, if the completion starts with it and names no other option.
+    """
     stated = STATED.findall(completion)
     alone = ALONE.fullmatch(completion)
-    letter = stated[-1].upper() if stated else alone[1] if alone else ""
+    labels = set(LABEL.findall(completion)) if LABEL.match(completion.lstrip("\n *$")) else set()
+    letter = stated[-1].upper() if stated else alone[1] if alone else labels.pop() if len(labels) == 1 else ""
     return letter == reference.strip()
+
+
+# "3 or 4" at the end is no answer, though math-verify would take its last number for one.
+HEDGE = re.compile(r"\d[\d.,/]*\W{0,3}\s+or\s+\W{0,3}\d[\d.,/]*(?:\s+[^\W\d]+)?\W*$")
+
+
+def can_verify() -> bool:
+    """Whether the package behind `strict_number` is installed."""
+    return importlib.util.find_spec("math_verify") is not None
 
 
 def strict_number(completion: str, reference: str) -> bool:
     """Strict: math-verify finds the reference's value in the completion.
 
-    Raises ImportError without the extra `strict`; `evaluation.run` then leaves the column out.
+    A choice between two numbers is wrong. Raises ImportError without the extra `strict`; `evaluation.run`
+    then leaves the column out.
     """
     from math_verify import parse, verify
 
+    if HEDGE.search(completion):
+        return False
     # A model may write 9^9^9^9: without a limit that would be worked out. The limit is an alarm signal, which
     # only the main thread gets.
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would tell of every answer it gave up

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from neuroada_cli.data.task import Task
+from neuroada_cli.evaluation import answers
 from neuroada_cli.evaluation.run import Prediction, TaskResult
 
 HEADINGS = ("rows", "score", "metric", "strict", "majority", "no answer", "leaked", "rows/s")
@@ -37,6 +39,13 @@ def bar(console: Console, name: str, total: int) -> Iterator[Bar]:
     silent = not console.is_terminal  # else an empty line is left in a log
     with Progress(*columns, share, console=console, transient=True, disable=silent) as progress:
         yield Bar(progress, name, total)
+
+
+def tell_unscored(tasks: Sequence[Task], protocol: str, console: Console) -> None:
+    """One line where the strict column of numbers will be missing, since it needs a package."""
+    scorers = [task.scoring[protocol].strict for task in tasks if task.kind == "generation"]
+    if answers.strict_number in scorers and not answers.can_verify():
+        console.print("no strict column for numbers: pip install 'neuroada-cli[strict]'", markup=False)
 
 
 def table(results: dict[str, TaskResult], title: str) -> Table:

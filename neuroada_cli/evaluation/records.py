@@ -74,7 +74,11 @@ class Records:
             raise OutputError("is not what eval wrote", str(file), "add --overwrite") from None
 
     def resume(self, task: str, about: About) -> Progress:
-        """What an interrupted evaluation under the same settings has done; else a new work file."""
+        """What an interrupted evaluation under the same settings has done; else a new work file.
+
+        Call it, and what writes below, while holding the folder's Lock.
+        """
+        self._clean()
         file = self._partial_file(task)
         head = json.dumps({"settings": _key(about)})
         progress = Progress()
@@ -103,13 +107,25 @@ class Records:
         )
 
     def finish(self, task: str, predictions: Sequence[Prediction], result: TaskResult, about: About) -> None:
-        """Write results.json, then the predictions (their presence says "finished"), drop the work file."""
+        """Write results.json, then the predictions (their presence says "finished"), drop the work file.
+
+        Predictions of an earlier evaluation go first: a kill must not leave them beside other scores.
+        """
+        self._clean()
         lines = [json.dumps(dataclasses.asdict(p), ensure_ascii=False) + "\n" for p in predictions]
         entry = dataclasses.asdict(result) | about | {"settings": _key(about)}
         results = self._results()
+        with files.explained(self.folder):
+            self.finished_file(task).parent.mkdir(parents=True, exist_ok=True)
+            self.finished_file(task).unlink(missing_ok=True)
         files.write_json(self._summary, results | {task: entry})
         files.write_text(self.finished_file(task), "".join(lines))
         self._partial_file(task).unlink(missing_ok=True)
+
+    def _clean(self) -> None:
+        """Remove what killed writers left half written."""
+        for folder in (self.folder, self.folder / "predictions"):
+            files.clean_stale(folder)
 
     def _results(self) -> dict[str, Any]:
         if not self._summary.is_file():

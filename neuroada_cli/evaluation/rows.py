@@ -11,7 +11,7 @@ from neuroada_cli.data.batch import Example
 from neuroada_cli.data.glue import half_of_validation
 from neuroada_cli.data.instruct import shaped
 from neuroada_cli.data.sources import Rows, load_rows, require_source
-from neuroada_cli.data.task import Protocol, Task, examples_of
+from neuroada_cli.data.task import Protocol, Task, examples_of, under
 from neuroada_cli.data.tasks import get_task, scored_tasks
 from neuroada_cli.data.training_set import training_set
 from neuroada_cli.errors import RecipeError
@@ -22,15 +22,15 @@ from neuroada_cli.recipe import DataSection, Recipe
 class TaskRows:
     """A task with the rows that score it.
 
-    part    says in words which rows of their source they are
-    leaked  how many of them ask what a row of training_set asks; both None where that set is not known
+    part    says in words which rows of the published ones they are
+    leaked  numbers of those that ask what a row of training_set asks; both None where that set is not known
     """
 
     task: Task
     rows: Rows
     examples: list[Example]
     part: str
-    leaked: int | None = None
+    leaked: frozenset[int] | None = None
     training_set: str | None = None
 
 
@@ -72,16 +72,19 @@ def prepare(
     learnt     what the model was trained on, if that is known
     Raises DataError and RecipeError, with places and counts.
     """
+    ruled = under(task, rules)
     rows, part = _rows_of(task, data, data_dir)
     if limit is not None and limit < len(rows):
         rows, part = rows.subset(range(limit)), f"the first {limit} of {part}"
+    task = ruled
     if task.name == "instruct":
         task = shaped(task, rows.rows, data.format if data else None, tokenizer())
     examples = examples_of(task, rows.rows, rules.name, rows.source, rows.lines, rows.numbers)
     if learnt is None:
         return TaskRows(task, rows, examples, part)
-    leaked = len(leakage.leaked(rows.rows, learnt.questions))
-    return TaskRows(task, rows, examples, part, leaked, learnt.source)
+    leaked = leakage.leaked(rows.rows, learnt.questions)
+    numbers = frozenset(examples[place].row for place in leaked)
+    return TaskRows(task, rows, examples, part, numbers, learnt.source)
 
 
 def _rows_of(task: Task, data: DataSection | None, data_dir: str | None) -> tuple[Rows, str]:
@@ -90,11 +93,13 @@ def _rows_of(task: Task, data: DataSection | None, data_dir: str | None) -> tupl
         rows = load_rows(source, "test", data_dir)
         if task.family == "glue":
             kept = half_of_validation(rows.rows, "report")
-            return rows.subset(kept), "the validation rows that chose no checkpoint"
-        return rows, "all rows"
+            part = "the validation rows that chose no checkpoint"
+            return rows.subset(kept), f"{part}, of {_part(rows)}" if rows.partial else part
+        return rows, _part(rows)
     if data is not None and get_task(data.task) is task:
         if data.validation:
-            return load_rows(data.validation, "validation", data_dir), "all rows"
+            rows = load_rows(data.validation, "validation", data_dir)
+            return rows, _part(rows)
         if data.validation_rows:
             rows = load_rows(require_source(data.train, "data.train"), "train", data_dir)
             first = max(0, len(rows) - data.validation_rows)
@@ -102,3 +107,7 @@ def _rows_of(task: Task, data: DataSection | None, data_dir: str | None) -> tupl
     raise RecipeError(
         f"{task.name} has no test set of its own", fix="set data.validation or data.validation_rows"
     )
+
+
+def _part(rows: Rows) -> str:
+    return "a part of the published rows" if rows.partial else "all rows"

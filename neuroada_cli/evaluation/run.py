@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from neuroada_cli.data.batch import Encoded, Example, align_padding, collate, encode
-from neuroada_cli.data.task import PROTOCOLS, Scoring, Task
+from neuroada_cli.data.task import PROTOCOLS, Decoding, Scoring, Task, decoding_of
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.evaluation.generate import evaluating, generate
 from neuroada_cli.evaluation.metrics import METRICS
@@ -20,7 +20,12 @@ CLEAN_BELOW = 0.01  # a task counts as clean while less than so much of it was t
 
 @dataclass(frozen=True)
 class Prediction:
-    """One scored row. extracted is what the protocol's rule found; strict: our stricter scorer, if it ran."""
+    """One scored row.
+
+    extracted  what the protocol's rule found
+    strict     by our stricter scorer, if it ran
+    leaked     whether its question was trained on; None where the training set is not known
+    """
 
     row: int
     prompt: str
@@ -29,6 +34,7 @@ class Prediction:
     reference: str
     correct: bool
     strict: bool | None = None
+    leaked: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -73,9 +79,12 @@ def predict(
     max_new_tokens: int | None = None,
     max_length: int = 512,
     on_rows: OnRows | None = None,
+    decoding: Decoding | None = None,
+    seed: int = 0,
 ) -> tuple[list[Prediction], int]:
     """(scored predictions in the order of `examples`, tokens generated); on_rows gets each batch at once.
 
+    decoding  of text, None: the protocol's own; seed: of what sampling draws (see `generate`)
     Raises NumericsError for logits that are not finite, DataError for prompts that do not fit.
     """
     if task.kind != "generation":
@@ -102,7 +111,8 @@ def predict(
         max_new_tokens or scoring.max_new_tokens,
         batch_size,
         finish,
-        PROTOCOLS[protocol].beams,
+        decoding or decoding_of(task, PROTOCOLS[protocol], None),
+        seed,
     )
     return [done[number] for number in range(len(examples))], tokens
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import pico_llama
@@ -22,7 +25,10 @@ from neuroada_cli.data.batch import (
     preview,
     token_ids,
 )
+from neuroada_cli.data.tasks import get_task
 from neuroada_cli.errors import DataError
+from neuroada_cli.recipe import DataSection
+from neuroada_cli.training.rows import prepare
 
 
 def row(prompt: str = "ask\n", target: str = "say", number: int = 0) -> Example:
@@ -69,11 +75,31 @@ def test_cut_answers_are_counted() -> None:
     assert EOS not in encoded[1].input_ids
 
 
-def test_rows_without_anything_to_learn_stop_the_run() -> None:
+@pytest.mark.parametrize(("protocol", "given", "tokens"), [
+    ("reft", None, 512), ("llm-adapters", None, 256), ("llm-adapters", 300, 300),
+])  # fmt: skip
+def test_a_protocol_has_its_own_length(protocol: str, given: int | None, tokens: int, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    asked = {"instruction": "How many?", "output": "x" * 900, "answer": "3"}
+    file.write_text(json.dumps(asked) + "\n", encoding="utf-8")
+    section = DataSection(task="math", protocol=protocol, train=str(file), max_length=given)
+    prepared = prepare(section, get_task("math"), byte_tokenizer(), 0)
+    assert prepared.max_length == tokens == len(prepared.data.train[0])
+    assert prepared.train_report.truncated == 1
+
+
+@pytest.mark.parametrize("loss_on_prompt", [False, True])
+def test_rows_without_an_answer_to_learn_stop_the_run(loss_on_prompt: bool) -> None:
+    """Also where the prompt's tokens are learnt: a prompt alone teaches no answer."""
     tokenizer = byte_tokenizer()
+    rows = [row(), row("p" * 11, "x", 1), row("p" * 30, "x", 2)]
     with pytest.raises(DataError, match=r"2 of 3 rows have nothing to learn.*max_length=12.*row 1"):
-        encode([row(), row("p" * 11, "x", 1), row("p" * 30, "x", 2)], tokenizer, 12)
-    encode([row("p" * 10, "x", 1)], tokenizer, 12)  # one target token is enough
+        encode(rows, tokenizer, 12, loss_on_prompt=loss_on_prompt)
+    encode([row("p" * 10, "x", 1)], tokenizer, 12, loss_on_prompt=loss_on_prompt)  # one token is enough
+
+
+def test_rows_without_an_answer_of_their_own_stop_the_run() -> None:
+    tokenizer = byte_tokenizer()
     with pytest.raises(DataError, match=r"1 of 2 rows have no answer to learn.*row 1"):
         encode([row(), row(target=" ", number=1)], tokenizer, 64)
     with pytest.raises(DataError, match="no rows"):
@@ -89,6 +115,25 @@ def test_the_padding_token_is_unk_else_pad_else_end() -> None:
     assert pad_id(byte_tokenizer(unk_token=None)) == EOS
     with pytest.raises(DataError, match="neither"):
         pad_id(byte_tokenizer(unk_token=None, eos_token=None))
+
+
+def test_no_logit_depends_on_which_token_pads_or_on_a_masked_one_in_front() -> None:
+    """LoReFT's code adds a token for padding, and puts one before every row; see docs/protocols.md."""
+    model = pico_llama(vocabulary=SIZE)
+    rows, _ = encode([row(target="a"), row(target="abc")], byte_tokenizer(), 64)
+    logits = []
+    for pad in (UNK, EOS):
+        batch = collate(rows, pad)
+        with torch.no_grad():
+            logits.append(model(input_ids=batch.tokens_BS, attention_mask=batch.attention_BS).logits)
+    real_BS = batch.attention_BS.bool()
+    assert torch.equal(logits[0][real_BS], logits[1][real_BS])
+
+    in_front = torch.nn.functional.pad
+    tokens_BS = in_front(batch.tokens_BS, (1, 0), value=EOS)
+    with torch.no_grad():
+        shifted = model(input_ids=tokens_BS, attention_mask=in_front(batch.attention_BS, (1, 0))).logits
+    torch.testing.assert_close(shifted[:, 1:][real_BS], logits[1][real_BS], rtol=1e-4, atol=1e-5)
 
 
 def test_collate_pads_on_the_right_and_masks_it() -> None:

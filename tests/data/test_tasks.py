@@ -11,7 +11,7 @@ from tiny_tokenizer import byte_tokenizer
 from neuroada_cli.data import arithmetic, commonsense, glue, instruct
 from neuroada_cli.data.batch import Example, encode
 from neuroada_cli.data.sources import load_rows
-from neuroada_cli.data.task import PROTOCOLS, examples_of
+from neuroada_cli.data.task import PROTOCOLS, decoding_of, examples_of
 from neuroada_cli.data.tasks import GROUPS, TASKS, expand, get_protocol, get_task
 from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.evaluation.run import score_one
@@ -69,6 +69,26 @@ def test_tasks_by_name_alias_and_group() -> None:
         get_task("bolq")
     with pytest.raises(RecipeError, match="known: commonsense"):
         get_task("zzzz")
+    with pytest.raises(RecipeError, match=r"commonsense-all is a group .*choose boolq, piqa") as wrong:
+        get_task("commonsense-all")
+    assert "did you mean" not in str(wrong.value)
+
+
+def test_decoding_as_the_protocols_state_it() -> None:
+    def said(task: str, protocol: str, named: Any = None) -> str:
+        return str(decoding_of(get_task(task), PROTOCOLS[protocol], named))
+
+    assert (said("boolq", "reft"), said("boolq", "llm-adapters")) == ("greedy", "4 beams")
+    assert said("boolq", "llm-adapters", "greedy") == said("gsm8k_cot", "reft", "greedy") == "greedy"
+    assert said("boolq", "reft", "sampling") == "sampling (T 0.1, top-p 0.75, top-k 40, 4 beams)"
+    for name in ("SVAMP", "AQuA", "gsm8k"):
+        assert said(name, "reft", "sampling") == "sampling (T 0.3, top-p 0.75, top-k 40, 4 beams)"
+    assert said("gsm8k_cot", "reft", "sampling") == "sampling (T 0.1, top-p 0.95, top-k 40)"
+    for name in ("boolq", "SVAMP", "gsm8k_cot"):
+        with pytest.raises(RecipeError, match=f"protocol llm-adapters has none for {name}"):
+            said(name, "llm-adapters", "sampling")
+    with pytest.raises(RecipeError, match="rte writes no text"):
+        said("rte", "reft", "greedy")
 
 
 def test_bad_rows_are_named_by_line_and_counted() -> None:

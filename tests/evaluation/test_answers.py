@@ -85,6 +85,46 @@ def test_numbers(protocol: str, completion: str, extracted: str, reference: str,
     assert scoring.correct(extracted, reference) is correct
 
 
+GSM8K = "Answer the above question. First think step by step and then answer the final number.\n"
+
+
+@pytest.mark.parametrize(
+    ("completion", "extracted", "reference", "correct"),
+    [
+        ("2 + 2 = <<2+2=4>>4\nThe final answer is:  4", "4", "4", True),
+        ("The final answer is:  1,234", "1234", "1,234", True),
+        ("The final answer is: 1,234,567.00", "1234567.00", "1234567", True),
+        ("The final answer is: -7", "-7", "7", False),
+        ("The final answer is: +7", "7", "7", True),
+        ("The final answer is: $7", "7", "7", True),
+        ("The final answer is: 7, not 8", "8", "7", False),
+        ("The final answer is: 7  \n ", "7", "7", True),
+        (f"The final answer is: 7\n5 + 5?\n{GSM8K}10", "10", "7", False),  # it went on with another question
+        ("", "", "7", False),
+    ],
+)
+def test_gsm8k_by_itself(completion: str, extracted: str, reference: str, correct: bool) -> None:
+    scoring = TASKS["gsm8k_cot"].scoring["reft"]
+    assert scoring.extract(f"3 + 4?\n{GSM8K}", completion) == extracted
+    assert scoring.correct(extracted, reference) is correct
+
+
+@pytest.mark.parametrize("trigger", ["### Response:", GSM8K.partition(". ")[2]])
+def test_what_follows_the_first_trigger_counts_left_stripped(trigger: str) -> None:
+    """Its last space or line break belongs to a trigger; a second one is a part of the answer."""
+    extract = answers.after(trigger)
+    assert extract(f"7?\n{trigger}", " \n  8 ") == "8 "
+    assert extract(f"7?\n{trigger}", f"8\n{trigger}  9 \n") == f"8\n{trigger}  9 \n"
+    assert extract("7?\n", f"{trigger}8") == "8"
+    assert extract(f"7?\n{trigger.strip()[:-1]}", "8") == ""
+
+
+def test_new_tokens() -> None:
+    names = ("boolq", "SVAMP", "AQuA")
+    for protocol, tokens in (("reft", [32, 512, 512]), ("llm-adapters", [32, 256, 256])):
+        assert [TASKS[name].scoring[protocol].max_new_tokens for name in names] == tokens
+
+
 def test_without_a_trigger_there_is_no_number() -> None:
     assert TASKS["SVAMP"].scoring["reft"].extract("bare prompt 7", "8") == ""
 
@@ -101,6 +141,23 @@ def test_without_a_trigger_there_is_no_number() -> None:
         ("the option is A; no, the option is D", "A", "D"),
         ("Apples cost 3 each", "A", ""),
         ("The answer is Apples", "A", ""),
+        ("The answer is a number larger than 3.", "", ""),
+        ("Answer: A train leaves at 4", "A", ""),
+        ("The answer is A because 4 is even", "A", "A"),
+        ("the answer is e.g. 4", "", ""),
+        ("The answer is E.g. 4", "E", ""),
+        ("the answer is b", "", "B"),
+        ("The answer is D'Artagnan", "D", ""),
+        ("C) 15", "C", "C"),
+        ("(C) 15\nsince 3 * 5 = 15", "C", "C"),
+        ("C. 15", "C", "C"),
+        ("A. Smith has 3", "A", ""),
+        ("A) 10 B) 15", "A", ""),
+        ("Answer: $C$", "A", "C"),
+        ("The answer is **(C)**", "C", "C"),
+        (r"The answer is \boxed{D}.", "D", "D"),
+        ("$C$", "C", "C"),
+        ("A: she has 13", "A", ""),  # how the published solutions begin
         ("", "", ""),
     ],
 )
@@ -132,6 +189,13 @@ def test_strict_options(completion: str, right: bool) -> None:
         ("The answer is 72.", "72", True),
         (r"so \boxed{1/2}", "0.5", True),
         ("so 1,234 apples", "1234", True),
+        ("so 1234 apples", "1,234", True),
+        ("so 1,234 apples", "1,234", True),
+        ("so 1,234 apples", "234", False),
+        ("3 or 4", "3", False),
+        ("3 or 4", "4", False),
+        ("it is $3 or $4.", "4", False),
+        ("not 3 or 4, but 5", "5", True),
         ("nothing", "72", False),
         ("", "72", False),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import LlamaForCausalLM
 
 from neuroada_cli import hub
 from neuroada_cli.data.batch import token_ids
+from neuroada_cli.data.task import Decoding
 from neuroada_cli.errors import DataError, NumericsError
 from neuroada_cli.evaluation.generate import generate
 
@@ -105,7 +107,60 @@ def test_beams() -> None:
         pad_token_id=0, eos_token_id=EOS,
     )  # fmt: skip
     expected = tokenizer.decode(plain[0, ids.shape[1] :], skip_special_tokens=True)
-    assert generate(model, tokenizer, PROMPTS, NEW, beams=4)[0] == expected
+    assert generate(model, tokenizer, PROMPTS, NEW, decoding=Decoding(beams=4))[0] == expected
+
+
+SAMPLING = Decoding(temperature=2.0, top_p=0.95, top_k=40)
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_sampling_is_the_same_again_whatever_was_drawn_before(beams: int) -> None:
+    model, tokenizer = writer(), byte_tokenizer()
+    how = replace(SAMPLING, beams=beams)
+    first = generate(model, tokenizer, PROMPTS, NEW, 2, decoding=how, seed=1)
+    torch.manual_seed(99)
+    state = torch.random.get_rng_state()
+    assert generate(model, tokenizer, PROMPTS, NEW, 2, decoding=how, seed=1) == first
+    assert torch.equal(torch.random.get_rng_state(), state), "the caller's random numbers go on as they would"
+    assert generate(model, tokenizer, PROMPTS, NEW, 2, decoding=how, seed=2) != first
+    assert generate(model, tokenizer, PROMPTS, NEW, 2) != first
+
+
+def test_sampling_goes_on_after_a_stop_as_if_there_was_none() -> None:
+    """The longest rows come first; what is left falls into the same batches."""
+    model, tokenizer = writer(), byte_tokenizer()
+    whole = generate(model, tokenizer, PROMPTS, NEW, 2, decoding=SAMPLING, seed=1)
+    left = [PROMPTS[i] for i in (0, 1, 4)]
+    expected = [whole[i] for i in (0, 1, 4)]
+    assert generate(model, tokenizer, left, NEW, 2, decoding=SAMPLING, seed=1) == expected
+
+
+def test_sampling_draws_by_the_models_probabilities() -> None:
+    """Top-k 1 leaves the most likely token; without limits the first tokens come as often as they should."""
+    model, tokenizer = writer(), byte_tokenizer()
+    [prompt] = PROMPTS[:1]
+    only = generate(model, tokenizer, [prompt], NEW, decoding=replace(SAMPLING, top_k=1))
+    assert only == generate(model, tokenizer, [prompt], NEW)
+    cold = Decoding(temperature=1e-3)
+    assert generate(model, tokenizer, [prompt], NEW, decoding=cold) == only
+    ids = torch.tensor([token_ids(tokenizer, prompt)])
+    with torch.no_grad():
+        chance_V = (model(ids).logits[0, -1] / 0.5).softmax(-1)
+    token = int(chance_V.argmax())
+    drawn = generate(model, tokenizer, [prompt] * 400, 1, 400, decoding=Decoding(temperature=0.5), seed=3)
+    share = sum(text == tokenizer.decode([token]) for text in drawn) / 400
+    expected = float(chance_V[token])
+    assert abs(share - expected) < 4 * (expected * (1 - expected) / 400) ** 0.5
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("beams", [1, 4])
+def test_sampling_from_a_broken_model_is_an_error(value: str, beams: int) -> None:
+    model = writer()
+    with torch.no_grad():
+        model.lm_head.weight[5] = float(value)
+    with pytest.raises(NumericsError, match="NaN"):
+        generate(model, byte_tokenizer(), PROMPTS, NEW, decoding=replace(SAMPLING, beams=beams))
 
 
 def test_not_a_number_is_an_error_not_a_wrong_answer() -> None:

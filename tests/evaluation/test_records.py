@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from neuroada_cli import files
 from neuroada_cli.data.tasks import TASKS
 from neuroada_cli.errors import DataError, OutputError
 from neuroada_cli.evaluation.records import Records
@@ -79,3 +82,35 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
         (tmp_path / "results.json").write_text(text)
         with pytest.raises(DataError, match=r"results\.json"):
             records.refuse_finished(["piqa"])
+
+
+def test_what_killed_writers_left_is_cleaned(tmp_path: Path) -> None:
+    """Real ones, killed in the middle of a file: at the start of a task, and when it is finished."""
+    scores = summarise(TASKS["boolq"], ROWS, 2.0, 12)
+    records = Records(tmp_path)
+    for act in (
+        lambda: records.resume("boolq", ABOUT),
+        lambda: records.finish("boolq", ROWS, scores, ABOUT),
+    ):
+        (tmp_path / "predictions").mkdir(exist_ok=True)
+        for name in ("results.json", "predictions/boolq.jsonl"):
+            pid = os.fork()
+            if pid == 0:
+                with files.atomic_file(tmp_path / name) as file:
+                    file.write_text("half", encoding="utf-8")
+                    os.kill(os.getpid(), signal.SIGKILL)
+            assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+        assert len(list(tmp_path.rglob(".*.tmp-*"))) == 2
+        act()
+        assert not list(tmp_path.rglob(".*"))
+
+
+def test_overwriting_never_leaves_rows_of_one_evaluation_with_scores_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, about = Records(tmp_path), ABOUT | {"protocol": "llm-adapters"}
+    records.finish("boolq", ROWS, summarise(TASKS["boolq"], ROWS, 2.0, 12), ABOUT)
+    monkeypatch.setattr(files, "write_text", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        records.finish("boolq", ROWS[:2], summarise(TASKS["boolq"], ROWS[:2], 1.0, 6), about)
+    assert records.finished("boolq", about) is None
