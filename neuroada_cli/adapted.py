@@ -12,9 +12,13 @@ from torch import nn
 from neuroada_cli import adapter as adapters
 from neuroada_cli import files, hub
 from neuroada_cli.adapter import Adapter
-from neuroada_cli.delta.model import attach
+from neuroada_cli.adapter_config import method_problem
+from neuroada_cli.delta.model import attach, is_linear
 from neuroada_cli.errors import ModelError
-from neuroada_cli.methods import ADAPTERS, build
+from neuroada_cli.methods import ADAPTERS, LoReft, build
+from neuroada_cli.methods.loreft import blocks_of
+from neuroada_cli.recipe import Recipe, load_recipe
+from neuroada_cli.selecting import layer_shape
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,27 @@ def is_adapter(target: str) -> bool:
     return True
 
 
+def recipe_of(target: str) -> Recipe | None:
+    """The recipe that an adapter, or a folder that was merged from one, was trained with.
+
+    None where there is none, and for a model folder that we did not write, whatever lies in it. The folder
+    may come from a stranger: its recipe says what was trained, but never that code may run.
+    Raises ModelError for a recipe that is not the one that was written, RecipeError for one that is none.
+    """
+    if is_adapter(target):
+        folder = adapters.find_adapter(target)
+        adapters.verify_adapter(folder)
+    elif files.is_ours(target):
+        folder = Path(target)
+    else:
+        return None
+    file = files.own_file(folder, adapters.RECIPE)
+    if file is None:
+        return None
+    recipe = load_recipe(file)
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"trust_remote_code": False})})
+
+
 def load(
     target: str,
     task: hub.Task | None = None,
@@ -58,15 +83,17 @@ def load(
 
     target  adapter or run folder, model folder, packaged model, or hub id
     task    of a plain model; an adapter knows its own
-    dtype   default: what training saw, else bf16 for language models on any device, fp32 for classifiers
+    dtype   default: what training saw, of a merged folder what it was merged to, else bf16 for language
+            models on any device, fp32 for classifiers
     base    where an adapter's base lies now; default: where training found it
     Raises ModelError for anything missing, broken, or a base that is not the adapter's.
     """
     if not is_adapter(target):
         folder = hub.resolve_model(target, revision, trust_remote_code)
         kind: hub.Task = task or "causal-lm"
+        usual = "bf16" if kind == "causal-lm" else "fp32"
         loaded = hub.load_model(
-            folder, kind, dtype or ("bf16" if kind == "causal-lm" else "fp32"), device, num_labels, attention,
+            folder, kind, dtype or _merged_dtype(folder) or usual, device, num_labels, attention,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         tokenizer = hub.load_tokenizer(folder, trust_remote_code)
@@ -85,7 +112,7 @@ def load(
     )  # fmt: skip
     put_on(loaded.model, adapter, str(place))
     tokenizer = _tokenizer(place, folder, trust_remote_code)
-    manifest = files.verify_folder(place)["files"]
+    manifest = adapters.verify_adapter(place)["files"]
     identity = {
         "model": adapter.selection.fingerprint,
         "adapter_sha256": manifest[adapters.TENSORS]["sha256"],
@@ -114,6 +141,15 @@ def with_merged_layers(adapter: Adapter, where: str, base: Path, trust_remote_co
     return replace(adapter, selection=selection, deltas={}, whole=whole)
 
 
+def _merged_dtype(folder: Path) -> str | None:
+    """The data type of a merged folder's weights; None for a model that we did not write."""
+    if not files.is_ours(folder):
+        return None
+    config = hub.read_config(folder)
+    stated = config.get("dtype") or config.get("torch_dtype")
+    return next((name for name, dtype in hub.TORCH_DTYPES.items() if f"torch.{stated}" == str(dtype)), None)
+
+
 def tokenizer_of(target: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The tokenizer that `load` would come with, without the model."""
     if not is_adapter(target):
@@ -126,8 +162,9 @@ def tokenizer_of(target: str, revision: str | None = None, trust_remote_code: bo
 
 
 def _tokenizer(adapter: Path, base: Path, trust_remote_code: bool) -> Any:
-    own = (adapter / "tokenizer_config.json").is_file()
-    return hub.load_tokenizer(adapter if own else base, trust_remote_code)
+    """The adapter's own, of which no code ever runs, else the base's."""
+    own = (adapter / adapters.TOKENIZER).is_file()
+    return hub.load_tokenizer(adapter) if own else hub.load_tokenizer(base, trust_remote_code)
 
 
 @torch.no_grad()
@@ -139,6 +176,7 @@ def put_on(model: nn.Module, adapter: Adapter, where: str) -> None:
     method = str(adapter.settings.get("method", "neuroada"))
     try:
         if method in ADAPTERS:
+            _refuse_misfit(model, adapter, where)
             build(method, adapter.settings.get("peer")).attach(model, adapter.selection.indices)
         else:
             attach(model, adapter.selection.indices, adapter.deltas)
@@ -149,3 +187,18 @@ def put_on(model: nn.Module, adapter: Adapter, where: str) -> None:
         if name not in parameters or parameters[name].shape != tensor.shape:
             raise ModelError(f"does not fit its base: {name}", where)
         parameters[name].copy_(tensor)
+
+
+def _refuse_misfit(model: nn.Module, adapter: Adapter, where: str) -> None:
+    """Layers of one of ADAPTERS are built for the base's sizes before anything is put into them."""
+    shapes = {name: layer_shape(module) for name, module in model.named_modules() if is_linear(module)}
+    adapters.check_shapes(adapter.selection, shapes, where)
+    inputs = {name: shapes[name][1] for name in adapter.selection.indices}
+    if adapter.settings["method"] == LoReft.name:
+        width = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
+        inputs = dict.fromkeys(blocks_of(inputs), width)
+    problem = method_problem(
+        adapter.settings, adapter.selection.indices, adapter.deltas, adapter.whole, inputs
+    )
+    if problem is not None:
+        raise ModelError(f"does not fit its base: {problem}", where)

@@ -15,6 +15,7 @@ and whatever is not exactly what the writer writes is refused.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +25,17 @@ import torch
 from torch import Tensor
 
 from neuroada_cli import files, hub
-from neuroada_cli.adapter_config import CONFIG, PEFT_TASKS, check_config, modules_to_save, short
+from neuroada_cli.adapter_config import (
+    CONFIG,
+    PEFT_TASKS,
+    check_config,
+    method_problem,
+    modules_to_save,
+    short,
+)
 from neuroada_cli.delta.spread import size
 from neuroada_cli.errors import ModelError, NumericsError
+from neuroada_cli.methods import BY_SELECTION, NeuroAda
 from neuroada_cli.selections import (
     MODULE,
     Selection,
@@ -43,14 +52,24 @@ __all__ = [
     "check_base",
     "check_shapes",
     "find_adapter",
+    "how_trained",
     "read_adapter",
     "read_selection",
+    "verify_adapter",
     "write_adapter",
     "write_selection",
 ]
 
 METADATA = {"format": "pt"}
 TENSORS = "adapter_model.safetensors"
+RECIPE = "recipe.yaml"
+TOKENIZER = "tokenizer_config.json"
+# beside config and tensors, what commands read of an adapter folder: its recipe, and a tokenizer's files
+ALSO_READ = re.compile(
+    r"recipe\.yaml|config\.json|(tokenizer|vocab|special_tokens|added_tokens|chat_template|merges)[\w.-]*"
+    r"|[\w.-]+\.(model|spm|tiktoken|py)"
+)
+PAPER = "by NeuroAda ([arXiv:2510.18940](https://arxiv.org/abs/2510.18940))"
 PREFIX = "base_model.model."
 VALUES, INDICES = ".neuroada_values", ".neuroada_indices"
 WHOLE_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
@@ -110,7 +129,7 @@ def write_adapter(
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     if recipe_yaml is not None:
-        files.write_text(folder / "recipe.yaml", recipe_yaml)
+        files.write_text(folder / RECIPE, recipe_yaml)
     files.write_text(folder / "README.md", _model_card(adapter))
 
 
@@ -121,9 +140,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
     """
     folder = Path(folder)
     where = str(folder)
-    if not os.path.isfile(folder / CONFIG):
-        raise ModelError("is not an adapter folder", where, f"it has no {CONFIG}")
-    files.verify_folder(folder, needed=(CONFIG, TENSORS))
+    verify_adapter(folder)
     config = files.read_json(folder / CONFIG)
     task = check_config(config, f"{where}/{CONFIG}")
     tensors, metadata = files.read_tensors(folder / TENSORS)
@@ -136,6 +153,9 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
         _check_delta(module, delta_OK, indices[module], where)
     for name, tensor in whole.items():
         _check_whole(name, tensor, where)
+    problem = method_problem(config["settings"], indices, deltas, whole)
+    if problem is not None:
+        raise ModelError(problem, where)
     return Adapter(
         selection,
         deltas,
@@ -145,6 +165,18 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
         task,
         config["settings"],
     )
+
+
+def verify_adapter(folder: Path) -> dict[str, Any]:
+    """The manifest of an adapter folder, whose files are those that were written.
+
+    Nothing that is read of it (config, tensors, recipe, tokenizer) may be left out of the manifest.
+    Raises ModelError for a folder that is none, and for whatever differs.
+    """
+    if not os.path.isfile(folder / CONFIG):
+        raise ModelError("is not an adapter folder", str(folder), f"it has no {CONFIG}")
+    read = {entry.name for entry in os.scandir(folder) if ALSO_READ.fullmatch(entry.name)}
+    return files.verify_folder(folder, needed=(CONFIG, TENSORS, *sorted(read)))
 
 
 def _check_names(
@@ -250,23 +282,33 @@ def check_base(fingerprint: Mapping[str, Any], folder: Path) -> None:
         reason = f"its {key} is {short(ours.get(key))}, it was {short(theirs.get(key))}"
     elif fingerprint.get("layout") != found["layout"]:
         reason = "its tensors have other names, shapes or data types"
-    raise ModelError(f"is not the base that was selected and trained on: {reason}", str(folder))
+    raise ModelError(
+        f"is not the base that was selected and trained on: {reason}", str(folder), "name the right one"
+    )
+
+
+def how_trained(adapter: Adapter) -> str:
+    """For model cards, one line: which values trained by which method, on what, under whose rules."""
+    selection, settings = adapter.selection, adapter.settings
+    method = settings.get("method", NeuroAda.name)
+    if method in BY_SELECTION:
+        count = sum(size(index_OK) for index_OK in selection.indices.values())
+        what = (
+            f"{selection.k} trained connections per output neuron in {len(selection.indices)} linear layers, "
+            f"{count:,} values in all, chosen by {selection.criterion}"
+        )
+    else:
+        what = f"{sum(tensor.numel() for tensor in adapter.whole.values()):,} parameters trained whole"
+    what += f", {PAPER if method == NeuroAda.name else f'by the baseline method `{method}`'}."
+    rules = [f"task `{settings['task']}`"] if "task" in settings else []
+    if "protocol" in settings and adapter.task == "causal-lm":
+        rules += [f"protocol `{settings['protocol']}`", f"loss on {settings.get('loss_mask', 'unknown')}"]
+    return f"{what} Trained on: {', '.join(rules)}." if rules else what
 
 
 def _model_card(adapter: Adapter) -> str:
-    selection = adapter.selection
-    count = sum(size(index_OK) for index_OK in selection.indices.values())
     base = f"base_model: {adapter.base}\n" if hub.is_hub_id(adapter.base) else ""
     name = adapter.base if hub.is_hub_id(adapter.base) else Path(adapter.base).name
-    what = (
-        f"{selection.k} trained connections per output neuron in {len(selection.indices)} linear layers,\n"
-        f"{count:,} values in all, chosen by {selection.criterion} "
-        "([arXiv:2510.18940](https://arxiv.org/abs/2510.18940))."
-    )
-    method = adapter.settings.get("method", "neuroada")
-    if method not in ("neuroada", "mask", "smt"):
-        values = sum(tensor.numel() for tensor in adapter.whole.values())
-        what = f"{values:,} parameters trained whole, by the baseline method `{method}`."
     return f"""---
 library_name: peft
 {base}tags:
@@ -275,7 +317,7 @@ library_name: peft
 
 # NeuroAda adapter for {name}
 
-{what}
+{how_trained(adapter)}
 
     neuroada merge THIS_FOLDER OUT      # a plain checkpoint
     neuroada eval THIS_FOLDER

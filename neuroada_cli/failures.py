@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from neuroada_cli.errors import Terminated, UserError
+from neuroada_cli.errors import Terminated, UserError, out_of_memory
+from neuroada_cli.foreign_text import printable, public
 
 USAGE = 2
 RESOURCES = 6
@@ -59,17 +60,14 @@ def report(error: BaseException, debug: bool = False) -> int:
         return 1
     line, code = explain(error)
     if debug:
-        traceback.print_exception(error)
+        lines = "".join(traceback.format_exception(error))
+        print(printable(public(lines), keep="\n"), file=sys.stderr, end="")
     print(line, file=sys.stderr)
     return code
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """One line and an exit code for any exception.
-
-    Out of memory is told by name and text, since naming torch's class would mean importing torch: on the CPU
-    it arrives as a plain RuntimeError that mentions DefaultCPUAllocator.
-    """
+    """One line and an exit code for any exception."""
     if isinstance(error, UserError):
         return f"error: {error.line()}", error.exit_code
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
@@ -78,15 +76,15 @@ def explain(error: BaseException) -> tuple[str, int]:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "neuroada"
         message = " ".join(error.format_message().split()).rstrip(".")
-        return f"error: {message[:1].lower()}{message[1:]}; see `{command} --help`", USAGE
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _cpu_allocator(error):
+        return _line(f"{message[:1].lower()}{message[1:]}; see `{command} --help`"), USAGE
+    if out_of_memory(error):
         return f"error: out of memory; {LESS_MEMORY}", RESOURCES
     if isinstance(error, OSError) and error.errno in RESOURCE_ERRNOS:
         place = f"{error.filename}: " if error.filename else ""
-        return f"error: {place}{error.strerror}", RESOURCES
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return f"error: this is a bug in neuroada ({text}); run again with --debug and report it", BUG
+        return _line(f"{place}{error.strerror}"), RESOURCES
+    text = public(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+    return _line(f"this is a bug in neuroada ({text}); run again with --debug and report it"), BUG
 
 
-def _cpu_allocator(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+def _line(text: str) -> str:
+    return f"error: {printable(public(' '.join(text.split())))}"

@@ -19,18 +19,19 @@ from neuroada_cli.data.batch import Encoded, collate, encode, pad_id
 from neuroada_cli.data.task import Task, examples_of
 from neuroada_cli.data.tasks import get_task
 from neuroada_cli.errors import UserError
-from neuroada_cli.recipe import load_recipe
 
 ROWS, MAX_LENGTH = 16, 256
 
 
-def measure(adapter_folder: Path, merged: Path, base: str, device: str = "cpu") -> dict[str, Any]:
+def measure(
+    adapter_folder: Path, merged: Path, base: str, device: str = "cpu", trust_remote_code: bool = False
+) -> dict[str, Any]:
     """Compare logits of the adapter on its quantised base with those of the merged folder.
 
     Returns {rows, source, tokens, mean_difference, largest_difference, logit_spread, same_first_choice};
     differences are absolute, spread is the standard deviation of the trained logits.
     """
-    trained = adapted.load(str(adapter_folder), device=device, base=base)
+    trained = adapted.load(str(adapter_folder), device=device, base=base, trust_remote_code=trust_remote_code)
     assert trained.adapter is not None
     rows, source, kind = _rows(adapter_folder, trained.adapter, trained.tokenizer)
     before = _logits(trained.model, rows, trained.tokenizer, device)
@@ -38,7 +39,7 @@ def measure(adapter_folder: Path, merged: Path, base: str, device: str = "cpu") 
     task, labels = trained.adapter.task, trained.adapter.settings.get("num_labels")
     tokenizer = trained.tokenizer
     del trained
-    loaded = hub.load_model(merged, task, dtype, device, labels)
+    loaded = hub.load_model(merged, task, dtype, device, labels, trust_remote_code=trust_remote_code)
     after = _logits(loaded.model.eval(), rows, tokenizer, device)
     difference = (before - after).abs()
     return {
@@ -54,20 +55,21 @@ def measure(adapter_folder: Path, merged: Path, base: str, device: str = "cpu") 
 
 
 def _rows(folder: Path, adapter: Adapter, tokenizer: Any) -> tuple[list[Encoded], str, str]:
-    """Rows of the task it was trained on; where they cannot be reached, rows that the package makes."""
+    """Rows of the task it was trained on, if they are here or in a known set; else what the package makes."""
     task, source, split = get_task("due_dates"), "due_dates", "validation"
     try:
-        recipe = load_recipe(folder / "recipe.yaml")
-        own = get_task(recipe.data.task)
-        wanted = recipe.data.validation or recipe.data.train or own.sets.get("train")
-        if wanted is not None and own.family != "instruct":
-            rows = sources.load_rows(wanted, "train", recipe.data.data_dir)
-            return _encoded(own, rows, tokenizer, recipe.data.protocol), rows.source, own.kind
+        recipe = adapted.recipe_of(str(folder))
+        if recipe is not None and (own := get_task(recipe.data.task)).family != "instruct":
+            wanted = recipe.data.validation or recipe.data.train or own.sets.get("train")
+            if wanted is not None:
+                sources.refuse_foreign(wanted, "train", recipe.data.data_dir)
+                rows = sources.load_rows(wanted, "train", recipe.data.data_dir)
+                return _encoded(own, rows, tokenizer, recipe.data.protocol), rows.label, own.kind
     except UserError:
         if adapter.task != "causal-lm":
             raise
     rows = sources.load_rows(source, split)
-    return _encoded(task, rows, tokenizer, "reft"), rows.source, task.kind
+    return _encoded(task, rows, tokenizer, "reft"), rows.label, task.kind
 
 
 def _encoded(task: Task, rows: sources.Rows, tokenizer: Any, protocol: str) -> list[Encoded]:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from neuroada_cli import files, hub
-from neuroada_cli.adapter import Adapter
+from neuroada_cli.adapter import RECIPE, Adapter, how_trained
 from neuroada_cli.merging import Merge, describe_dtype
+from neuroada_cli.methods import BY_SELECTION
 from neuroada_cli.selecting import share
 
 # What transformers reads beside config and weights, and the terms under which the base may be passed on.
@@ -33,6 +34,16 @@ def copy_companions(base: Path, folder: Path, config: dict[str, Any]) -> list[st
             files.copy_file(source, folder / source.name)
             copied.append(source.name)
     return copied
+
+
+def carry_recipe(adapter: Path, folder: Path) -> None:
+    """Copy the recipe of a checked adapter folder: what the merged model was trained on, and how.
+
+    A recipe that the adapter's manifest does not name is somebody else's and stays behind.
+    """
+    recipe = files.own_file(adapter, RECIPE)
+    if recipe is not None:
+        files.copy_file(recipe, folder / RECIPE)
 
 
 def merged_config(
@@ -78,35 +89,39 @@ def _labels(adapter: Adapter, skeleton: nn.Module) -> dict[str, Any]:
 
 
 def model_card(adapter: Adapter, merge: Merge) -> str:
-    """README.md of the merged folder, with the front matter that the hub reads."""
-    selection, stats = adapter.selection, merge.stats
+    """README.md of the merged folder, with the front matter that the hub reads.
+
+    adapter  as it was trained, even where the merge went by whole weights (LoRA)
+    """
+    stats = merge.stats
     matter = ["library_name: transformers"]
     if hub.is_hub_id(adapter.base):
         matter += [f"base_model: {adapter.base}", "base_model_relation: finetune"]
     pipeline = "text-generation" if adapter.task == "causal-lm" else "text-classification"
-    matter += [f"pipeline_tag: {pipeline}", "tags:", "- neuroada", "- sparse-fine-tuning"]
+    matter += [f"pipeline_tag: {pipeline}", "tags:", "- neuroada"]
+    sparse = stats.entries > 0 and adapter.settings.get("method", "neuroada") in BY_SELECTION
+    matter += ["- sparse-fine-tuning"] * sparse
     head = "\n".join(["---", *matter, "---"])
     rounded = " (rounded to the data type above, as for training)" if merge.cast else ""
+    same = f"Every other weight of the adapted layers is the base model's, bit for bit{rounded}.\n"
+    changed = f"""| weights that could change | {stats.entries:,} of {merge.parameters:,} \
+({share(stats.entries, merge.parameters)}) |
+| weights that did change | {stats.changed:,} |
+"""
     return f"""{head}
 
-# {_display_name(adapter.base)}, fine-tuned with NeuroAda
+# {_display_name(adapter.base)}, fine-tuned
 
 A plain Hugging Face checkpoint: it loads with `transformers` alone and costs nothing over its base.
 
 | | |
 |---|---|
 | base model | {_display_name(adapter.base)} |
-| method | NeuroAda ([arXiv:2510.18940](https://arxiv.org/abs/2510.18940)), K={selection.k} per neuron, \
-criterion {selection.criterion} |
-| layers adapted | {len(selection.indices)} |
-| weights that could change | {stats.entries:,} of {merge.parameters:,} \
-({share(stats.entries, merge.parameters)}) |
-| weights that did change | {stats.changed:,} |
-| tensors trained whole | {stats.whole} |
+| training | {how_trained(adapter)} |
+{changed if sparse else ""}| tensors replaced whole | {stats.whole} |
 | data type | {describe_dtype(merge.target)} |
 
-Every other weight of the adapted layers is the base model's, bit for bit{rounded}.
-"""
+{same if sparse else ""}"""
 
 
 def _display_name(base: str) -> str:

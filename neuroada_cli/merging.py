@@ -24,6 +24,7 @@ from neuroada_cli.delta.model import is_linear
 from neuroada_cli.delta.quantized import round_trip
 from neuroada_cli.delta.spread import filled, size
 from neuroada_cli.errors import ModelError, NumericsError
+from neuroada_cli.merge_fit import refuse_headless, whole_names
 from neuroada_cli.selecting import check_weight, layer_shape, neurons_as_rows, stored_names
 
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -54,7 +55,8 @@ class Planned:
 class FoldStats:
     """What folding did: tensors folded, entries (K per row), how many of them changed, how many non-zero
     deltas were too small for the data type, and the largest |delta|. largest_difference is between what is
-    written and what was trained, where the data types differ.
+    written and what was trained, where the data types differ. whole counts the tensors that take the place of
+    the base's (or that it lacks), replaced those of them that differ from it.
     """
 
     tensors: int = 0
@@ -64,6 +66,7 @@ class FoldStats:
     largest_delta: float = 0.0
     largest_difference: float = 0.0
     whole: int = 0
+    replaced: int = 0
 
 
 class Merge:
@@ -73,8 +76,9 @@ class Merge:
     adapter   what to fold
     trained   the data type that training saw
     target    the data type of the result
+    rename    the result is a classifier: it gets the model's own names, and needs a head
     requantize  quantise and dequantise the base's linear weights first, as training on them did
-    Raises ModelError when the adapter's modules do not fit the base.
+    Raises ModelError when the adapter's modules or parameters do not fit the base.
     """
 
     def __init__(
@@ -128,7 +132,8 @@ class Merge:
     def tensors(self, shard: list[Planned]) -> Iterator[Tensor]:
         """The shard's tensors in order, each made when it is asked for and valid until the next one.
 
-        Raises NumericsError where the result is not finite in the target type, naming module and row.
+        Raises NumericsError where the base, or the result in the target type, is not finite; names module
+        and row.
         """
         with _one_thread():
             for entry in shard:
@@ -136,15 +141,22 @@ class Merge:
 
     def _tensor(self, entry: Planned) -> Tensor:
         if entry.whole is not None:
-            self.stats.whole += 1
-            return _finite_cast(entry.whole, entry.dtype, entry.name)
+            return self._whole(entry, entry.whole)
         assert entry.source is not None  # a tensor comes from the base or was trained whole
         weight = self.base.read_into(entry.source, self._buffer)
+        _refuse_broken(weight, entry.source)
         if entry.source in self._packed:
             weight = self._round_trip(weight, self._packed[entry.source])
         if entry.module is None:
             return _finite_cast(weight, entry.dtype, entry.name)
         return self._fold(entry, entry.module, weight)
+
+    def _whole(self, entry: Planned, tensor: Tensor) -> Tensor:
+        cast = _finite_cast(tensor, entry.dtype, entry.name)
+        before = None if entry.source is None else self.base.read_into(entry.source, self._buffer)
+        self.stats.whole += 1
+        self.stats.replaced += before is None or not torch.equal(before.to(entry.dtype), cast)
+        return cast
 
     def _round_trip(self, weight: Tensor, module: nn.Module) -> Tensor:
         weight_OI = round_trip(neurons_as_rows(weight, module), str(self._requantize), self.trained)
@@ -199,7 +211,9 @@ class Merge:
 
     def _make_plan(self, rename: bool) -> list[Planned]:
         folds = self._folded_names()
-        whole = self._whole_names()
+        whole = whole_names(self.base, self._skeleton, self.adapter.whole)
+        if rename:
+            refuse_headless(self.base, self._skeleton, self.adapter.whole)
         names = self._renamed() if rename else {name: name for name in self.base}
         plan = []
         for source, name in names.items():
@@ -230,14 +244,6 @@ class Merge:
                 check_weight(self.base, stored, module, self._modules[module])
                 folds[stored] = module
         return folds
-
-    def _whole_names(self) -> dict[str, Tensor]:
-        """Tensors trained whole under their name in the base, or the model's name where the base lacks it."""
-        prefix = str(self._skeleton.base_model_prefix)
-        return {
-            hub.stored_name(self.base, parameter, prefix) or parameter: tensor
-            for parameter, tensor in self.adapter.whole.items()
-        }
 
     def _renamed(self) -> dict[str, str]:
         """Stored name -> the model's own name, in file order, without what the model does not use.
@@ -287,6 +293,14 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _refuse_broken(weight: Tensor, name: str) -> None:
+    """A base with NaN or infinity in it: the extremes tell, at a fraction of the time of looking at each."""
+    if weight.dtype not in WEIGHT_DTYPES or not weight.numel():
+        return
+    if not all(torch.isfinite(extreme) for extreme in torch.aminmax(weight)):
+        raise NumericsError(f"{name} of the base holds NaN or infinity", fix="download the base again")
 
 
 def _finite_cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:

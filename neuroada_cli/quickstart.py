@@ -37,6 +37,7 @@ from neuroada_cli.commands import train as train_command
 from neuroada_cli.commands.eval import EvalResult
 from neuroada_cli.commands.train import TrainResult
 from neuroada_cli.errors import NumericsError, OutputError
+from neuroada_cli.foreign_text import shown
 from neuroada_cli.recipe import Recipe
 from neuroada_cli.selecting import share
 
@@ -74,7 +75,7 @@ def run(recipe: Recipe, overwrite: bool = False) -> Tour:
     selection = folder / "selection.safetensors"
     console, seconds = Console(), dict[str, float]()
 
-    with _step(console, seconds, "model", f"getting {recipe.model.path} ready"):
+    with _step(console, seconds, "model", f"getting {shown(recipe.model.path)} ready"):
         model = str(
             hub.resolve_model(recipe.model.path, recipe.model.revision, recipe.model.trust_remote_code)
         )
@@ -171,8 +172,9 @@ def _examples(tour: Tour) -> Table:
         if before.extracted != after.extracted
     ]
     for before, after in pairs[:EXAMPLES]:
-        line = before.prompt.strip().splitlines()[0][:100]
-        table.add_row(line, before.extracted[:40], after.extracted[:40], after.reference[:40])
+        line = next(iter(before.prompt.strip().splitlines()), "")[:100]
+        cells = (line, before.extracted[:40], after.extracted[:40], after.reference[:40])
+        table.add_row(*map(shown, cells))
     return table
 
 
@@ -193,9 +195,9 @@ def _table(tour: Tour, recipe: Recipe) -> Table:
     table.add_row("time", f"{training:.0f} s for training, {everything:.0f} s in all")
     table.add_row("peak memory", f"{tour.peak_bytes / 2**30:.2f} GiB")
     table.add_section()
-    table.add_row("merged model", str(tour.folder / "merged"))
-    table.add_row("adapter", str(trained.best or trained.last))
-    table.add_row("picture", str(trained.run_dir / "training.png"))
-    table.add_row("predictions", str(tour.folder / "eval"))
-    table.add_row("figures", str(tour.folder / "results.json"))
+    table.add_row("merged model", shown(tour.folder / "merged"))
+    table.add_row("adapter", shown(trained.best or trained.last))
+    table.add_row("picture", shown(trained.run_dir / "training.png"))
+    table.add_row("predictions", shown(tour.folder / "eval"))
+    table.add_row("figures", shown(tour.folder / "results.json"))
     return table

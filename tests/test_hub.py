@@ -452,6 +452,19 @@ def test_a_hub_that_accepts_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch)
             client.close()
 
 
+def test_a_hub_that_accepts_and_never_answers_is_given_up(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hangs for ever where no timeout is given."""
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(resolve, "ANSWER_SECONDS", 0.2)
+        with pytest.raises(ModelError, match=r"the hub failed.*give a local folder"):
+            hub.resolve_model("somebody/some-model")
+
+
 def test_offline_uses_the_cached_snapshot(
     folder: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -16,20 +16,21 @@ from rich.console import Console
 
 from neuroada_cli import __version__, adapted, files, hub
 from neuroada_cli.adapter import find_adapter
-from neuroada_cli.data.task import Protocol, Task
+from neuroada_cli.data.sources import refuse_foreign
+from neuroada_cli.data.task import Decoding, Protocol, Task, decoding_of, under
 from neuroada_cli.data.tasks import expand, get_protocol, get_task, scored_tasks
-from neuroada_cli.errors import DataError, RecipeError, Stopped, Terminated
-from neuroada_cli.evaluation import display, metrics
-from neuroada_cli.evaluation.foreign import score_file
+from neuroada_cli.errors import DataError, OutputError, RecipeError, Stopped, Terminated
+from neuroada_cli.evaluation import display, foreign, metrics
 from neuroada_cli.evaluation.records import About, Records
 from neuroada_cli.evaluation.rows import Learnt, TaskRows, learnt_by, prepare
 from neuroada_cli.evaluation.run import Prediction, TaskResult, predict, summarise
+from neuroada_cli.foreign_text import shown
 from neuroada_cli.recipe import Recipe, load_recipe
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Scores and predictions by task, and the folder they were written to (None for foreign predictions)."""
+    """Scores and predictions by task, and the folder they were written to (None: to none)."""
 
     results: dict[str, TaskResult]
     predictions: dict[str, list[Prediction]]
@@ -38,13 +39,21 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class _Settings:
-    """rules score; loss_mask is what the model was trained under (a base: what the protocol would have)."""
+    """rules score; loss_mask is what the model was trained under (a base: what the protocol would have).
+
+    decoding, seed  as the recipe has them
+    """
 
     rules: Protocol
     loss_mask: str
     batch_size: int
     new_tokens: int | None
     max_length: int
+    decoding: Literal["greedy", "sampling"] | None
+    seed: int
+
+    def decoding_of(self, task: Task) -> Decoding:
+        return decoding_of(task, self.rules, self.decoding)
 
 
 def run(
@@ -61,19 +70,23 @@ def run(
     dtype: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
+    trust_remote_code: bool = False,
 ) -> EvalResult:
     """Score `target` (base, adapter, run or merged folder, hub id, or a recipe: its base) on tasks.
 
-    Settings that are None come from the recipe (for an adapter: the one it was trained with), else from the
-    protocol. An interrupted evaluation goes on where it stopped when it is started again.
+    Settings that are None come from the recipe (for an adapter, merged or not: the one it was trained with),
+    else from the protocol. An interrupted evaluation goes on where it stopped when it is started again.
+    trust_remote_code  run code that the model's folder brings; a recipe that comes with the target cannot say
+                       so, nor can it have rows fetched from places of its own
     Raises UserErrors before the model loads wherever that is possible, Stopped when interrupted.
     """
     console = Console(quiet=quiet)
     if target.endswith((".yaml", ".yml")):
         recipe = recipe or load_recipe(target)
         target = recipe.model.path
-    trained = _own_recipe(target)
-    recipe = recipe or trained
+    named, trained = recipe, adapted.recipe_of(target)
+    recipe = named or trained
+    trusted = trust_remote_code or (recipe is not None and recipe.model.trust_remote_code)
     settings = _settings(recipe, trained, protocol, batch_size, max_new_tokens)
     chosen = _chosen_tasks(tasks, recipe)
     device = hub.choose_device(device or (recipe.device if recipe else None))
@@ -83,19 +96,34 @@ def run(
     data_dir = data_dir or (recipe.data.data_dir if recipe else None)
     limit = limit or (recipe.eval.limit if recipe else None)
     data = recipe.data if recipe else None
-    learnt = _learnt(trained or recipe, data_dir, console)
+    learnt = _learnt(trained, named, data_dir, console)
+    if trained is not None and named is None and any("test" not in task.sets for task in chosen):
+        _refuse_foreign(trained, data_dir, "validation", trained.data.validation)
+        _refuse_foreign(trained, data_dir, "train", trained.data.train)
     jobs = [
-        prepare(task, settings.rules, data, data_dir, limit, lambda: _tokenizer_of(target, recipe), learnt)
+        prepare(
+            task,
+            settings.rules,
+            data,
+            data_dir,
+            limit,
+            lambda: _tokenizer_of(target, recipe, trusted),
+            learnt,
+        )
         for task in chosen
     ]
     for job in jobs:
+        settings.decoding_of(job.task)
         if job.rows.partial:
-            console.print(f"{job.task.name}: {job.rows.label} is only a part of the published rows")
+            console.print(f"{job.task.name}: {shown(job.rows.label)} is only a part of the published rows")
+    display.tell_unscored([job.task for job in jobs], settings.rules.name, console)
 
     with console.status("loading the model"):
-        subject = _load(target, recipe, chosen[0], device, dtype)
+        subject = _load(target, recipe, trained, chosen[0], device, dtype, trusted)
     if subject.fresh:
-        console.print(f"{', '.join(subject.fresh)}: random, in none of the files, so scores are chance")
+        console.print(
+            f"{shown(', '.join(subject.fresh))}: random, in none of the files, so scores are chance"
+        )
     result = EvalResult({}, {}, records.folder)
     with files.Lock(records.folder), _stoppable():
         abouts = [_about(job, settings, subject) for job in jobs]
@@ -106,33 +134,46 @@ def run(
         for job, about, before in zip(jobs, abouts, done, strict=True):
             found, scores = before or _score(job, settings, subject, about, records, console)
             result.predictions[job.task.name], result.results[job.task.name] = found, scores
-    console.print(display.table(result.results, f"{target}   protocol {settings.rules.name}"))
-    console.print(f"predictions and results: {records.folder}", soft_wrap=True)
+    console.print(display.table(result.results, f"{shown(target)}   protocol {settings.rules.name}"))
+    console.print(f"predictions and results: {shown(records.folder)}", soft_wrap=True)
     return result
 
 
-def run_predictions(file: str | Path, task_name: str, protocol: str, quiet: bool = False) -> EvalResult:
+def run_predictions(
+    file: str | Path,
+    task_name: str | None,
+    protocol: str,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> EvalResult:
     """Score foreign predictions: JSON lines with `instruction`, `prediction` and `answer`.
 
-    Raises DataError for a file or a row that is not that, RecipeError for a task that is not generation.
+    task_name  None: the answers tell which rule scores them
+    out        folder for scores and rows; without one they are only shown
+    Raises DataError for a file or a row that is not that, RecipeError for a task that is not generation,
+    OutputError for an `out` that holds another result.
     """
-    task, rules = get_task(task_name), get_protocol(protocol)
-    found = score_file(Path(file), task, rules)
-    results = {task.name: summarise(task, found, 0.0, 0)}
-    Console(quiet=quiet).print(display.table(results, f"{file}   protocol {rules.name}"))
-    return EvalResult(results, {task.name: found}, None)
+    console, rules = Console(quiet=quiet), get_protocol(protocol)
+    task = get_task(task_name) if task_name is not None else None
+    rows = foreign.read(Path(file))
+    if task is None:
+        task, kind = foreign.recognise(rows)
+        line = f"all answers are {kind}, so they are scored by the rule of {task.name}"
+        console.print(line, markup=False, soft_wrap=True)
+    found = foreign.score(rows, task, rules)
+    display.tell_unscored([under(task, rules)], rules.name, console)
+    scores = summarise(task, found, 0.0, 0)
+    if out is not None:
+        foreign.keep(Records(Path(out)), rows, found, scores, rules, overwrite)
+    console.print(display.table({task.name: scores}, f"{shown(file)}   protocol {rules.name}"))
+    if out is not None:
+        console.print(f"predictions and results: {shown(out)}", soft_wrap=True)
+    return EvalResult({task.name: scores}, {task.name: found}, None if out is None else Path(out))
 
 
 # ---------------------------------------------------------------------------------------------------
 # Before the model loads
-
-
-def _own_recipe(target: str) -> Recipe | None:
-    """The recipe that an adapter was trained with."""
-    if not adapted.is_adapter(target):
-        return None
-    file = find_adapter(target) / "recipe.yaml"
-    return load_recipe(file) if file.is_file() else None
 
 
 def _settings(
@@ -148,7 +189,9 @@ def _settings(
         loss_mask=(get_protocol(trained.data.protocol) if trained else rules).loss_mask,
         batch_size=batch_size or (recipe.eval.batch_size if recipe else 16),
         new_tokens=new or (recipe.eval.max_new_tokens if recipe else None),
-        max_length=recipe.data.max_length if recipe else rules.max_length,
+        max_length=(recipe.data.max_length if recipe else None) or rules.max_length,
+        decoding=recipe.eval.decoding if recipe else None,
+        seed=recipe.seed if recipe else 0,
     )
 
 
@@ -163,22 +206,30 @@ def _chosen_tasks(names: Sequence[str], recipe: Recipe | None) -> list[Task]:
     return chosen
 
 
-def _learnt(recipe: Recipe | None, data_dir: str | None, console: Console) -> Learnt | None:
+def _learnt(
+    trained: Recipe | None, named: Recipe | None, data_dir: str | None, console: Console
+) -> Learnt | None:
     """What the model was trained on; that it cannot be told is said, and stops nothing."""
+    recipe = trained or named
     if recipe is None:
         return None
     try:
+        if trained is not None and (named is None or named.data.train != trained.data.train):
+            _refuse_foreign(trained, data_dir, "train", trained.data.train)
         return learnt_by(recipe, data_dir)
     except (DataError, RecipeError) as error:
         console.print(f"which rows were trained on is not known: {error}", markup=False, soft_wrap=True)
         return None
 
 
-def _tokenizer_of(target: str, recipe: Recipe | None) -> Any:
-    model = recipe.model if recipe else None
-    return adapted.tokenizer_of(
-        target, model.revision if model else None, model.trust_remote_code if model else False
-    )
+def _refuse_foreign(recipe: Recipe, data_dir: str | None, split: str, source: str | None) -> None:
+    """Raises DataError for a source that only a recipe which came with the target wants fetched."""
+    if source is not None:
+        refuse_foreign(source, split, data_dir or recipe.data.data_dir)
+
+
+def _tokenizer_of(target: str, recipe: Recipe | None, trusted: bool) -> Any:
+    return adapted.tokenizer_of(target, recipe.model.revision if recipe else None, trusted)
 
 
 def _default_folder(target: str) -> Path:
@@ -186,44 +237,61 @@ def _default_folder(target: str) -> Path:
     place = Path(target)
     if adapted.is_adapter(target):
         checkpoint = find_adapter(target).resolve()
-        if checkpoint != place.resolve():
-            return place / "eval"  # a run
         in_run = (checkpoint.parent / "metrics.jsonl").is_file()  # where pruning removes old checkpoints
-        return checkpoint.parent / "eval" / checkpoint.name if in_run else place / "eval"
+        if checkpoint == place.resolve() and in_run:
+            return _within(checkpoint.parent, "eval", checkpoint.name)
+        return _within(place, "eval")
     if (place / files.MANIFEST).is_file():
-        return place / "eval"
+        return _within(place, "eval")
     return Path("eval") / place.name
+
+
+def _within(folder: Path, *parts: str) -> Path:
+    """Raises OutputError where a link would lead out of the folder, which may be a stranger's."""
+    found = folder.joinpath(*parts)
+    if not (found / "predictions").resolve().is_relative_to(folder.resolve()):
+        raise OutputError("is a link that leaves the folder", str(found), "choose an --out")
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------
 # Running
 
 
-def _load(target: str, recipe: Recipe | None, task: Task, device: str, dtype: str | None) -> adapted.Adapted:
+def _load(
+    target: str,
+    recipe: Recipe | None,
+    trained: Recipe | None,
+    task: Task,
+    device: str,
+    dtype: str | None,
+    trusted: bool,
+) -> adapted.Adapted:
+    """Whatever was trained knows its data type; a base gets the recipe's."""
     model = recipe.model if recipe else None
+    named = model.dtype if model and recipe is not trained and not adapted.is_adapter(target) else None
     return adapted.load(
         target,
         task.model_task,
-        dtype
-        or (recipe.eval.dtype if recipe else None)
-        or (model.dtype if model and not adapted.is_adapter(target) else None),
+        dtype or (recipe.eval.dtype if recipe else None) or named,
         device,
         task.num_labels,
         attention=model.attention if model else None,
         revision=model.revision if model else None,
-        trust_remote_code=model.trust_remote_code if model else False,
+        trust_remote_code=trusted,
     )
 
 
 def _about(job: TaskRows, settings: _Settings, subject: adapted.Adapted) -> About:
     """Everything a reader needs to know what a score means, and whether two of them may be compared."""
     scoring = job.task.scoring.get(settings.rules.name)
-    beams = settings.rules.beams
+    decoding = settings.decoding_of(job.task)
+    seed = f", seed {settings.seed}" if decoding.temperature is not None else ""
     some = next(subject.model.parameters())
     return subject.identity | {
         "protocol": settings.rules.name,
         "loss_mask": settings.loss_mask if scoring else None,
-        "decoding": (f"{beams} beams" if beams > 1 else "greedy") if scoring else None,
+        "decoding": f"{decoding}{seed}" if scoring else None,
         "max_new_tokens": settings.new_tokens or scoring.max_new_tokens if scoring else None,
         "max_length": None if scoring else settings.max_length,
         "batch_size": settings.batch_size,
@@ -273,11 +341,16 @@ def _score(
                 settings.new_tokens,
                 settings.max_length,
                 keep,
+                settings.decoding_of(job.task),
+                settings.seed,
             )
             progress.seconds = time.perf_counter() - started
     found = [progress.done[example.row] for example in job.examples]
+    if job.leaked is not None:
+        found = [replace(prediction, leaked=prediction.row in job.leaked) for prediction in found]
     scores = summarise(job.task, found, progress.seconds, progress.tokens)
-    scores = replace(scores, leaked=job.leaked, training_set=job.training_set)
+    leaked = len(job.leaked) if job.leaked is not None else None
+    scores = replace(scores, leaked=leaked, training_set=job.training_set)
     records.finish(name, found, scores, about)
     return found, scores
 

@@ -29,7 +29,8 @@ from neuroada_cli import adapter as adapters
 from neuroada_cli.adapter import Adapter
 from neuroada_cli.delta.quantized import KINDS as QUANTIZED_KINDS
 from neuroada_cli.errors import ModelError, NumericsError, OutputError, RecipeError
-from neuroada_cli.merged_folder import copy_companions, merged_config, model_card
+from neuroada_cli.foreign_text import shown
+from neuroada_cli.merged_folder import carry_recipe, copy_companions, merged_config, model_card
 from neuroada_cli.merging import FoldStats, Merge, Planned, describe_dtype, main_dtype
 from neuroada_cli.methods import ADAPTERS, LoReft
 from neuroada_cli.selecting import share
@@ -75,7 +76,7 @@ def run(
     out = Path(out)
     _refuse_packed(dtype)
     folder = _find_adapter(Path(source))
-    adapter = adapters.read_adapter(folder)
+    trained_adapter = adapter = adapters.read_adapter(folder)
     _refuse_loreft(adapter, folder)
     _refuse_empty(adapter, folder)
     base_folder = _base_folder(adapter, base, trust_remote_code)
@@ -98,13 +99,16 @@ def run(
         config = hub.read_config(base_folder)
         with files.atomic_folder(out, overwrite=overwrite) as temporary:
             nbytes = _write_weights(merge, temporary, max_shard_bytes, quiet)
-            _refuse_unchanged(merge.stats, target)
+            _refuse_unchanged(merge.stats, target, folder)
             files.write_json(temporary / "config.json", merged_config(config, target, adapter, skeleton))
             copy_companions(base_folder, temporary, config)
-            files.write_text(temporary / "README.md", model_card(adapter, merge))
+            carry_recipe(folder, temporary)
+            files.write_text(temporary / "README.md", model_card(trained_adapter, merge))
             difference = None
             if packed is not None:
-                difference = merge_check.measure(folder, temporary, str(base_folder)) | {"onto": onto}
+                difference = merge_check.measure(
+                    folder, temporary, str(base_folder), trust_remote_code=trust_remote_code
+                ) | {"onto": onto}
                 files.write_json(temporary / "merge_report.json", difference)
     result = MergeResult(out, merge.stats, target, merge.parameters, nbytes, time.perf_counter() - started)
     if not quiet:
@@ -212,13 +216,20 @@ def _refuse_empty(adapter: Adapter, folder: Path) -> None:
         raise ModelError("every delta is zero: merging it would copy the base", str(folder), "train it first")
 
 
-def _refuse_unchanged(stats: FoldStats, target: torch.dtype) -> None:
-    if not stats.changed and not stats.whole:
-        raise NumericsError(
-            f"no weight changes: all {stats.lost:,} deltas (largest {stats.largest_delta:.1e}) are too small "
-            f"for {describe_dtype(target)}",
-            fix="train longer or with a higher optim.lr, or merge in a wider --dtype",
+def _refuse_unchanged(stats: FoldStats, target: torch.dtype, folder: Path) -> None:
+    if stats.changed or stats.replaced:
+        return
+    if stats.whole and not stats.lost:
+        raise ModelError(
+            f"changes nothing: in {describe_dtype(target)}, what was trained whole is the base's own",
+            str(folder),
+            "train it first",
         )
+    raise NumericsError(
+        f"no weight changes: all {stats.lost:,} deltas (largest {stats.largest_delta:.1e}) are too small "
+        f"for {describe_dtype(target)}",
+        fix="train longer or with a higher optim.lr, or merge in a wider --dtype",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -261,9 +272,9 @@ def _show_difference(found: dict[str, Any] | None) -> None:
         return
     mean, spread = found["mean_difference"], found["logit_spread"]
     Console().print(
-        f"against the model as trained, on its quantised base ({found['rows']} rows of {found['source']}): "
-        f"logits differ by {mean:.3g} on average (their spread is {spread:.3g}), the first choice is "
-        f"the same at {found['same_first_choice']:.1%} of positions",
+        f"against the model as trained, on its quantised base ({found['rows']} rows of "
+        f"{shown(found['source'])}): logits differ by {mean:.3g} on average (their spread is {spread:.3g}), "
+        f"the first choice is the same at {found['same_first_choice']:.1%} of positions",
         highlight=False,
     )
 
@@ -294,5 +305,5 @@ def _show(result: MergeResult, merge: Merge, trained: torch.dtype) -> None:
     table.add_row("data type", written)
     speed = result.nbytes / max(result.seconds, 1e-9) / 1e9
     table.add_row("written", f"{result.nbytes / 1e9:.2f} GB in {result.seconds:.1f} s ({speed:.2f} GB/s)")
-    table.add_row("merged model", str(result.out))
+    table.add_row("merged model", shown(result.out))
     Console().print(table)

@@ -2,19 +2,28 @@
 
     atomic_folder, atomic_file, atomic_link     all or nothing, also under a kill or a full disk
     stream_tensors, write_tensors               safetensors, one tensor in memory at a time
-    write_json, write_text, append_jsonl, copy_file
-    read_tensors, read_json, verify_folder      ModelError for anything that is not what was written
-    Lock, clean_stale, require_space
+    write_json, write_text, append_jsonl, settle, copy_file
+    read_tensors, read_json, read_jsonl,
+    verify_folder, own_file                     ModelError for anything that is not what was written
+    Lock, clean_stale, remove_folder, require_space
 
 No pickle is read or written anywhere.
 """
 
-from neuroada_cli.files.atomic import atomic_file, atomic_folder, atomic_link, clean_stale
+from neuroada_cli.files.atomic import atomic_file, atomic_folder, atomic_link, clean_stale, remove_folder
 from neuroada_cli.files.disk import explained, require_space
 from neuroada_cli.files.lock import Lock
-from neuroada_cli.files.manifest import MANIFEST, verify_folder
+from neuroada_cli.files.manifest import MANIFEST, is_ours, own_file, verify_folder
 from neuroada_cli.files.tensors import read_tensors, stream_tensors, write_tensors
-from neuroada_cli.files.text import append_jsonl, copy_file, read_json, write_json, write_text
+from neuroada_cli.files.text import (
+    append_jsonl,
+    copy_file,
+    read_json,
+    read_jsonl,
+    settle,
+    write_json,
+    write_text,
+)
 
 __all__ = [
     "MANIFEST",
@@ -26,9 +35,14 @@ __all__ = [
     "clean_stale",
     "copy_file",
     "explained",
+    "is_ours",
+    "own_file",
     "read_json",
+    "read_jsonl",
     "read_tensors",
+    "remove_folder",
     "require_space",
+    "settle",
     "stream_tensors",
     "verify_folder",
     "write_json",

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from neuroada_cli.errors import OutputError
+from neuroada_cli.errors import OutputError, ResourceError
 from neuroada_cli.files.disk import explained, fsync
 from neuroada_cli.files.manifest import MANIFEST, seal
 
@@ -66,7 +66,7 @@ def atomic_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iter
         _clean_abandoned(target)
         temporary, claim = _claimed(target)
     try:
-        with explained(Path(path)):
+        with _by_its_final_name(temporary, Path(path)), explained(Path(path)):
             yield temporary
             seal(temporary)
             _take_place(temporary, target, overwrite)
@@ -74,6 +74,18 @@ def atomic_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iter
         # the new folder when something failed, the old one when it was exchanged
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(claim)
+
+
+@contextmanager
+def _by_its_final_name(temporary: Path, path: Path) -> Iterator[None]:
+    """Errors of writing name what was to become, not the temporary folder, which is gone by then."""
+    try:
+        yield
+    except ResourceError as error:
+        if error.where is None or str(temporary) not in error.where:
+            raise
+        where = error.where.replace(str(temporary), str(path))
+        raise ResourceError(error.what, where, error.fix) from error
 
 
 def _checked_target(path: Path, overwrite: bool) -> Path:
@@ -216,6 +228,16 @@ def atomic_link(link: Path, target: str) -> None:
             fsync(link.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Take a folder away. Its name goes before its content, so that nobody ever finds half of it.
+
+    Raises OSError.
+    """
+    temporary = _temporary(path)
+    os.rename(path, temporary)
+    shutil.rmtree(temporary)
 
 
 def clean_stale(folder: Path, name: str | None = None) -> None:

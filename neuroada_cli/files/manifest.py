@@ -73,24 +73,49 @@ def verify_folder(path: str | os.PathLike[str], needed: tuple[str, ...] = ()) ->
     """
     folder = Path(path)
     manifest = _read(folder)
-    inside = os.path.realpath(folder)
     for name in needed:
         if name not in manifest["files"]:
             raise ModelError(
                 f"its {MANIFEST} does not list {name}", str(folder), "copy the whole folder again"
             )
     for name, entry in manifest["files"].items():
-        real = os.path.realpath(folder / name)
-        if os.path.commonpath([inside, real]) != inside:
-            raise ModelError(f"{name} is a link that leaves the folder", str(folder), "copy the file there")
-        try:
-            _check_file(folder, name, entry)
-        except OSError as error:
-            raise ModelError(f"{name} cannot be read: {error.strerror}", str(folder)) from None
+        _check(folder, name, entry)
     return manifest
 
 
-def _check_file(folder: Path, name: str, entry: dict[str, Any]) -> None:
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder has a manifest as `seal` writes it; what other programs call so is none."""
+    try:
+        _read(Path(path))
+    except ModelError:
+        return False
+    return True
+
+
+def own_file(path: str | os.PathLike[str], name: str) -> Path | None:
+    """A file of a folder after checking it, and only it, against the manifest; None if that does not name it.
+
+    Raises ModelError for a folder without our manifest, and for a file that is not what was written.
+    """
+    folder = Path(path)
+    entry = _read(folder)["files"].get(name)
+    if entry is None:
+        return None
+    _check(folder, name, entry)
+    return folder / name
+
+
+def _check(folder: Path, name: str, entry: dict[str, Any]) -> None:
+    inside = os.path.realpath(folder)
+    if os.path.commonpath([inside, os.path.realpath(folder / name)]) != inside:
+        raise ModelError(f"{name} is a link that leaves the folder", str(folder), "copy the file there")
+    try:
+        _check_content(folder, name, entry)
+    except OSError as error:
+        raise ModelError(f"{name} cannot be read: {error.strerror}", str(folder)) from None
+
+
+def _check_content(folder: Path, name: str, entry: dict[str, Any]) -> None:
     file = folder / name
     if not os.path.isfile(file):
         raise ModelError(f"{name} is missing", str(folder), "copy the whole folder again")

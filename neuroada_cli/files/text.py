@@ -11,7 +11,7 @@ from typing import Any
 from neuroada_cli.errors import ModelError, UserError
 from neuroada_cli.files import strict_json
 from neuroada_cli.files.atomic import atomic_file
-from neuroada_cli.files.disk import explained
+from neuroada_cli.files.disk import explained, fsync
 
 MAX_JSON_BYTES = 64 << 20
 
@@ -43,6 +43,42 @@ def append_jsonl(path: str | os.PathLike[str], value: Any) -> None:
         except OSError:
             os.ftruncate(file.fileno(), before)
             raise
+
+
+def settle(path: str | os.PathLike[str]) -> int:
+    """Bring a log with appended lines down to the disk; its bytes, 0 without one. Raises ResourceError."""
+    path = Path(path)
+    with explained(path):
+        if not path.exists():
+            return 0
+        fsync(path)
+        fsync(path.parent)
+        return path.stat().st_size
+
+
+def read_jsonl(path: str | os.PathLike[str], nbytes: int | None = None) -> list[Any]:
+    """The values of a log's lines; none without a file. What follows the last line break was torn by a kill,
+    and is left out.
+
+    nbytes  read only the first so many bytes, which must be whole lines
+    Raises ModelError naming file and line.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes() if path.exists() else b""
+    except OSError as problem:
+        raise ModelError(f"cannot be read: {problem.strerror}", str(path)) from None
+    if nbytes is not None:
+        if len(data) < nbytes or (nbytes and data[nbytes - 1 : nbytes] != b"\n"):
+            raise ModelError(f"does not hold the {nbytes:,} bytes of whole lines that it once did", str(path))
+        data = data[:nbytes]
+    values = []
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        try:
+            values.append(strict_json.parse(line))
+        except ValueError as problem:
+            raise ModelError(f"not valid JSON: {problem}", f"{path}:{number}") from None
+    return values
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -16,6 +16,7 @@ from neuroada_cli.errors import ModelError, ResourceError
 
 MAX_CONFIG_BYTES = 16 << 20
 PROBE_SECONDS = 1.5
+ANSWER_SECONDS = 10  # for the hub to say what a model consists of
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 # The top level's small files that a model needs; weights are added, pickles and code never are.
 SMALL_FILES = re.compile(r"^([\w.-]+\.(json|model|txt|jinja)|README\.md)$")
@@ -50,7 +51,8 @@ def resolve_model(path_or_id: str, revision: str | None = None, trust_remote_cod
 
 
 def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
-    """Everything that can be known without loading: config, pickles, shards against their index and sizes.
+    """Everything that can be known without loading: config, pickles, shards against their index and sizes,
+    and code that would come with it.
 
     Raises ModelError.
     """
@@ -63,6 +65,19 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
             f"model type {config.get('model_type')} runs Python code that comes with the model",
             str(folder),
             "set model.trust_remote_code to true if you trust it",
+        )
+    kernel = _kernel(config)
+    if kernel is not None and not trust_remote_code:
+        raise ModelError(
+            f"its config has attention computed by code from the hub ({kernel[:80]})",
+            str(folder),
+            "take that out of config.json, or set model.trust_remote_code to true if you trust it",
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            "holds an adapter_config.json beside the model, which transformers would put on it",
+            str(folder),
+            "remove one of the two",
         )
 
 
@@ -91,6 +106,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError("is not a JSON object", str(file))
     return config
+
+
+def _kernel(value: Any, key: str = "") -> str | None:
+    """The repository that a config (also a nested part of it) has attention's code loaded from, or None."""
+    names_code = "_implementation" in key  # its value may be a mapping, for the parts of the model
+    if isinstance(value, dict):
+        inner = [_kernel(inside, key if names_code else name) for name, inside in value.items()]
+        return next(filter(None, inner), None)
+    return value if names_code and isinstance(value, str) and "/" in value else None
 
 
 def _is_native(config: dict[str, Any]) -> bool:
@@ -156,7 +180,8 @@ def _ask_hub(hub_id: str, ask: Callable[[], Path], unreachable: str) -> Path:
 def _wanted_files(hub_id: str, revision: str | None, trust_remote_code: bool) -> list[str]:
     from huggingface_hub import HfApi
 
-    listed = [entry.rfilename for entry in HfApi().model_info(hub_id, revision=revision).siblings or []]
+    about = HfApi().model_info(hub_id, revision=revision, timeout=ANSWER_SECONDS)
+    listed = [entry.rfilename for entry in about.siblings or []]
     weights = [name for name in listed if WEIGHT_FILES.match(name)]
     if not weights:
         raise ModelError(

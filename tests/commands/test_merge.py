@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import pico_bert, pico_gpt2, pico_llama
+from privilege import lock_folder, unprivileged
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -258,10 +258,23 @@ def test_companions_card_and_config(tmp_path: Path, shared: Path) -> None:
     assert {merged["dtype"], merged["torch_dtype"]} == {"bfloat16"}
     card = (out / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
-    assert "K=2 per neuron" in card
+    assert "2 trained connections per output neuron" in card
     assert str(tmp_path) not in card
     assert hub.load_tokenizer(out).chat_template == "{{ messages }}"
     files.verify_folder(out)
+
+
+@pytest.mark.parametrize("method", [None, "neuroada", "mask"])
+def test_the_card_says_how_it_was_trained(tmp_path: Path, method: str | None) -> None:
+    settings = {"task": "math", "protocol": "llm-adapters", "loss_mask": "prompt and target"}
+    trained = train(
+        save(pico_llama(), tmp_path / "base"), settings=settings | ({"method": method} if method else {})
+    )
+    merge.run(trained.folder, tmp_path / "out", quiet=True)
+    for card in ((folder / "README.md").read_text() for folder in (trained.folder, tmp_path / "out")):
+        assert ("by NeuroAda" in card) == (method != "mask")
+        assert ("the baseline method `mask`" in card) == (method == "mask")
+        assert "task `math`, protocol `llm-adapters`, loss on prompt and target" in card
 
 
 def test_config_of_a_composite_or_formerly_quantised_base(tmp_path: Path) -> None:
@@ -434,9 +447,10 @@ def test_a_killed_merge_leaves_no_out(tmp_path: Path) -> None:
 
 
 def test_no_permission(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may write anywhere")
     trained = train(save(pico_llama(), tmp_path / "base"))
-    (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(ResourceError):
-        merge.run(trained.folder, tmp_path / "locked/out", quiet=True)
+    lock_folder(tmp_path / "locked")
+    out = tmp_path / "locked" / "out"
+    done = unprivileged("-m", "neuroada_cli", "merge", str(trained.folder), str(out))
+    assert done.returncode == 6
+    assert "choose a folder you may write to" in done.stderr
+    assert list((tmp_path / "locked").iterdir()) == []

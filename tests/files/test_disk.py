@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from privilege import lock_folder, unprivileged
 from trees import file_size_limit, tree, write_folder
 
 from neuroada_cli import files
@@ -107,16 +108,21 @@ def test_errors_of_rust_libraries_are_explained_too(tmp_path: Path) -> None:
 
 
 def test_a_read_only_folder_is_told(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
-    tmp_path.chmod(0o555)
-    try:
-        with pytest.raises(ResourceError, match="choose a folder you may write to"):
-            write_folder(tmp_path / "out")
-        with pytest.raises(ResourceError, match="may not be written"):
-            files.require_space(tmp_path / "out", 1)
-    finally:
-        tmp_path.chmod(0o755)
+    locked = tmp_path / "locked"
+    lock_folder(locked)
+    code = (
+        "import sys\n"
+        "from neuroada_cli import errors, files\n"
+        "for write, what in ((files.write_text, 'x'), (files.require_space, 1)):\n"
+        "    try: write(sys.argv[1], what)\n"
+        "    except errors.ResourceError as error: print(error)\n"
+    )
+    done = unprivileged("-c", code, str(locked / "out"))
+    assert done.stderr == ""
+    for line in (lines := done.stdout.splitlines()):
+        assert "choose a folder you may write to" in line
+    assert len(lines) == 2
+    assert list(locked.iterdir()) == []
 
 
 def test_space_is_asked_for_before_work_begins(tmp_path: Path) -> None:

@@ -42,6 +42,30 @@ def test_what_the_manifest_does_not_name_is_left_alone(sealed: Path) -> None:
         files.verify_folder(sealed, needed=("a.txt", "results.json"))
 
 
+def test_one_file_is_checked_alone(sealed: Path) -> None:
+    assert files.is_ours(sealed)
+    names = sorted(json.loads((sealed / "manifest.json").read_text())["files"])
+    (sealed / names[-1]).unlink()  # not the file that is asked for
+    assert files.own_file(sealed, "a.txt") == sealed / "a.txt"
+    (sealed / "notes.txt").write_text("came later")
+    assert files.own_file(sealed, "notes.txt") is None
+    (sealed / "a.txt").write_text("two")
+    with pytest.raises(ModelError, match="is not what was written"):
+        files.own_file(sealed, "a.txt")
+
+
+@pytest.mark.parametrize(
+    "manifest", [None, "{", '{"name": "app", "icons": []}', '{"format": 99, "files": {}}']
+)
+def test_folders_of_others(sealed: Path, manifest: str | None) -> None:
+    (sealed / "manifest.json").unlink()
+    if manifest is not None:
+        (sealed / "manifest.json").write_text(manifest)
+    assert not files.is_ours(sealed)
+    with pytest.raises(ModelError):
+        files.own_file(sealed, "a.txt")
+
+
 def test_changed_files_are_named(sealed: Path) -> None:
     (sealed / "a.txt").write_text("two")
     assert "a.txt is not what was written" in refusal(sealed)
