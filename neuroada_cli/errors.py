@@ -6,6 +6,8 @@ function.
 
 from __future__ import annotations
 
+from neuroada_cli.foreign_text import printable, public
+
 
 class UserError(Exception):
     """A problem the user can mend.
@@ -24,12 +26,11 @@ class UserError(Exception):
         super().__init__(self.line())
 
     def line(self) -> str:
-        """The message as one line, with control characters (terminal escapes of hostile files) removed."""
-        text = f"{self.where}: {self.what}" if self.where else self.what
+        """The message as one line, without terminal escapes of hostile files and secrets in addresses."""
+        text = f"{public(self.where)}: {public(self.what)}" if self.where else public(self.what)
         if self.fix:
-            text += f"; {self.fix}"
-        text = " ".join(text.split())
-        return "".join(c for c in text if c.isprintable())
+            text += f"; {public(self.fix)}"
+        return printable(" ".join(text.split()))
 
 
 class RecipeError(UserError):
@@ -84,3 +85,18 @@ class Stopped(UserError):
     def __init__(self, signal_number: int, what: str, fix: str | None = None) -> None:
         super().__init__(what, fix=fix)
         self.exit_code = 128 + signal_number
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on the machine or on a GPU.
+
+    By name and text, since naming torch's class would mean importing torch: of the CPU's memory it says so in
+    a plain RuntimeError, of files that cannot be mapped into it there are others.
+    """
+    if isinstance(error, UserError):
+        return False
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    said = ("defaultcpuallocator", "out of memory", "cannot allocate memory")
+    return isinstance(error, Exception) and any(words in text for words in said)

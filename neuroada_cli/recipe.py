@@ -10,27 +10,51 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from neuroada_cli import strict_yaml
 from neuroada_cli.errors import RecipeError
+from neuroada_cli.foreign_text import HAS_SECRETS, INSTEAD, has_secrets
 
 # what the section `peer` is for, and the keys that are not for all of them
 PEER_METHODS = ("lora", "dora", "loreft")
 PEER_KEYS = {"alpha": ("lora", "dora"), "positions": ("loreft",)}
 Valid = TypeVar("Valid", bound=BaseModel)
+Beta = Annotated[float, Field(ge=0, lt=1)]
+MOST_EPOCHS = 1_000_000  # beyond, the count of steps would leave the range of numbers
 
 
 class Section(BaseModel):
-    """A frozen group of settings; a key it does not have is an error."""
+    """A frozen group of settings; a key it does not have is an error, and so are numbers that are not finite
+    and text with control characters (a NUL ends a path, an escape moves the cursor).
+    """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _shown_as_it_is(cls, value: Any, info: ValidationInfo) -> Any:
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        texts = [part for part in (parts if isinstance(parts, list) else [parts]) if isinstance(part, str)]
+        allowed = "\n\t" if info.field_name == "description" else ""
+        if any(unicodedata.category(c) in ("Cc", "Cs") and c not in allowed for text in texts for c in text):
+            raise ValueError(f"{info.field_name} holds a control character; remove it")
+        return value
 
 
 class ModelSection(Section):
@@ -54,8 +78,12 @@ class SelectSection(Section):
         "gradient, snip, activation, which look at training rows first.",
     )
     lift_rank: int = Field(128, ge=1, description="Rank of the approximation that `lift` looks at.")
-    calibration_batches: int = Field(
-        8, ge=1, description="Micro-batches of training rows that gradient, snip and activation look at."
+    calibration_batches: int | None = Field(
+        8,
+        ge=1,
+        description="Micro-batches of training rows that gradient, snip and activation look at; null: one "
+        "pass over all rows (the paper's ablation). Gradients are of the loss summed over all of them, so "
+        "every target counts once; their size is taken of the sum.",
     )
     coverage: Literal["neuron", "matrix", "block", "model"] = Field(
         "neuron",
@@ -112,10 +140,22 @@ class DataSection(Section):
     drop_leaked: bool = Field(
         False, description="Leave out training rows whose question a test set of `eval.tasks` asks, too."
     )
-    max_length: int = Field(512, ge=8, description="Tokens per row; a longer answer is cut and counted.")
+    max_length: int | None = Field(
+        None,
+        ge=8,
+        description="Tokens per row, what is longer is cut and counted; empty: the protocol's own (reft 512, "
+        "llm-adapters 256).",
+    )
     data_dir: str | None = Field(
         None, description="Folder searched first for data sets (also $NEUROADA_DATA)."
     )
+
+    @field_validator("train", "validation")
+    @classmethod
+    def _holds_no_secret(cls, source: str | None, info: ValidationInfo) -> str | None:
+        if source is not None and has_secrets(source):
+            raise ValueError(f"data.{info.field_name} {HAS_SECRETS}; {INSTEAD}")
+        return source
 
 
 class OptimSection(Section):
@@ -123,8 +163,11 @@ class OptimSection(Section):
     head_lr: float | None = Field(None, gt=0, description="Learning rate of a fresh head; empty: same as lr.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="After the warmup.")
     warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of all steps that warm up.")
+    warmup_steps: int | None = Field(
+        None, ge=1, description="Steps that warm up, as a number instead of a share."
+    )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay, applied to the deltas.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas.")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's betas.")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; empty turns clipping off.")
 
@@ -139,7 +182,10 @@ class TrainSection(Section):
         "fp32", description="Type of neuroada's deltas and their optimizer state (published code: bf16)."
     )
     reselect_every: int | None = Field(
-        None, ge=1, description="Choose the connections anew every N steps; what was learnt stays."
+        None,
+        ge=1,
+        description="Choose the connections anew every N steps by the weights as they are then (LIFT's way: "
+        "magnitude, lift, reverse); what was learnt stays. Growing by gradients (SpIEL's) is not offered.",
     )
     epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps.")
@@ -178,6 +224,11 @@ class EvalSection(Section):
     tasks: list[str] = Field(default=[], description="Tasks to score; empty: the training task's own set.")
     batch_size: int = Field(16, ge=1, description="Rows generated at once.")
     max_new_tokens: int | None = Field(None, ge=1, description="Empty: the protocol's own number.")
+    decoding: Literal["greedy", "sampling"] | None = Field(
+        None,
+        description="How answers are written; empty: the protocol's own way (reft greedy, llm-adapters 4 "
+        "beams). sampling: reft's alternative, drawn by `seed`.",
+    )
     limit: int | None = Field(None, ge=1, description="Score only the first N rows of each task.")
     dtype: Literal["bf16", "fp16", "fp32"] | None = Field(
         None, description="Score with the weights rounded to this; empty: as they were trained."
@@ -185,7 +236,7 @@ class EvalSection(Section):
 
 
 class Recipe(Section):
-    name: str = Field(pattern=r"^[\w.-]+$", description="Names the run folder.")
+    name: str = Field(pattern=r"^\w[\w.-]*$", description="Names the run folder.")
     description: str = Field("", description="One line shown by `neuroada recipes ls`.")
     seed: int = Field(42, ge=0, lt=2**32, description="Seeds data order, dropout, fresh heads.")
     device: str | None = Field(
@@ -209,10 +260,14 @@ class Recipe(Section):
                 f"train.micro_batch_size={micro}; choose a divisor"
             )
         self.select.check()
+        if self.train.epochs > MOST_EPOCHS:
+            raise ValueError(f"train.epochs={self.train.epochs:g}: choose at most {MOST_EPOCHS:,}")
         if self.peer is not None and self.train.method not in PEER_METHODS:
             raise ValueError(
                 f"peer goes with train.method {' or '.join(PEER_METHODS)}, not {self.train.method}; remove it"
             )
+        if self.optim.warmup_steps is not None and self.optim.warmup_ratio > 0:
+            raise ValueError("optim.warmup_ratio and optim.warmup_steps exclude each other; keep one")
         if self.train.method == "smt" and self.select.tile is None and self.select.file is None:
             raise ValueError("train.method=smt trains whole tiles; set select.tile (its paper: 256)")
         if self.train.reselect_every is not None:

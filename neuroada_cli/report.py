@@ -16,6 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from neuroada_cli import files
+from neuroada_cli.data.batch import listed
+from neuroada_cli.errors import ModelError
+from neuroada_cli.training.spikes import SpikeWatch
 from neuroada_cli.training.step import StepStats
 from neuroada_cli.training.validate import Evaluation
 
@@ -32,27 +35,47 @@ class MetricsLog:
     def append(self, entry: dict[str, Any]) -> None:
         files.append_jsonl(self.path, entry)
 
-    def position(self) -> int:
-        return self.path.stat().st_size if self.path.exists() else 0
+    def settled(self) -> int:
+        """Bytes so far, all of them on the disk: a checkpoint must not know of lines that may yet be lost."""
+        return files.settle(self.path)
+
+    def check(self, position: int) -> None:
+        """Raises ModelError unless the first `position` bytes are whole entries, as they were at a save."""
+        read_metrics(self.path, position)
 
     def cut(self, position: int) -> None:
         """Forget what was logged after a checkpoint, since those steps run again."""
-        if self.position() > position:
+        if self.path.exists() and self.path.stat().st_size > position:
             with files.explained(self.path):
                 os.truncate(self.path, position)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics.jsonl; a line torn by a kill at the very end is left out."""
-    import json
+def read_metrics(path: Path, nbytes: int | None = None) -> list[dict[str, Any]]:
+    """The entries of a metrics.jsonl; a line torn by a kill at the very end is left out.
 
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    nbytes  only those in the first so many bytes
+    Raises ModelError naming the line that is no entry.
+    """
+    entries = files.read_jsonl(path, nbytes)
+    for number, entry in enumerate(entries, start=1):
+        if not _is_entry(entry):
+            raise ModelError("is no entry of a training", f"{path}:{number}")
     return entries
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether everything is there that is read again, and is what it should be."""
+    if not isinstance(entry, dict) or type(entry.get("step")) is not int or not _is_number(entry.get("loss")):
+        return False
+    if entry.get("kind") == "train":
+        return _is_number(entry.get("lr")) and _is_number(entry.get("grad_norm"))
+    metric, name = entry.get("metric"), entry.get("metric_name")
+    named = metric is None if name is None else isinstance(name, str) and _is_number(metric)
+    return entry.get("kind") == "eval" and named and type(entry.get("best")) is bool
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -66,13 +89,15 @@ def peak_memory(device: torch.device) -> int:
 class LiveReport:
     """The loop's reporter: logs every step and keeps one line up to date.
 
-    Without a terminal it prints a plain line at the first, the last and about every 40th part of the run.
+    Without a terminal it prints a plain line at the first, the last and about every 40th part of the run. A
+    loss that jumps (`SpikeWatch` says when) is marked in the log and gets a line of its own.
     """
 
     def __init__(self, log: MetricsLog, device: torch.device, console: Console | None = None) -> None:
         self._log, self._device = log, device
         self._console = console or Console(stderr=True)
         self._smooth: dict[str, tuple[float, int]] = {}
+        self._spikes: SpikeWatch | None = None
         self._started = time.monotonic()
         self._first_step: int | None = None
         columns = (
@@ -94,7 +119,7 @@ class LiveReport:
 
     def step(self, stats: StepStats, total: int) -> None:
         memory = peak_memory(self._device)
-        self._log.append({"kind": "train", **asdict(stats), "peak_bytes": memory})
+        self._keep(stats, memory)
         speed = stats.tokens / max(stats.seconds, 1e-9)
         loss, speed = self._smoothed("loss", stats.loss), self._smoothed("speed", speed)
         line = f"loss {loss:.4f}  lr {stats.lr:.2e}  {speed:,.0f} tokens/s  {memory / 1e9:.2f} GB"
@@ -104,6 +129,19 @@ class LiveReport:
         if self._task is None:
             self._task = self._bar.add_task("train", total=total, completed=stats.step - 1, line="")
         self._bar.update(self._task, completed=stats.step, line=line)
+
+    def _keep(self, stats: StepStats, memory: int) -> None:
+        """The step's line in the log, and what is to be said of its loss."""
+        if self._spikes is None:  # here the log is cut to where the run goes on
+            before = [entry["loss"] for entry in read_metrics(self._log.path) if entry["kind"] == "train"]
+            self._spikes = SpikeWatch(before)
+        entry = {"kind": "train", **asdict(stats), "peak_bytes": memory}
+        numbers = entry.pop("row_numbers")
+        usual = self._spikes.usual_before(stats.loss)
+        self._log.append(entry if usual is None else entry | {"spike": True})
+        if usual is not None:
+            line = f"step {stats.step}: the loss jumps to {stats.loss:.4f}, from {usual:.4f} on average"
+            self._console.print(f"{line}; rows {listed(numbers)}", style="yellow", soft_wrap=True)
 
     def evaluation(self, step: int, evaluation: Evaluation, is_best: bool) -> None:
         self._log.append({"kind": "eval", "step": step, **asdict(evaluation), "best": is_best})

@@ -31,6 +31,7 @@ def draw(entries: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     losses = [entry["loss"] for entry in steps]
     above.plot(at, losses, color=LOSS, alpha=0.3, linewidth=1)
     above.plot(at, _smooth(losses), color=LOSS, linewidth=1.8, label="training loss")
+    _draw_spikes(above, [entry for entry in steps if entry.get("spike")])
     _draw_evaluations(above, evaluations)
     above.set_ylabel("loss per target")
     above.set_title(title, loc="left", fontsize=11)
@@ -47,6 +48,12 @@ def draw(entries: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         figure.savefig(temporary, format="png")
 
 
+def _draw_spikes(axis: Any, spikes: Sequence[dict[str, Any]]) -> None:
+    if spikes:
+        at, losses = [entry["step"] for entry in spikes], [entry["loss"] for entry in spikes]
+        axis.plot(at, losses, color="black", marker="v", markersize=6, linestyle="none", label="loss spike")
+
+
 def _draw_evaluations(axis: Any, evaluations: Sequence[dict[str, Any]]) -> None:
     if evaluations:
         at = [entry["step"] for entry in evaluations]
@@ -58,7 +65,8 @@ def _draw_evaluations(axis: Any, evaluations: Sequence[dict[str, Any]]) -> None:
             metric.plot(at, scores, color=NORM, marker="s", markersize=4, linestyle="--")
             metric.set_ylabel(evaluations[0]["metric_name"], color=NORM)
         best = [entry["step"] for entry in evaluations if entry["best"]]
-        axis.axvline(best[-1], color="black", alpha=0.3, linestyle=":", label=f"best (step {best[-1]})")
+        if best:
+            axis.axvline(best[-1], color="black", alpha=0.3, linestyle=":", label=f"best (step {best[-1]})")
     axis.legend(frameon=False)
 
 

@@ -13,6 +13,7 @@ from neuroada_cli.errors import RecipeError
 from neuroada_cli.recipe import (
     Recipe,
     all_keys,
+    described_keys,
     load_recipe,
     recipe_from,
     to_yaml,
@@ -104,6 +105,10 @@ def test_what_is_written_out_reads_back_the_same(write) -> None:
             "train.batch_size=8 is not a multiple of train.micro_batch_size=3; choose a divisor",
         ),
         (
+            GOOD + "  warmup_ratio: 0.1\n  warmup_steps: 100\n",
+            "x.yaml: optim.warmup_ratio and optim.warmup_steps exclude each other; keep one",
+        ),
+        (
             GOOD.replace("task: rte", "{task: rte, format: chat}"),
             "x.yaml: data.format goes with data.task: instruct",
         ),
@@ -152,6 +157,15 @@ def test_bundled_recipes_are_found_by_every_spelling(write) -> None:
 def test_a_local_file_wins_over_a_bundled_recipe(write) -> None:
     Path("quickstart").write_text(GOOD)
     assert load_recipe("quickstart").name == "mine"
+
+
+def test_gradients_and_choosing_anew_are_described_as_they_are(write) -> None:
+    told = {key.name: key.description for key in described_keys()}
+    assert "every target counts once" in told["select.calibration_batches"]
+    assert "SpIEL" in told["train.reselect_every"]
+    for criterion in ("gradient", "snip", "activation"):
+        refused = message(write(GOOD), "train.reselect_every=5", f"select.criterion={criterion}")
+        assert "train.reselect_every goes with magnitude, lift, reverse" in refused
 
 
 def test_every_setting_is_described() -> None:

@@ -28,11 +28,13 @@ from neuroada_cli.delta.reselection import Choose
 from neuroada_cli.delta.selection import DATA_CRITERIA, choose
 from neuroada_cli.delta.spread import size
 from neuroada_cli.errors import RecipeError, ResourceError, UserError
+from neuroada_cli.foreign_text import shown
 from neuroada_cli.methods import BY_SELECTION, Method, MethodState, build
 from neuroada_cli.recipe import Recipe, to_yaml
 from neuroada_cli.report import LiveReport, MetricsLog, peak_memory, read_metrics
 from neuroada_cli.training import plan as plans
-from neuroada_cli.training import run_folder
+from neuroada_cli.training import run_folder, space
+from neuroada_cli.training.advice import advised
 from neuroada_cli.training.checkpoint import RunCheckpoints, check_unchanged, newest_complete
 from neuroada_cli.training.loop import Progress, train
 from neuroada_cli.training.loss import check_packing
@@ -68,6 +70,7 @@ def run(
     overwrite: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
+    recipe_file: Path | None = None,
 ) -> TrainResult:
     """Train as the recipe says, into its run folder.
 
@@ -75,6 +78,7 @@ def run(
     resume     go on from the newest complete checkpoint (from the start when there is none yet)
     overwrite  remove a former run in the folder, once everything else is known to be right
     dry_run    check everything and show what would happen; no weight is read, nothing is written
+    recipe_file  where the recipe came from: a run that would remove it is refused
     One process trains: a launcher that starts several of them is refused before anything is written.
     Raises UserErrors before the model loads wherever that is possible; Stopped after a signal.
     """
@@ -84,7 +88,7 @@ def run(
         section = recipe.select.model_copy(update={"file": str(selection)})
         recipe = recipe.model_copy(update={"select": section})
     run_dir = recipe.run_path
-    run_folder.check(run_dir, resume, overwrite)
+    run_folder.check(run_dir, resume, overwrite, recipe_file)
     checked = check(recipe, overwrite)
     plans.show(recipe, checked.plan, checked.rows, checked.tokenizer, console)
     if dry_run:
@@ -104,8 +108,9 @@ def run(
             None,
             None,
         )
+    space.require(checked)
     with files.Lock(run_dir):
-        run_folder.check(run_dir, resume, overwrite)
+        run_folder.check(run_dir, resume, overwrite, recipe_file)
         source = newest_complete(run_dir) if resume else None
         if resume:
             files.clean_stale(run_dir)  # what a killed run left half written; a fresh start clears it anyway
@@ -129,8 +134,10 @@ def _refuse_ranks() -> None:
 
 def _train(checked: Checked, source: Path | None, console: Console) -> TrainResult:
     recipe, run_dir, started = checked.recipe, checked.recipe.run_path, time.perf_counter()
-    selection = _selection(checked, source, console)
-    model, method, trainable = _attached(checked, selection)
+    with advised(checked, "choosing connections"):
+        selection = _selection(checked, source, console)
+    with advised(checked, "loading the model"):
+        model, method, trainable = _attached(checked, selection)
     data = checked.rows.data
     if recipe.train.packing:
         check_packing(model, data.train)
@@ -147,7 +154,7 @@ def _train(checked: Checked, source: Path | None, console: Console) -> TrainResu
         recipe=recipe.model_dump(mode="json"),
         data=checked.rows.hashes,
         keep=recipe.train.keep,
-        log_position=log.position,
+        log_position=log.settled,
         cut_log=log.cut,
         source=source,
     )
@@ -155,7 +162,7 @@ def _train(checked: Checked, source: Path | None, console: Console) -> TrainResu
     indices = selection.indices if recipe.train.method in BY_SELECTION else {}
     try:
         keeping = keeping_freed_memory() if checked.device == "cpu" else contextlib.nullcontext()
-        with keeping, LiveReport(log, device, console) as report:
+        with advised(checked, "training"), keeping, LiveReport(log, device, console) as report:
             settings = loop_settings(recipe)
             progress = train(model, method, data, settings, checkpoints, report, indices, _choose(recipe))
     except UserError:
@@ -259,11 +266,14 @@ def _peer(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def _begin(recipe: Recipe, run_dir: Path, selection: Selection) -> None:
-    """Only now, with everything known to be right, may a former run go."""
+    """Only now, with everything known to be right, may a former run go.
+
+    The facts come first: by them the folder is known for a run's if this is killed in between.
+    """
     run_folder.clear(run_dir)
+    files.write_json(run_dir / run_folder.ENVIRONMENT, environment.facts())
     files.write_text(run_dir / run_folder.RECIPE, to_yaml(recipe))
     adapters.write_selection(run_dir / run_folder.SELECTION, selection)
-    files.write_json(run_dir / run_folder.ENVIRONMENT, environment.facts())
 
 
 def _adapter(checked: Checked, selection: Selection, state: MethodState, pad_id: int) -> Adapter:
@@ -328,7 +338,7 @@ def _show(result: TrainResult, console: Console) -> None:
     best = f"; best: {result.best.name} ({result.best_value:.4f})" if result.best else ""
     console.print(
         f"{result.steps} steps in {minutes}:{seconds:02d}, {result.peak_bytes / 1e9:.2f} GB{best}; "
-        f"everything is in {result.run_dir}",
+        f"everything is in {shown(result.run_dir)}",
         highlight=False,
         soft_wrap=True,
     )

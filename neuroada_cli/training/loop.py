@@ -9,20 +9,20 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from neuroada_cli.data.batch import Batch, Encoded, collate, epoch_order, pack
 from neuroada_cli.delta.reselection import Choose
-from neuroada_cli.errors import ResourceError, Stopped
+from neuroada_cli.errors import Stopped
 from neuroada_cli.methods import Method, NeuroAda
 from neuroada_cli.training.frozen import FrozenWatch
 from neuroada_cli.training.loss import LOSSES
 from neuroada_cli.training.optim import OptimSettings, adamw, lr_factor
+from neuroada_cli.training.recomputing import enable_checkpointing
 from neuroada_cli.training.rng import seed_everything
 from neuroada_cli.training.signals import StopSignals
 from neuroada_cli.training.step import StepStats, train_step
@@ -121,10 +121,11 @@ def train(
 ) -> Progress:
     """Train `model`, to which `method` is attached, to the end of the run.
 
-    indices  module name -> [O, K]: what may change in otherwise frozen weights (checked at every save)
+    indices  module name -> [O, K]: what may change in otherwise frozen weights (looked at after the first
+             step and at every save, entry by entry at the end)
     choose   weight -> what trains of it, for `settings.reselect_every` (NeuroAda only)
     Raises Stopped after a signal (a checkpoint is written first), NumericsError (nothing is written, the last
-    checkpoint stays good), ResourceError when memory runs out, DataError for a step without any target.
+    checkpoint stays good), DataError for a step without any target; what torch raises when memory runs out.
     """
     seed_everything(settings.seed)
     optimizer = adamw(model, method, settings.optim)
@@ -134,15 +135,19 @@ def train(
         enable_checkpointing(model)
     model.train()
     schedule = Schedule(data, settings)
-    with StopSignals() as stop, _memory_advice(settings):
+    begun = progress.step
+    with StopSignals() as stop:
         while True:
             improved = False
             if data.validation and schedule.due(progress.step, progress.evaluated, settings.eval_every):
-                evaluation = validate(model, schedule.validation(), data.kind, data.metric, stop)
+                batches = schedule.validation()
+                evaluation = validate(model, batches, data.kind, data.metric, stop, progress.step)
                 if evaluation is not None:  # None: a signal came first, and resuming evaluates anew
                     improved = progress.judge(evaluation)
                     report.evaluation(progress.step, evaluation, improved)
             finished = progress.step >= schedule.total or progress.hopeless(settings.early_stop)
+            if finished and progress.step > begun:
+                watch.check_all()
             leaving = finished or stop.requested is not None
             due = schedule.due(progress.step, progress.saved, settings.save_every)
             if due or improved or (leaving and progress.saved < progress.step):
@@ -160,22 +165,13 @@ def train(
             )  # fmt: skip
             progress.step += 1
             report.step(stats, schedule.total)
+            if progress.step == begun + 1:
+                watch.check()
             every = settings.reselect_every
             due = every is not None and progress.step % every == 0 and progress.step < schedule.total
             if due and choose and isinstance(method, NeuroAda):
-                watch.check()
+                watch.check_all()
                 watch = FrozenWatch(model, method.reselect(model, choose, optimizer))
-
-
-def enable_checkpointing(model: Any) -> None:
-    """Recompute each block's activations in the backward pass.
-
-    The deltas inside a block ask for gradients themselves, so the block's input need not: transformers' hook
-    that makes the embeddings' output ask for one would only cost a backward pass through the first block.
-    """
-    enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.2x on
-    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    model.disable_input_require_grads()
 
 
 class Schedule:
@@ -212,7 +208,7 @@ class Schedule:
 
     def lr_factor(self, step: int) -> float:
         optim = self._settings.optim
-        return lr_factor(step, self.total, optim.schedule, optim.warmup_ratio)
+        return lr_factor(step, self.total, optim.schedule, optim.warmup_ratio, optim.warmup_steps)
 
     def due(self, step: int, done: int, every: int | None) -> bool:
         """At every multiple of `every` (an epoch without it) and at the end, unless it was done already."""
@@ -224,24 +220,3 @@ def _stopped(number: int, step: int, total: int) -> Stopped:
     return Stopped(
         number, f"stopped by {name} after step {step} of {total}, everything saved", "go on with --resume"
     )
-
-
-@contextmanager
-def _memory_advice(settings: Settings) -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _too_large(settings) from error
-    except RuntimeError as error:  # how the CPU allocator says it
-        if "DefaultCPUAllocator" in str(error):
-            raise _too_large(settings) from error
-        raise
-
-
-def _too_large(settings: Settings) -> ResourceError:
-    micro = settings.micro_batch_size or settings.batch_size
-    advice = [f"train.micro_batch_size (now {micro})"] if micro > 1 else []
-    fix = f"lower {' or '.join([*advice, 'data.max_length'])}"
-    if not settings.gradient_checkpointing:
-        fix += ", or set train.gradient_checkpointing: true"
-    return ResourceError("out of memory in training; the last checkpoint is intact", fix=fix)

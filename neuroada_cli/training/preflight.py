@@ -18,7 +18,7 @@ from neuroada_cli.data.task import Task
 from neuroada_cli.data.tasks import get_protocol, get_task, scored_tasks
 from neuroada_cli.delta.model import is_linear
 from neuroada_cli.delta.spread import size
-from neuroada_cli.errors import RecipeError
+from neuroada_cli.errors import ModelError, RecipeError
 from neuroada_cli.methods import ADAPTERS, BY_SELECTION, BitFit, check_method
 from neuroada_cli.methods.loreft import LoReft, blocks_of, loreft_parameters
 from neuroada_cli.methods.peft import lora_parameters, require_peft
@@ -68,6 +68,7 @@ def check(recipe: Recipe, overwrite: bool) -> Checked:
     skeleton = hub.skeleton(folder, task.model_task, task.num_labels, model.trust_remote_code)
     longest = max(rows.train_report.longest, rows.validation_report.longest if rows.validation_report else 0)
     check_positions(skeleton, longest)
+    _check_tokens(skeleton, rows, str(folder))
     targets = _targets(recipe, folder, skeleton)
     given = _given_selection(recipe, folder, skeleton, targets, overwrite)
     if given is not None and recipe.select.file is not None:  # a named file is the last word
@@ -77,8 +78,26 @@ def check(recipe: Recipe, overwrite: bool) -> Checked:
     total = hub.total_parameters(folder)
     trainable = _trainable(recipe, skeleton, targets, total, str(folder), given)
     steps = loop_settings(recipe).total_steps(len(rows.data.train))
-    plan = Plan(trainable, total, steps)
+    plan = Plan(trainable, total, steps, _stored_k(recipe, targets, given))
     return Checked(recipe, task, folder, tokenizer, skeleton, targets, rows, given, device, plan)
+
+
+def _check_tokens(skeleton: nn.Module, rows: PreparedRows, where: str) -> None:
+    """Raises ModelError for a token that the model has no embedding for: the tokenizer is another model's."""
+    known = int(skeleton.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    for row in (*rows.data.train, *rows.data.validation):
+        if (highest := max(row.input_ids)) >= known:
+            raise ModelError(
+                f"the tokenizer gives row {row.row} token {highest}, but the model has {known} embeddings",
+                where,
+                "put the model's own tokenizer there",
+            )
+    if rows.data.kind == "generation" and rows.data.pad_id >= known:
+        raise ModelError(
+            f"the tokenizer pads with token {rows.data.pad_id}, but the model has {known} embeddings",
+            where,
+            "set its pad_token to a token of the model",
+        )
 
 
 def _trainable(
@@ -109,6 +128,24 @@ def _trainable(
         return sum(parameters[name].numel() for name in BitFit().trained(skeleton, ()))
     except ValueError as error:
         raise RecipeError(f"{where} {error}", "train.method=bitfit", "choose another method") from None
+
+
+def _stored_k(
+    recipe: Recipe, targets: dict[str, nn.Module], given: Selection | None
+) -> dict[str, int] | None:
+    """`Plan.stored_k`: of the selection, if there is one, else of what every neuron gets.
+
+    Where weights compete across neurons, rows differ as the weights do.
+    """
+    if recipe.train.method not in BY_SELECTION:
+        return None
+    if given is not None:
+        return {name: index_OK.shape[1] for name, index_OK in given.indices.items()}
+    spread = selecting.spread_of(recipe.select)
+    count_by_layer = selecting.connections(targets, spread, recipe.seed)
+    if selecting.pools(spread, count_by_layer):
+        return None
+    return {name: max(1, int(count_O.max())) for name, count_O in count_by_layer.items()}
 
 
 def _targets(recipe: Recipe, folder: Path, skeleton: nn.Module) -> dict[str, nn.Module]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from array import array
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from neuroada_cli.data import instruct, sources
 from neuroada_cli.data.batch import Encoded, EncodeReport, Example, encode, pad_id
 from neuroada_cli.data.glue import half_of_validation
 from neuroada_cli.data.sources import Rows
-from neuroada_cli.data.task import Task, examples_of
+from neuroada_cli.data.task import Task, examples_of, under
 from neuroada_cli.data.tasks import get_protocol
 from neuroada_cli.data.training_set import TrainingSet, training_set
 from neuroada_cli.evaluation import metrics
@@ -23,14 +24,17 @@ from neuroada_cli.training.validate import Metric
 
 @dataclass(frozen=True)
 class PreparedRows:
-    """data, ready for the loop; train_report and validation_report count it; hashes identify its sources.
+    """data, ready for the loop; train_report and validation_report count it; hashes identify its sources and
+    what tokenizer and template made of them.
 
+    max_length  tokens at which rows were cut
     dropped  training rows left out because test sets ask them, too (data.drop_leaked)
     """
 
     data: TrainData
     train_report: EncodeReport
     validation_report: EncodeReport | None
+    max_length: int
     train_source: str
     validation_source: str | None
     hashes: dict[str, str]
@@ -48,32 +52,46 @@ def prepare(
     Raises DataError or RecipeError, with counts and places.
     """
     metrics.require(task.metrics[:1] if task.kind != "generation" else ())
+    rules = get_protocol(section.protocol)
+    task, max_length = under(task, rules), section.max_length or rules.max_length
     found = training_set(section, task, seed, scored)
     rows = found.rows
     if task.name == "instruct":
         task = instruct.shaped(task, rows.rows, section.format, tokenizer)
     train, validation, validation_rows = _split(section, task, found, seed)
 
-    on_prompt = get_protocol(section.protocol).loss_on_prompt
-    train_encoded, report = encode(train, tokenizer, section.max_length, task.kind, on_prompt)
+    on_prompt = rules.loss_on_prompt
+    train_encoded, report = encode(train, tokenizer, max_length, task.kind, on_prompt)
     held: list[Encoded] = []
     held_report = None
     if validation:
-        held, held_report = encode(validation, tokenizer, section.max_length, task.kind, on_prompt)
-    hashes = {"train": rows.sha256}
+        held, held_report = encode(validation, tokenizer, max_length, task.kind, on_prompt)
+    hashes = {"train": rows.sha256, "train tokens": _hash_of(train_encoded)}
     if validation_rows is not None:
-        hashes["validation"] = validation_rows.sha256
+        hashes |= {"validation": validation_rows.sha256, "validation tokens": _hash_of(held)}
     if section.drop_leaked:  # they depend on the test sets, which may change
         hashes["dropped"] = hashlib.sha256(json.dumps(found.dropped).encode()).hexdigest()
     return PreparedRows(
         TrainData(train_encoded, held, task.kind, pad_id(tokenizer), _metric(task)),
         report,
         held_report,
+        max_length,
         rows.source,
         validation_rows.source if validation_rows else None,
         hashes,
         len(found.dropped),
     )
+
+
+def _hash_of(rows: Sequence[Encoded]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        labels = row.labels if isinstance(row.labels, list) else [row.labels]
+        kind = "d" if isinstance(labels[0], float) else "q"
+        head = [row.row, len(row), -1 if row.prompt is None else row.prompt]
+        digest.update(array("q", [*head, *row.input_ids, *(row.type_ids or ())]).tobytes())
+        digest.update(array(kind, labels).tobytes())
+    return digest.hexdigest()
 
 
 def _split(

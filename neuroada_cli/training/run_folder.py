@@ -3,52 +3,109 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from neuroada_cli import files
-from neuroada_cli.errors import OutputError
+from neuroada_cli.errors import ModelError, OutputError
 
 RECIPE, SELECTION, METRICS = "recipe.yaml", "selection.safetensors", "metrics.jsonl"
 ENVIRONMENT, PICTURE = "env.json", "training.png"
-# In this order: without links and recipe no half-emptied folder looks like a run.
-OURS = ("best", "last", RECIPE, METRICS, ENVIRONMENT, PICTURE, SELECTION)
+LINKS = ("best", "last")
+# The last two say whose folder it is. They are written first and removed last, so that a run that was killed
+# while it began, or while it was cleared away, is still known for one.
+OURS = (*LINKS, METRICS, PICTURE, SELECTION, RECIPE, ENVIRONMENT)
+CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
+FACTS = {"neuroada", "python", "system"}  # some of what `environment.facts` tells of every machine
 
 
-def check(folder: Path, resume: bool, overwrite: bool) -> None:
+def check(folder: Path, resume: bool, overwrite: bool, recipe_file: Path | None = None) -> None:
     """Whether a run may write here; changes nothing. A selection made beforehand is welcome.
 
-    Raises OutputError for a folder that holds something else.
+    recipe_file  the file that the recipe was read from, which must not be lost
+    Raises OutputError for a folder that holds something else, also with `resume` and `overwrite`: what is no
+    run can be neither gone on with nor replaced.
     """
     if resume and overwrite:
         raise OutputError("--resume and --overwrite exclude each other", fix="give one of them")
     if folder.exists() and not folder.is_dir():
         raise OutputError("is a file", str(folder), "name another folder with --out")
-    if resume or overwrite or not folder.is_dir():
+    if not folder.is_dir():
         return
-    others = sorted(
-        entry.name for entry in folder.iterdir() if entry.name != SELECTION and not entry.name.startswith(".")
-    )
+    if not holds_run(folder):
+        _refuse_others(folder, "it holds no run, so name another folder with --out")
+    elif not (resume or overwrite):
+        _refuse_others(folder, "--resume goes on, --overwrite starts again, --out names another folder")
+    elif overwrite or not any(checkpoints(folder)):
+        _refuse_to_lose(recipe_file, folder / RECIPE)
+
+
+def _refuse_others(folder: Path, fix: str) -> None:
+    others = sorted(entry.name for entry in folder.iterdir() if not _is_welcome(entry))
     if others:
+        shown = ", ".join(others[:4]) + (", …" if len(others) > 4 else "")
+        raise OutputError(f"is not empty ({shown})", str(folder), fix)
+
+
+def _is_welcome(entry: Path) -> bool:
+    """What is there before a run: a selection, hidden files, and all that a start killed at once leaves."""
+    return entry.name.startswith(".") or entry.name == SELECTION or _is_environment(entry)
+
+
+def _refuse_to_lose(recipe_file: Path | None, ours: Path) -> None:
+    there = recipe_file is not None and recipe_file.exists() and ours.exists()
+    if recipe_file is not None and there and os.path.samefile(recipe_file, ours):
         raise OutputError(
-            f"is not empty ({', '.join(others[:4])}{', …' if len(others) > 4 else ''})",
-            str(folder),
-            "--resume goes on, --overwrite starts again, --out names another folder",
+            "belongs to the run that would be removed", str(recipe_file), "name a copy of it elsewhere"
         )
 
 
 def holds_run(folder: Path) -> bool:
-    return (folder / RECIPE).exists() or any(folder.glob("checkpoint-*"))
+    """A checkpoint of ours, or a recipe beside the facts that every run begins with: a recipe alone is
+    anybody's.
+    """
+    if any((checkpoint / files.MANIFEST).is_file() for _, checkpoint in checkpoints(folder)):
+        return True
+    return (folder / RECIPE).is_file() and _is_environment(folder / ENVIRONMENT)
+
+
+def _is_environment(file: Path) -> bool:
+    if file.name != ENVIRONMENT or not file.is_file():
+        return False
+    try:
+        facts = files.read_json(file)
+    except ModelError:
+        return False
+    return isinstance(facts, dict) and facts.keys() >= FACTS
+
+
+def checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
+    """(step, folder) of every checkpoint, complete or not, in no order."""
+    for entry in folder.glob("checkpoint-*"):
+        number = CHECKPOINT.fullmatch(entry.name)
+        if number and entry.is_dir() and not entry.is_symlink():
+            yield int(number[1]), entry
 
 
 def clear(folder: Path) -> None:
-    """Remove a former run and nothing else. Call it while holding the folder's Lock."""
+    """Remove a former run and nothing else. Call it while holding the folder's Lock.
+
+    A kill in between leaves no checkpoint by halves, and what can be cleared again. Raises ResourceError.
+    """
     files.clean_stale(folder)
     if not holds_run(folder):
         return  # perhaps a selection made for the run that starts now
     with files.explained(folder):
+        for name in LINKS:  # before what they point to, so that nothing takes the rest for a run to merge
+            _unlink(folder / name)
+        for _, checkpoint in list(checkpoints(folder)):
+            files.remove_folder(checkpoint)
         for name in OURS:
-            with contextlib.suppress(FileNotFoundError):
-                (folder / name).unlink()
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+            _unlink(folder / name)
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli.data.batch import Batch
+from neuroada_cli.data.batch import Batch, listed
 from neuroada_cli.errors import DataError, NumericsError
 from neuroada_cli.methods import Method
 from neuroada_cli.training.loss import Loss, count_targets
@@ -20,7 +20,7 @@ from neuroada_cli.training.optim import clip_gradients, set_lr
 @dataclass(frozen=True)
 class StepStats:
     """loss is the mean over the step's targets before the update, grad_norm is before clipping, lr is the
-    deltas', tokens counts everything but padding, seconds is the whole step.
+    deltas', tokens counts everything but padding, seconds is the whole step. row_numbers are the data's own.
     """
 
     step: int
@@ -31,6 +31,7 @@ class StepStats:
     tokens: int
     rows: int
     seconds: float
+    row_numbers: tuple[int, ...] = ()
 
 
 def train_step(
@@ -58,7 +59,7 @@ def train_step(
     tokens = sum(int(batch.attention_BS.sum()) for batch in micro_batches)
     rows = [row for batch in micro_batches for row in batch.rows]
     if not targets:
-        raise DataError(f"step {step + 1} has no token to learn", f"rows {_list(rows)}")
+        raise DataError(f"step {step + 1} has no token to learn", f"rows {listed(rows)}")
     device = next(model.parameters()).device
     losses: list[Tensor] = []
     for batch in micro_batches:
@@ -79,7 +80,8 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     method.after_step(model)
     seconds = time.perf_counter() - started
-    return StepStats(step + 1, sum(sums) / targets, grad_norm, lr, targets, tokens, len(rows), seconds)
+    mean = sum(sums) / targets
+    return StepStats(step + 1, mean, grad_norm, lr, targets, tokens, len(rows), seconds, tuple(rows))
 
 
 def _guard(sums: list[float], grad_norm: float, micro_batches: Sequence[Batch], step: int) -> None:
@@ -90,19 +92,14 @@ def _guard(sums: list[float], grad_norm: float, micro_batches: Sequence[Batch], 
         if not math.isfinite(value)
         for row in b.rows
     ]
-    fix = "the last checkpoint is intact; lower optim.lr, look at these rows, or set model.dtype: fp32"
+    fix = "lower optim.lr, look at these rows, or set model.dtype: fp32"
     if bad:
-        raise NumericsError(f"the loss is not finite at step {step + 1}, rows {_list(bad)}", fix=fix)
+        raise NumericsError(f"the loss is not finite at step {step + 1}, rows {listed(bad)}", fix=fix)
     if not math.isfinite(grad_norm):
         rows = [row for batch in micro_batches for row in batch.rows]
-        raise NumericsError(f"the gradient is not finite at step {step + 1}, rows {_list(rows)}", fix=fix)
+        raise NumericsError(f"the gradient is not finite at step {step + 1}, rows {listed(rows)}", fix=fix)
     if step == 0 and grad_norm == 0.0:
         raise NumericsError(
             "all gradients are zero at step 1, so nothing would train",
             fix="check select.targets, and that the answers in the data differ from the prompt",
         )
-
-
-def _list(rows: Sequence[int]) -> str:
-    shown = ", ".join(str(row) for row in rows[:8])
-    return f"{shown} and {len(rows) - 8} more" if len(rows) > 8 else shown

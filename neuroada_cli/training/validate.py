@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from neuroada_cli.data.batch import Batch
+from neuroada_cli.data.batch import Batch, listed
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.training.loss import class_error, row_logits, score_error, token_loss
 from neuroada_cli.training.signals import StopSignals
@@ -52,15 +52,18 @@ def validate(
     kind: str,
     metric: Metric | None = None,
     stop: StopSignals | None = None,
+    step: int | None = None,
 ) -> Evaluation | None:
     """Evaluate without dropout and without touching any random state; None when `stop` came in between.
 
-    Raises NumericsError for a loss that is not finite.
+    step  optimizer steps done, for the message
+    Raises NumericsError for a loss that is not finite, naming the rows.
     """
     device = next(model.parameters()).device
     total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     predictions: list[float] = []
     labels: list[float] = []
+    sums: list[tuple[Tensor, list[int]]] = []  # by batch, with its rows
     with _evaluating(model):
         for batch in batches:
             if stop is not None and stop.requested is not None:
@@ -76,9 +79,15 @@ def validate(
                 labels += batch.labels_BS.tolist()
             total += loss_sum
             count += targets
+            sums.append((loss_sum, batch.rows))
     loss = total.item() / max(1, count)
     if not math.isfinite(loss):
-        raise NumericsError("the validation loss is not finite", fix="lower optim.lr")
+        bad = [row for value, rows in sums if not math.isfinite(value.item()) for row in rows]
+        when = f" at step {step}" if step is not None else ""
+        raise NumericsError(
+            f"the validation loss is not finite{when}, validation rows {listed(bad)}",
+            fix="lower optim.lr, look at these rows, or set model.dtype: fp32",
+        )
     if metric is None:
         return Evaluation(loss, count)
     return Evaluation(loss, count, metric.score(predictions, labels), metric.name)

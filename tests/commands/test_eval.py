@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch
 from conftest import pico_bert, pico_llama
 from tiny_tokenizer import SIZE, byte_tokenizer
 
+from neuroada_cli import adapted, files, hub, selecting
 from neuroada_cli import adapter as adapters
-from neuroada_cli import files, hub, selecting
 from neuroada_cli.cli import app, main
 from neuroada_cli.commands import eval as evaluate
 from neuroada_cli.commands import merge
@@ -112,7 +113,17 @@ def test_a_base_model(base: Path, tmp_path: Path) -> None:
     assert result.folder == Path("eval/base"), "nothing is put into a foreign model folder"
     rows = [json.loads(line) for line in Path("eval/base/predictions/boolq.jsonl").read_text().splitlines()]
     assert [row["row"] for row in rows] == list(range(11))
-    assert set(rows[0]) == {"row", "prompt", "prediction", "extracted", "reference", "correct", "strict"}
+    assert set(rows[0]) == {
+        "row",
+        "prompt",
+        "prediction",
+        "extracted",
+        "reference",
+        "correct",
+        "strict",
+        "leaked",
+    }
+    assert rows[0]["leaked"] is None, "what a base was trained on is not known"
     assert rows[1]["prompt"] == "Is 37 even?\n"
     entry = json.loads(Path("eval/base/results.json").read_text())["boolq"]
     source = {"source": "boolq/test.jsonl", "rows": "all rows"}
@@ -128,7 +139,7 @@ def test_a_base_model(base: Path, tmp_path: Path) -> None:
 def test_merged_predictions_are_the_adapters_row_by_row(base: Path, tmp_path: Path) -> None:
     tuned = run(adapter_folder(base, tmp_path / "adapter"), "boolq", "SVAMP")
     merge.run(tmp_path / "adapter", tmp_path / "merged", quiet=True)
-    merged = run(tmp_path / "merged", "boolq", "SVAMP", dtype="fp32")
+    merged = run(tmp_path / "merged", "boolq", "SVAMP")  # in the data type that it was merged to
     assert tuned.predictions == merged.predictions
     assert tuned.predictions != run(base, "boolq", "SVAMP", dtype="fp32").predictions
     assert (tuned.folder, merged.folder) == (tmp_path / "adapter/eval", tmp_path / "merged/eval")
@@ -186,6 +197,28 @@ def test_a_random_head_is_told(base: Path, capsys: pytest.CaptureFixture[str]) -
     assert "score.weight: random, in none of the files, so scores are chance" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_missing_strict_scorer_is_told_once(
+    base: Path, foreign: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "no strict column for numbers: pip install 'neuroada-cli[strict]'"
+    rows = [{"instruction": "?", "prediction": "4", "answer": answer} for answer in (4, 5)]
+
+    def score() -> str:
+        if foreign:
+            evaluate.run_predictions(write_rows(Path("t.jsonl"), rows), "gsm8k", "reft")
+        else:
+            run(base, "SVAMP", "boolq", quiet=False, overwrite=True)
+        return capsys.readouterr().out
+
+    if find_spec("math_verify") is not None:
+        assert told not in score()
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    assert score().count(told) == 1
+    run(base, "boolq", quiet=False, out="letters")
+    assert told not in capsys.readouterr().out
+
+
 def test_the_table_and_the_note_on_a_part(
     base: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +227,13 @@ def test_the_table_and_the_note_on_a_part(
     run(base, "boolq", "piqa", quiet=False)
     shown = capsys.readouterr().out
     assert "piqa: piqa/test_5.jsonl is only a part of the published rows" in shown
+    entries = json.loads(Path("eval/base/results.json").read_text())
+    parts = [entries[name]["data"]["rows"] for name in ("boolq", "piqa")]
+    assert parts == ["all rows", "a part of the published rows"]
+    entry = run(base, "piqa", limit=3, out="limited").folder / "results.json"
+    assert json.loads(entry.read_text())["piqa"]["data"]["rows"] == (
+        "the first 3 of a part of the published rows"
+    )
     assert [line for line in shown.splitlines() if "boolq" in line and "11" in line and "63.6" in line]
     assert "mean" in shown
 
@@ -258,6 +298,77 @@ def test_test_questions_that_were_trained_on_are_shown(
     entries = json.loads((tmp_path / "run/eval/results.json").read_text())
     assert [entries[name]["leaked"] for name in ("boolq", "piqa", "SVAMP")] == [3, 3, 0]
     assert entries["boolq"]["training_set"].endswith("run.jsonl")
+    leaked = {
+        name: [row["row"] for row in rows_of(tmp_path / "run/eval", name) if row["leaked"]]
+        for name in ("boolq", "piqa", "SVAMP")
+    }
+    assert leaked == {"boolq": [0, 1, 2], "piqa": [0, 1, 2], "SVAMP": []}
+    assert {row["leaked"] for row in rows_of(tmp_path / "run/eval", "SVAMP")} == {False}
+
+
+def rows_of(folder: Path, task: str) -> list[dict[str, Any]]:
+    lines = (folder / "predictions" / f"{task}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_merged_folder_remembers_what_it_was_trained_on(base: Path, tmp_path: Path) -> None:
+    """train, merge, eval OUT is the usual way: tasks, protocol, mask and leakage are the adapter's."""
+    target = trained_on(base, tmp_path / "run", SEEN, protocol="llm-adapters")
+    merge.run(target, tmp_path / "merged", quiet=True)
+    files.verify_folder(tmp_path / "merged", needed=("recipe.yaml",))
+    run(tmp_path / "merged", limit=3)
+    entries = json.loads((tmp_path / "merged/eval/results.json").read_text())
+    assert set(entries) == {"boolq", "piqa"}
+    assert [entries[name]["leaked"] for name in ("boolq", "piqa")] == [3, 3]
+    assert (entries["boolq"]["protocol"], entries["boolq"]["decoding"]) == ("llm-adapters", "4 beams")
+    run(tmp_path / "merged", "boolq", limit=3, protocol="reft", out="reft")
+    entry = json.loads(Path("reft/results.json").read_text())["boolq"]
+    assert (entry["protocol"], entry["loss_mask"], entry["leaked"]) == ("reft", "prompt and target", 3)
+
+
+@pytest.mark.parametrize(
+    "recipe", ["name: stray\n", ": : [", "", "name: x\nmodel: {path: x}\ndata: {task: piqa}"]
+)
+@pytest.mark.parametrize("manifest", [None, '{"name": "an app"}', "{"])
+def test_a_stray_recipe_in_a_foreign_folder_is_not_believed(
+    base: Path, recipe: str, manifest: str | None
+) -> None:
+    (base / "recipe.yaml").write_text(recipe)
+    if manifest is not None:
+        (base / "manifest.json").write_text(manifest)
+    assert adapted.recipe_of(str(base)) is None
+    with pytest.raises(RecipeError, match="no task to score"):
+        run(base)
+
+
+def test_recipes_that_came_later_or_were_changed(base: Path, tmp_path: Path) -> None:
+    merge.run(adapter_folder(base, tmp_path / "adapter"), tmp_path / "merged", quiet=True)
+    assert not (tmp_path / "merged/recipe.yaml").exists(), "the adapter has none"
+    for folder in ("adapter", "merged"):
+        (tmp_path / folder / "recipe.yaml").write_text("name: stray\n")
+    assert adapted.recipe_of(str(tmp_path / "merged")) is None
+    with pytest.raises(ModelError, match=r"does not list recipe\.yaml"):
+        adapted.recipe_of(str(tmp_path / "adapter"))
+    with pytest.raises(ModelError, match=r"does not list recipe\.yaml"):
+        merge.run(tmp_path / "adapter", tmp_path / "other", quiet=True)
+    target = trained_on(base, tmp_path / "run", SEEN)
+    merge.run(target, tmp_path / "changed", quiet=True)
+    with (tmp_path / "changed/recipe.yaml").open("a") as file:
+        file.write("# mine now\n")
+    with pytest.raises(ModelError, match=r"recipe\.yaml has \d+ bytes"):
+        run(tmp_path / "changed", "boolq")
+
+
+def test_no_folder_can_switch_code_on(base: Path, tmp_path: Path) -> None:
+    recipe = recipe_from(
+        {"name": "x", "model": {"path": str(base), "trust_remote_code": True}, "data": {"task": "piqa"}}
+    )
+    adapter_folder(base, tmp_path / "adapter", recipe=to_yaml(recipe))
+    merge.run(tmp_path / "adapter", tmp_path / "merged", quiet=True)
+    for folder in ("adapter", "merged"):
+        found = adapted.recipe_of(str(tmp_path / folder))
+        assert found is not None
+        assert (found.data.task, found.model.trust_remote_code) == ("piqa", False)
 
 
 def test_only_rows_that_were_learnt_count(base: Path, tmp_path: Path) -> None:
@@ -282,6 +393,63 @@ def test_an_unknown_training_set_is_told_and_stops_nothing(
     assert "leaked" not in shown
     assert (result.leaked, result.clean) == (None, None)
     assert run(base, "boolq").results["boolq"].leaked is None, "a base without a recipe"
+
+
+# -- decoding
+
+
+def sampling(base: Path, seed: int = 42) -> Any:
+    return recipe_from(
+        {
+            "name": "pico",
+            "seed": seed,
+            "model": {"path": str(base), "dtype": "fp32"},
+            "data": {"task": "gsm8k_cot"},
+            "eval": {"tasks": ["boolq"], "decoding": "sampling"},
+        }
+    )
+
+
+def test_sampled_results_say_so_and_are_not_mixed_with_others(base: Path, tmp_path: Path) -> None:
+    entries = {}
+    for name, recipe in {"drawn": sampling(base), "other": sampling(base, 7)}.items():
+        run(base, recipe=recipe, out=name)
+        entries[name] = json.loads(Path(name, "results.json").read_text())["boolq"]
+    assert entries["drawn"]["decoding"] == "sampling (T 0.1, top-p 0.75, top-k 40, 4 beams), seed 42"
+    assert entries["other"]["decoding"].endswith(", seed 7")
+    with pytest.raises(OutputError, match="made under other settings"):
+        run(base, "boolq", "piqa", dtype="fp32", out="drawn")
+    rules = recipe_from(sampling(base).model_dump() | {"data": {"task": "boolq", "protocol": "llm-adapters"}})
+    with pytest.raises(RecipeError, match="decoding=sampling: protocol llm-adapters has none"):
+        run(base, recipe=rules, out="none")
+    with pytest.raises(RecipeError, match="rte writes no text"):
+        run(base, "rte", recipe=sampling(base), out="none")
+
+
+def test_sampling_goes_on_after_a_stop(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(base, "SVAMP", recipe=sampling(base), out="whole")
+    add, left = Records.add, [1]
+
+    def stopping(*args: Any) -> None:
+        add(*args)
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Records, "add", stopping)
+    with pytest.raises(Stopped):
+        run(base, "SVAMP", recipe=sampling(base), out="cut")
+    run(base, "SVAMP", recipe=sampling(base), out="cut")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_decoding_on_the_command_line(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "pico.yaml").write_text(f"name: pico\nmodel: {{path: {base}}}\ndata: {{task: piqa}}\n")
+    words = ["eval", str(base), "--recipe", "pico.yaml", "--set", "eval.decoding=sampling", "--out", "o"]
+    app([*words, "--max-new-tokens", "2"], standalone_mode=False)
+    assert json.loads(Path("o/results.json").read_text())["piqa"]["decoding"].startswith("sampling (T 0.1")
+    with pytest.raises(RecipeError, match="decoding='beam'"):
+        app([*words[:5], "eval.decoding=beam", *words[6:]], standalone_mode=False)
 
 
 # -- stopped and continued
@@ -459,42 +627,6 @@ def test_a_broken_model_scores_nothing(base: Path, tmp_path: Path) -> None:
     with pytest.raises(NumericsError, match="NaN"):
         run(base, "boolq", out=tmp_path / "out")
     assert not (tmp_path / "out/results.json").exists()
-
-
-# -- predictions of other tools
-
-
-def test_foreign_predictions(tmp_path: Path) -> None:
-    rows = [
-        {"instruction": "1 + 1?", "prediction": "it is 1 + 1 = 2", "answer": "2.0"},
-        {"instruction": "2 + 2?", "prediction": "5", "answer": 4},
-        {"instruction": "3 + 3?", "prediction": "six", "answer": "6"},
-    ]
-    file = write_rows(tmp_path / "theirs.jsonl", rows)
-    for task in ("gsm8k", "gsm8k_cot"):
-        result = evaluate.run_predictions(file, task, "reft", quiet=True).results[task]
-        assert (result.n, result.score, result.unparsed) == (3, pytest.approx(1 / 3), 1)
-    rows = [{"instruction": "?", "prediction": "the correct answer is true", "answer": "true"}]
-    for protocol in ("reft", "llm-adapters"):
-        found = evaluate.run_predictions(write_rows(file, rows), "boolq", protocol, quiet=True)
-        assert found.results["boolq"].score == 1
-    rows = [{"instruction": "?", "prediction": " 2024-01-05\n", "answer": "2024-01-05"}]
-    assert evaluate.run_predictions(write_rows(file, rows), "due_dates", "reft", quiet=True).results
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([], "holds no rows"),
-        ([{"instruction": "a", "prediction": "b", "answer": "c"}, {}], ":2: has no field 'instruction'"),
-        ([{"instruction": "a", "prediction": 4, "answer": "c"}], ":1: .*prediction must be text"),
-    ],
-)
-def test_foreign_predictions_that_cannot_be_scored(
-    tmp_path: Path, rows: list[dict[str, Any]], message: str
-) -> None:
-    with pytest.raises(DataError, match=message):
-        evaluate.run_predictions(write_rows(tmp_path / "theirs.jsonl", rows), "boolq", "reft")
 
 
 def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

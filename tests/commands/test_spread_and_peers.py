@@ -135,6 +135,9 @@ def test_adapters_train_resume_and_merge_or_say_why_not(
     out = merge.run(done.run_dir, tmp_path / "merged", quiet=True).out
     torch.testing.assert_close(logits(out, dtype="fp32"), logits(done.run_dir), rtol=1e-4, atol=1e-5)
     assert not torch.equal(logits(out, dtype="fp32"), logits(model, dtype="fp32"))
+    count, card = sum(tensor.numel() for tensor in one.values()), (out / "README.md").read_text("utf-8")
+    assert f"{count:,} parameters trained whole, by the baseline method `{method}`" in card
+    assert (out / "recipe.yaml").read_bytes() == (done.run_dir / "recipe.yaml").read_bytes()
 
 
 def test_an_adapter_of_lora_with_strange_settings_is_refused(tmp_path: Path, model: Path) -> None:

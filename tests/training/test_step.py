@@ -22,9 +22,9 @@ from neuroada_cli.delta.model import find_targets
 from neuroada_cli.delta.selection import choose
 from neuroada_cli.errors import DataError, NumericsError
 from neuroada_cli.methods import METHODS, Method
-from neuroada_cli.training.loop import enable_checkpointing
 from neuroada_cli.training.loss import LOSSES
 from neuroada_cli.training.optim import OptimSettings, adamw, lr_factor
+from neuroada_cli.training.recomputing import enable_checkpointing
 from neuroada_cli.training.step import StepStats, train_step
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pico_llama_losses.json"

@@ -1,0 +1,67 @@
+"""Room on the disk for what a run is going to write, asked for before the model loads.
+
+n = trained values
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from neuroada_cli import files, hub, selecting
+from neuroada_cli.delta.spread import size
+from neuroada_cli.methods import BY_SELECTION, Full, Mask, NeuroAda, Smt
+from neuroada_cli.selecting import layer_shape
+from neuroada_cli.training import run_folder
+from neuroada_cli.training.preflight import Checked
+
+SMALL_BYTES = 64 << 10  # of a checkpoint beside tensors and tokenizer: random states, recipe, card, manifest
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "chat_template*")
+
+
+def require(checked: Checked) -> None:
+    """Raises ResourceError naming the run's folder and the bytes that it lacks.
+
+    Beside the newest checkpoints that are kept there may be the best one and the one that is being written.
+    What a former run or an earlier part of this one takes is counted as room: it makes way.
+    """
+    recipe = checked.recipe
+    copies = min(recipe.train.keep + 2, checked.plan.steps)
+    there = sum(
+        file.stat().st_size
+        for _, checkpoint in run_folder.checkpoints(recipe.run_path)
+        for file in checkpoint.rglob("*")
+        if file.is_file()
+    )
+    files.require_space(recipe.run_path, max(0, copies * checkpoint_bytes(checked) - there))
+
+
+def checkpoint_bytes(checked: Checked) -> int:
+    """One checkpoint: what was learnt, where it is, and AdamW's two moments. A fresh head is not counted."""
+    return _tensor_bytes(checked) + _tokenizer_bytes(checked.folder) + SMALL_BYTES
+
+
+def _tensor_bytes(checked: Checked) -> int:
+    train, n = checked.recipe.train, checked.plan.trainable
+    itemsize = hub.TORCH_DTYPES[checked.recipe.model.dtype].itemsize
+    chosen = _connections(checked) * (4 + 4)  # an adapter holds value and index of each, whatever trains
+    if train.method in (NeuroAda.name, Smt.name):
+        return chosen + n * 2 * (4 if train.delta_dtype == "fp32" else 2)
+    if train.method == Mask.name:  # moments of every weight of the targets
+        shapes = [layer_shape(module) for module in checked.targets.values()]
+        return chosen + itemsize * (n + 2 * sum(outputs * inputs for outputs, inputs in shapes))
+    return chosen + n * 3 * (itemsize if train.method == Full.name else 4)
+
+
+def _connections(checked: Checked) -> int:
+    if checked.recipe.train.method in BY_SELECTION:
+        return checked.plan.trainable
+    if checked.given is not None:
+        return sum(size(index_OK) for index_OK in checked.given.indices.values())
+    spread = selecting.spread_of(checked.recipe.select)
+    return selecting.trainable_count(checked.targets, spread, checked.recipe.seed)
+
+
+def _tokenizer_bytes(folder: Path) -> int:
+    found = {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if os.path.isfile(file)}
+    return sum(file.stat().st_size for file in found)
