@@ -53,6 +53,7 @@ class Scenario:
     prepare   fills an empty folder with what is there before
     act       writes
     state     "absent", "old" or "new"; raises for anything else, which is what must never be
+    between   another state that may be found: the old one is gone as was asked for, the new one not there yet
     exchange  False: the file system cannot exchange two names, so the old folder has to step aside and is
               back only after clean_stale
     """
@@ -61,6 +62,7 @@ class Scenario:
     act: Callable[[Path], object]
     state: Callable[[Path], str]
     exchange: bool = True
+    between: str | None = None
 
 
 def inject(scenario: Scenario, fault: Fault, shim: ctypes.CDLL, room: Path) -> Counter[str]:
@@ -80,9 +82,13 @@ def inject(scenario: Scenario, fault: Fault, shim: ctypes.CDLL, room: Path) -> C
             assert state == "new", f"call {call}: finished, but the state is {state}"
             shutil.rmtree(prepared)
             return found
-        assert state in {before, "new"}, f"call {call}: {state} after {before}"
-        found["after as before" if state == before else "after complete"] += 1
+        assert state in {before, "new", scenario.between}, f"call {call}: {state} after {before}"
+        found[f"after {outcome(state, before)}"] += 1
     raise AssertionError(f"still not done after {MOST_CALLS} calls")
+
+
+def outcome(state: str, before: str) -> str:
+    return "as before" if state == before else "complete" if state == "new" else "on the way"
 
 
 def _run(scenario: Scenario, fault: Fault, call: int, shim: ctypes.CDLL, folder: Path) -> int:

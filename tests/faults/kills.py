@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from inject import BUG, RESOURCES, _temporaries
+from inject import BUG, RESOURCES, _temporaries, outcome
 from scenarios import SCENARIOS, _save, _training, tiny_llama_folder
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -184,10 +184,11 @@ def sizes(room: Path, count: int, chance: random.Random) -> Counter[str]:
             shutil.copytree(prepared, folder, symlinks=True)
             code = code_of(forked(functools.partial(_limited, scenario.act, folder, size)))
             state = scenario.state(folder)
-            assert (code, state) in ((RESOURCES, before), (0, "new")), f"{name}, {size}: {code}, {state}"
+            right = (0, "new"), (RESOURCES, before), (RESOURCES, scenario.between)
+            assert (code, state) in right, f"{name}, {size}: {code}, {state}"
             assert not _temporaries(folder), f"{name}, {size}: {_temporaries(folder)}"
             shutil.rmtree(folder)
-            found["after as before" if code else "after complete"] += 1
+            found[f"after {outcome(state, before)}"] += 1
         shutil.rmtree(prepared)
     return found
 

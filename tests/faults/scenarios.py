@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 from inject import Scenario
@@ -17,12 +22,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import pico_llama
 from tiny_adapter import tiny_adapter, tiny_selection, write
-from tiny_run import tiny_llama_folder, tiny_tokenizer
+from tiny_run import tiny_llama_folder, tiny_recipe, tiny_tokenizer
 
-from neuroada_cli import files, hub, selecting
+from neuroada_cli import files, hub, selecting, training_plot
 from neuroada_cli.adapter import Adapter, read_adapter, read_selection, write_adapter, write_selection
-from neuroada_cli.commands import merge
+from neuroada_cli.commands import merge, train
+from neuroada_cli.data.tasks import TASKS
+from neuroada_cli.evaluation.records import Records
+from neuroada_cli.evaluation.run import Prediction, summarise
 from neuroada_cli.methods import METHODS
+from neuroada_cli.training import run_folder
 from neuroada_cli.training.checkpoint import RunCheckpoints, newest_complete
 from neuroada_cli.training.loop import Progress
 
@@ -148,6 +157,11 @@ def _prepare_merge(folder: Path) -> None:
     deltas = {name: torch.full(index_OK.shape, 0.5) for name, index_OK in selection.indices.items()}
     with files.atomic_folder(folder / "adapter") as temporary:
         write_adapter(temporary, Adapter(selection, deltas, {}, str(base), None, "causal-lm"))
+    files.write_json(folder / "before.json", _hashes(base))
+
+
+def _hashes(base: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(base.iterdir())}
 
 
 def _merge(folder: Path) -> None:
@@ -157,6 +171,7 @@ def _merge(folder: Path) -> None:
 
 def _merge_state(folder: Path) -> str:
     read_adapter(folder / "adapter")
+    assert _hashes(folder / "base") == files.read_json(folder / "before.json"), "the base was touched"
     if not (folder / "out").exists():
         return "absent"
     files.verify_folder(folder / "out")
@@ -165,6 +180,74 @@ def _merge_state(folder: Path) -> str:
     differing = {name for name in base.names if not torch.equal(merged.tensor(name), base.tensor(name))}
     assert len(differing) == 2
     return "new"
+
+
+# ---------------------------------------------------------------------------------------------------
+# A whole training in the place of another
+
+
+def _prepare_train(folder: Path) -> None:
+    tiny_llama_folder(folder.parent / "llama")  # beside the cases, which are copies of `folder`
+    _train(folder, OLD, overwrite=False)
+
+
+def _train(folder: Path, version: int, overwrite: bool) -> None:
+    """One step. The picture is drawn quickly: what counts is how it is written."""
+
+    def draw(entries: Any, path: Path, title: str) -> None:
+        files.write_text(path, title)
+
+    recipe = tiny_recipe(
+        folder.parent / "llama", folder, select={"k": 1 + version},
+        data={"limit": 4, "validation_limit": 2}, train={"epochs": 1},
+    )  # fmt: skip
+    with mock.patch.object(training_plot, "draw", draw):
+        train.run(recipe, overwrite=overwrite, quiet=True)
+
+
+def _train_state(folder: Path) -> str:
+    """Whatever is found, the run can be started again or gone on with, and no checkpoint is a half one."""
+    for resume in (False, True):
+        run_folder.check(folder, resume=resume, overwrite=not resume)
+    newest = newest_complete(folder)
+    if newest is None:
+        return "on the way"
+    for link in run_folder.LINKS:
+        if (folder / link).is_symlink():
+            files.verify_folder(folder / link)
+    if read_adapter(newest).selection.k == 1 + NEW:
+        assert "k: 2" in (folder / "recipe.yaml").read_text(encoding="utf-8")
+        return "new"
+    return "old" if all((folder / name).exists() for name in run_folder.OURS) else "on the way"
+
+
+# ---------------------------------------------------------------------------------------------------
+# An evaluation that goes on after a stop
+
+TASK, SETTINGS = "boolq", {"protocol": "reft"}
+ROWS = [Prediction(number, f"p{number}", "é", "true", "true", True) for number in range(4)]
+
+
+def _evaluate(folder: Path, rows: list[Prediction]) -> None:
+    records = Records(folder)
+    done = records.resume(TASK, SETTINGS).done
+    records.add(TASK, [row for row in rows if row.row not in done], 1.0, 8)
+    if rows == ROWS:
+        records.finish(TASK, rows, summarise(TASKS[TASK], rows, 1.0, 8), SETTINGS)
+
+
+def _evaluation_state(folder: Path) -> str:
+    """Finished with every row, or what was done is there and can be gone on with."""
+    finished = Records(folder).finished(TASK, SETTINGS)
+    if finished is not None:
+        assert finished == (ROWS, summarise(TASKS[TASK], ROWS, 1.0, 8))
+        return "new"
+    with tempfile.TemporaryDirectory(dir=folder.parent) as copy:  # to go on is to clean, and to write
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        progress = Records(Path(copy)).resume(TASK, SETTINGS)
+        assert not [file for file in Path(copy).rglob(".*") if ".tmp-" in file.name]
+    assert list(progress.done.values()) in (ROWS[:2], ROWS)
+    return "old"
 
 
 SCENARIOS = {
@@ -194,4 +277,10 @@ SCENARIOS = {
     "link": Scenario(functools.partial(_link, number=0), functools.partial(_link, number=1), _link_state),
     "checkpoint": Scenario(lambda folder: _save(folder, 1, 2), lambda folder: _save(folder, 3), _run_state),
     "merge": Scenario(_prepare_merge, _merge, _merge_state),
+    "evaluation": Scenario(
+        lambda folder: _evaluate(folder, ROWS[:2]), lambda folder: _evaluate(folder, ROWS), _evaluation_state
+    ),
+    "training, overwritten": Scenario(
+        _prepare_train, lambda folder: _train(folder, NEW, overwrite=True), _train_state, between="on the way"
+    ),
 }

@@ -14,8 +14,11 @@ import pytest
 from counting import record
 
 HERE = Path(__file__).parent
-QUICK = ["adapter, new", "adapter, overwritten", "selection, overwritten", "log line", "link", "checkpoint"]
-SLOW = ["adapter, overwritten without exchange", "selection, new", "merge"]
+QUICK = [
+    "adapter, new", "adapter, overwritten", "selection, overwritten", "log line", "link", "checkpoint",
+    "evaluation",
+]  # fmt: skip
+SLOW = ["adapter, overwritten without exchange", "selection, new", "merge", "training, overwritten"]
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,7 @@ def recipe_file(tmp_path: Path, model: str, run_dir: str) -> Path:
 
 
 def test_a_full_disk_keeps_the_older_checkpoints_and_training_goes_on_with_room(tmp_path: Path) -> None:
+    """Too little room is told before anything begins. What then fills up are the inodes, not the bytes."""
     model = tiny_llama_folder(tmp_path / "llama")
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -91,9 +93,12 @@ def test_a_full_disk_keeps_the_older_checkpoints_and_training_goes_on_with_room(
     neuroada = f"{sys.executable} -m neuroada_cli"
     script = f"""
         mount -t tmpfs -o size=600k none {disk} || exit 99
+        OMP_NUM_THREADS=1 {neuroada} train {recipe} 2> {tmp_path}/before; echo $? > {tmp_path}/code-before
+        ls -a {disk} > {tmp_path}/left-before
+        mount -o remount,size=100m,nr_inodes=60 {disk} || exit 98
         OMP_NUM_THREADS=1 {neuroada} train {recipe} 2> {tmp_path}/first; echo $? > {tmp_path}/code
         ls -a {disk}/run > {tmp_path}/left
-        mount -o remount,size=100m {disk} || exit 98
+        mount -o remount,nr_inodes=10000 {disk} || exit 98
         OMP_NUM_THREADS=1 {neuroada} train {recipe} --resume 2> {tmp_path}/second || exit 97
         ls {disk}/run > {tmp_path}/all
     """
@@ -101,9 +106,15 @@ def test_a_full_disk_keeps_the_older_checkpoints_and_training_goes_on_with_room(
     if done.returncode == 99:
         pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()[:100]}")
     assert done.returncode == 0, done.stderr + (tmp_path / "second").read_text(encoding="utf-8")
+    last_line = (tmp_path / "before").read_text(encoding="utf-8").strip().splitlines()[-1]
+    assert (tmp_path / "code-before").read_text().strip() == "6", last_line
+    assert re.search(r"disk/run: needs [\d,]+ bytes, [\d,]+ are free; make room", last_line)
+    assert (tmp_path / "left-before").read_text(encoding="utf-8").split() == [".", ".."]
     last_line = (tmp_path / "first").read_text(encoding="utf-8").strip().splitlines()[-1]
     assert (tmp_path / "code").read_text().strip() == "6", last_line
-    assert "no space" in last_line.lower() or "free" in last_line.lower(), last_line
+    assert re.search(r"disk/run/checkpoint-\d+(/[\w./]+)?: cannot be written: No space left", last_line), (
+        last_line
+    )
     left = (tmp_path / "left").read_text(encoding="utf-8").split()
     assert "checkpoint-1" in left, left
     assert not [name for name in left if ".tmp-" in name], left

@@ -1,7 +1,8 @@
-"""Damaged and hostile adapters, recipes and rows: refused in one line, or read as anyone else reads them."""
+"""Damaged adapters, checkpoints, recipes and rows: refused in one line, or read as anyone else reads them."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -23,8 +24,12 @@ from tiny_adapter import CONFIG, TENSORS, reseal, tiny_adapter, tiny_selection, 
 from neuroada_cli import files
 from neuroada_cli.adapter import Adapter, read_adapter, read_selection, write_selection
 from neuroada_cli.data.reading import read_file
-from neuroada_cli.errors import DataError, ModelError, RecipeError, UserError
+from neuroada_cli.errors import DataError, ModelError, OutputError, RecipeError, UserError
 from neuroada_cli.recipe import bundled_recipes, load_recipe
+from neuroada_cli.training import optimizer_state
+from neuroada_cli.training.checkpoint import check_unchanged, newest_complete
+
+from scenarios import _save, _training  # isort: skip  (beside this file)
 
 PREFIX = "base_model.model."
 
@@ -47,7 +52,7 @@ def independent(file: Path) -> dict[str, np.ndarray[Any, Any]]:
     data = file.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
-    kinds = {"F32": "<f4", "I32": "<i4", "F16": "<f2", "F64": "<f8", "BF16": "<u2"}
+    kinds = {"F32": "<f4", "I32": "<i4", "F16": "<f2", "F64": "<f8", "BF16": "<u2", "I64": "<i8", "U8": "u1"}
     return {
         name: np.frombuffer(body[slice(*entry["data_offsets"])], kinds[entry["dtype"]]).reshape(
             entry["shape"]
@@ -221,6 +226,55 @@ def test_mutated_selections_are_refused_or_read_right(memory: Path) -> None:
             outcomes["accepted, and equal to NumPy's reading"] += 1
     assert len(outcomes) == 2
     record("mutated selections", dict(outcomes))
+
+
+@pytest.mark.parametrize("part", ["state.json", "optimizer.safetensors", "rng.safetensors"])
+def test_mutated_checkpoints_are_refused_or_restored_right(memory: Path, part: str) -> None:
+    """Again with a manifest that agrees. What is restored is what JSON and NumPy read."""
+    run_dir = memory / f"run-{part}"
+    _save(run_dir, 1)
+    checkpoint = run_dir / "checkpoint-1"
+    file = checkpoint / "state" / part
+    good = file.read_bytes()
+    manifest = json.loads((checkpoint / files.MANIFEST).read_text())
+    checkpoints = dataclasses.replace(_training()[0], run_dir=run_dir, source=checkpoint)
+    outcomes: Counter[str] = Counter()
+    for seed in range(scale(1_000, 50_000)):
+        chance = random.Random(f"{part} {seed}")
+        damaged = mutate(good, chance)
+        if part != "state.json" and seed % 2:
+            (length,) = struct.unpack("<Q", good[:8])
+            damaged = _with_its_length(damaged, len(good) - 8 - length, chance)
+        file.write_bytes(damaged)
+        digest = hashlib.sha256(damaged).hexdigest()
+        manifest["files"][f"state/{part}"] = {"bytes": len(damaged), "sha256": digest}
+        (checkpoint / files.MANIFEST).write_text(json.dumps(manifest))
+        try:
+            assert newest_complete(run_dir) == checkpoint
+            check_unchanged(checkpoint, {}, {})
+            progress = checkpoints.restore(*_training()[1])  # type: ignore[arg-type]
+        except (ModelError, OutputError) as error:
+            is_one_line(error, f"{part} {seed}")
+            outcomes["refused"] += 1
+        except Exception as error:
+            raise AssertionError(f"{part} {seed}: {type(error).__name__}: {error}") from error
+        else:
+            is_what_others_read(checkpoint, dataclasses.asdict(progress))
+            outcomes["accepted, and equal to NumPy's reading"] += 1
+    assert outcomes["refused"] > 0
+    record(f"mutated checkpoints: {part}", dict(outcomes))
+
+
+def is_what_others_read(checkpoint: Path, progress: dict[str, Any]) -> None:
+    said = json.loads((checkpoint / "state" / "state.json").read_text(encoding="utf-8"))
+    assert (said["progress"], said["recipe"], said["data"]) == (progress, {}, {})
+    expected = independent(checkpoint / "state" / "optimizer.safetensors")
+    held = optimizer_state.tensors_of(_training()[1][2])  # type: ignore[arg-type]
+    assert held.keys() == expected.keys()
+    assert all(np.array_equal(tensor.numpy(), expected[name]) for name, tensor in held.items())
+    random_states = independent(checkpoint / "state" / "rng.safetensors")
+    assert random.getstate()[1] == tuple(random_states["python"].tolist())
+    assert np.array_equal(np.random.get_state(legacy=True)[1], random_states["numpy"])
 
 
 def test_the_undamaged_adapter_is_accepted(folder: Path) -> None:

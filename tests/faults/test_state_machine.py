@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from neuroada_cli import files
 from neuroada_cli.adapter import read_adapter
+from neuroada_cli.training import optimizer_state
 from neuroada_cli.training.checkpoint import newest_complete
 from neuroada_cli.training.loop import Progress
 
@@ -41,8 +42,10 @@ class Checkpoints(RuleBasedStateMachine):
 
     def _save(self, step: int, best: int) -> None:
         checkpoints, (model, method, optimizer) = _training()
-        (parameter,) = list(method.parameters(model))[:1]  # type: ignore[attr-defined]
-        parameter.data.fill_(float(step))
+        for parameter in method.parameters(model):  # type: ignore[attr-defined]
+            parameter.data.fill_(float(step))
+            for tensor in optimizer.state[parameter].values():  # type: ignore[attr-defined]
+                tensor.fill_(float(step))
         mine = dataclasses.replace(checkpoints, run_dir=self.folder, keep=KEEP)
         progress = Progress(step=step, best=1.0, best_step=best)
         mine.save(progress, model, method, optimizer)  # type: ignore[arg-type]
@@ -75,6 +78,26 @@ class Checkpoints(RuleBasedStateMachine):
         found = int(newest.name.rpartition("-")[2])
         assert found in (self.said, self.perhaps)
         self.said = found  # a resumed run goes on from what it finds
+
+    @precondition(lambda self: self.said)
+    @rule()
+    def resumed(self) -> None:
+        """By the reader of a real resume, into parts that hold something else."""
+        tried["resumes"] += 1
+        checkpoints, (model, method, optimizer) = _training()
+        for parameter in method.parameters(model):  # type: ignore[attr-defined]
+            parameter.data.fill_(-7.0)
+            for tensor in optimizer.state[parameter].values():  # type: ignore[attr-defined]
+                tensor.fill_(-7.0)
+        newest = newest_complete(self.folder)
+        mine = dataclasses.replace(checkpoints, run_dir=self.folder, keep=KEEP, source=newest)
+        progress = mine.restore(model, method, optimizer)  # type: ignore[arg-type]
+        assert (progress.step, progress.best) == (self.said, 1.0)
+        assert progress.best_step in (self.best, self.said)
+        held = [*method.parameters(model)]  # type: ignore[attr-defined]
+        held += optimizer_state.tensors_of(optimizer).values()  # type: ignore[arg-type]
+        assert all(torch.equal(tensor, torch.full_like(tensor, float(self.said))) for tensor in held)
+        assert os.readlink(self.folder / "last") == f"checkpoint-{self.said}"
 
     @rule()
     def cleaned(self) -> None:
@@ -121,4 +144,5 @@ TestCheckpoints.settings = settings(
 def test_the_histories_were_long_enough() -> None:
     """After the state machine, in this order."""
     assert tried["kills"] > 10
-    record("random orders of save, kill, clean and prune", dict(tried))
+    assert tried["resumes"] > 10
+    record("random orders of save, kill, resume, clean and prune", dict(tried))

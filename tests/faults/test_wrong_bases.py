@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from counting import record
 from tiny_run import tiny_llama_folder, tiny_recipe
 from torch import Tensor
 
-from neuroada_cli import files
+from neuroada_cli import files, hub, selecting
+from neuroada_cli.adapter import Adapter, write_adapter
 from neuroada_cli.commands import merge, train
 from neuroada_cli.errors import ModelError
-from neuroada_cli.hub.fingerprint import CONFIG_KEYS
+from neuroada_cli.hub.fingerprint import CONFIG_KEYS, WHOLE_BYTES
 
 BASES = 1_000
 Tensors = dict[str, Tensor]
@@ -112,3 +114,58 @@ def test_a_thousand_wrong_bases_are_refused(tmp_path: Path) -> None:
 
     merge.run(run.last, out, base=str(good), quiet=True)  # the right one is taken
     assert out.is_dir()
+
+
+def large_only(tensors: Tensors, chance: random.Random) -> None:
+    """Another training of the same model, told only by its large tensors: all else is the same to the bit."""
+    generator = torch.Generator().manual_seed(chance.randrange(1 << 30))
+    for tensor in tensors.values():
+        if tensor.nbytes > WHOLE_BYTES:
+            tensor += 1e-5 * torch.randn(tensor.shape, generator=generator)
+
+
+def one_large_tensor(tensors: Tensors, chance: random.Random) -> None:
+    """The smallest steps there are, in one weight of a hundred of one tensor."""
+    tensor = chance.choice([tensor for tensor in tensors.values() if tensor.nbytes > WHOLE_BYTES]).view(-1)
+    chosen = (
+        torch.rand(len(tensor), generator=torch.Generator().manual_seed(chance.randrange(1 << 30))) < 0.01
+    )
+    tensor[chosen] = torch.nextafter(tensor[chosen], torch.tensor(torch.inf))
+
+
+def test_tensors_so_large_that_only_samples_of_them_are_hashed(tmp_path: Path) -> None:
+    good = tiny_llama_folder(tmp_path / "llama", num_hidden_layers=1, intermediate_size=32_768)
+    tensors, metadata = files.read_tensors(good / "model.safetensors")
+    assert sum(tensor.nbytes == 4 << 20 for tensor in tensors.values()) == 3
+    folder, out = adapter_of(good, tmp_path / "adapter"), tmp_path / "out"
+    shutil.copytree(good, tmp_path / "wrong")
+
+    def is_refused(base: Path) -> None:
+        with pytest.raises(ModelError, match="its weights differ in content") as caught:
+            merge.run(folder, out, base=str(base), quiet=True)
+        assert caught.value.exit_code == 4
+        assert not out.exists()
+
+    cases = 0
+    for seed in range(12):
+        for kind in (large_only, one_large_tensor):
+            changed = {name: tensor.clone() for name, tensor in tensors.items()}
+            kind(changed, random.Random(seed))
+            files.write_tensors(tmp_path / "wrong" / "model.safetensors", changed, metadata)
+            is_refused(tmp_path / "wrong")
+            cases += 1
+    # our own result, of which one weight a neuron is another one, is no base to merge into once more
+    merged = merge.run(folder, tmp_path / "merged", base=str(good), quiet=True).out
+    is_refused(merged)
+    record("wrong bases with large tensors", {"refused": cases + 1})
+
+
+def adapter_of(base: Path, folder: Path) -> Path:
+    """One connection per neuron of one layer whose weight takes 4 MiB."""
+    skeleton = hub.skeleton(base, "causal-lm")
+    targets = selecting.target_layers(skeleton, hub.open_weights(base), ["up_proj"])
+    selection = selecting.select_indices(base, skeleton, targets, 1)
+    deltas = {name: torch.full(index_OK.shape, 1e-3) for name, index_OK in selection.indices.items()}
+    with files.atomic_folder(folder) as temporary:
+        write_adapter(temporary, Adapter(selection, deltas, {}, str(base), None, "causal-lm"))
+    return folder
