@@ -104,6 +104,9 @@ def select(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="With --compare: draw it here, blocks by layers.")
     ] = None,
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="With --compare: a row for every layer, not for every kind.")
+    ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Choose the K inputs that each neuron may train, and store them (`train` does it, too, if need be).
@@ -113,15 +116,16 @@ def select(
     neuroada select my.yaml --set select.k=4 --out k4.safetensors
     neuroada select minilm_rte --compare magnitude,gradient,lift --plot overlap.png
     """
-    if plot is not None and compare is None:
-        raise RecipeError("draws a comparison", "--plot", "add --compare magnitude,gradient")
+    for given, option in ((plot is not None, "--plot"), (per_layer, "--per-layer")):
+        if given and compare is None:
+            raise RecipeError("shows a comparison", option, "add --compare magnitude,gradient")
     if compare is not None and out is not None:
         raise RecipeError("stores one selection, and --compare stores none", "--out", "leave one of them out")
     loaded = load(recipe, overrides, data_dir)
     from neuroada_cli.commands import select as command
 
     if compare is not None:
-        command.compare(loaded, split(compare), plot)
+        command.compare(loaded, split(compare), plot, per_layer)
         return
     command.run(loaded, out=out, overwrite=overwrite)
 
@@ -151,7 +155,14 @@ def train(
     loaded = load(recipe, overrides, data_dir, out)
     from neuroada_cli.commands import train as command
 
-    command.run(loaded, selection=selection, resume=resume, overwrite=overwrite, dry_run=dry_run)
+    command.run(
+        loaded,
+        selection=selection,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        recipe_file=Path(recipe),
+    )
 
 
 @app.command()
@@ -222,7 +233,8 @@ def eval_(
         str | None, typer.Option("--protocol", help="Prompts and scoring rules; default: reft.")
     ] = None,
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="Score this JSONL of another tool; needs no model.")
+        Path | None,
+        typer.Option("--predictions", help="Score this JSONL: instruction, prediction and answer a row."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Results folder; default TARGET/eval.")] = None,
     overrides: SetOption = [],  # noqa: B006
@@ -234,6 +246,9 @@ def eval_(
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Load the weights as this.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the model's folder brings.")
+    ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Score a base model, an adapter or a merged folder by the papers' own rules.
@@ -241,22 +256,31 @@ def eval_(
     \b
     neuroada eval out/ --tasks boolq,piqa
     neuroada eval runs/llama7b_math --limit 200
-    neuroada eval --predictions theirs.jsonl --tasks gsm8k --protocol reft
+    neuroada eval --predictions theirs.jsonl --protocol reft
     """
     names = tuple(split(tasks))
-    if predictions is not None and (target is not None or len(names) != 1):
-        raise RecipeError("scores one task without a model", "--predictions", "add --tasks TASK only")
-    if target is None and predictions is None:
+    if predictions is not None:
+        idle = {
+            "TARGET": target, "--recipe": recipe, "--set": overrides or None, "--data-dir": data_dir,
+            "--limit": limit, "--batch-size": batch_size, "--max-new-tokens": max_new_tokens,
+            "--device": device, "--dtype": dtype, "--overwrite": (overwrite and out is None) or None,
+            "--trust-remote-code": trust_remote_code or None,
+        }  # fmt: skip
+        if given := [option for option, value in idle.items() if value is not None]:
+            raise RecipeError(f"takes no {', '.join(given)}", "--predictions", "leave it out")
+        if len(names) > 1:
+            raise RecipeError("scores one task", "--predictions", "name one with --tasks, or none")
+        from neuroada_cli.commands import eval as command
+
+        command.run_predictions(predictions, names[0] if names else None, protocol or "reft", out, overwrite)
+        return
+    if target is None:
         raise RecipeError("nothing to score", "eval", "name a model folder, a run folder or a hub id")
     if overrides and recipe is None:
         raise RecipeError("has nothing to override without a recipe", "--set", "add --recipe RECIPE")
     loaded = load(recipe, overrides, data_dir) if recipe is not None else None
     from neuroada_cli.commands import eval as command
 
-    if predictions is not None:
-        command.run_predictions(predictions, names[0], protocol or "reft")
-        return
-    assert target is not None
     command.run(
         target,
         recipe=loaded,
@@ -270,6 +294,7 @@ def eval_(
         device=device,
         dtype=dtype,
         overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
     )
 
 

@@ -144,6 +144,8 @@ def check_shapes(selection: Selection, shapes: Mapping[str, tuple[int, int]], wh
         outputs, inputs = shapes[module]
         if index_OK.shape[0] != outputs:
             raise ModelError(f"{module}: {index_OK.shape[0]} rows, the base has {outputs}", where)
+        if index_OK.shape[1] > inputs:
+            raise ModelError(f"{module}: {index_OK.shape[1]} columns per row, the base has {inputs}", where)
         outside = (index_OK >= inputs).any(dim=1)
         if outside.any():
             row = int(outside.nonzero()[0])

@@ -15,7 +15,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Bottom to top. A module may import from its own layer and from those before it; everything that is not
 # named here is the middle.
-LOWEST = {"errors", "", "allocator"}  # "" is the package itself (its version)
+LOWEST = {"errors", "", "allocator", "foreign_text"}  # "" is the package itself (its version)
 LOW = {"delta", "recipe", "strict_yaml"}
 TOP = {"cli", "cli_recipes", "options", "failures", "quickstart", "suites", "__main__"}
 LOWEST_LEVEL, LOW_LEVEL, MIDDLE_LEVEL, COMMAND_LEVEL, TOP_LEVEL = range(5)
@@ -23,6 +23,7 @@ LOWEST_LEVEL, LOW_LEVEL, MIDDLE_LEVEL, COMMAND_LEVEL, TOP_LEVEL = range(5)
 # The only things outside the standard library that a part may import.
 ALLOWED_OUTSIDE = {
     "errors": set(),
+    "foreign_text": {"rich"},
     "delta": {"torch", "triton", "bitsandbytes"},
     "recipe": {"pydantic", "yaml"},
     "strict_yaml": {"yaml"},
@@ -122,6 +123,55 @@ def test_only_files_writes() -> None:
                 if owner != "files":
                     found.add(f"{path.relative_to(PACKAGE)}:{call.lineno} {owner}.{call.func.attr}")
     assert not found
+
+
+PICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+# what reads or writes pickles under another name: torch's and pandas' files, NumPy's without its guard
+UNPICKLING = {("torch", "load"), ("torch", "save"), ("numpy", "load"), ("np", "load"), ("jit", "load")}
+
+
+def pickles(source: str) -> list[str]:
+    """What in a source could read or write a pickle, by line."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".")[0] for alias in node.names if alias.name.split(".")[0] in PICKLING]
+        elif isinstance(node, ast.ImportFrom):
+            module = (node.module or "").split(".")[0]
+            pairs = {(module, alias.name) for alias in node.names}
+            names = [module] if module in PICKLING else [f"{m}.{n}" for m, n in pairs & UNPICKLING]
+        elif isinstance(node, ast.Attribute):
+            owner = (
+                node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+            )
+            pickling = (owner, node.attr) in UNPICKLING or node.attr in ("read_pickle", "to_pickle")
+            names = [f"{owner}.{node.attr}"] if pickling else []
+        elif isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "weights_only"):
+            names = [str(node.arg)]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("__import__", "import_module"):
+            words = {word.value for word in node.args if isinstance(word, ast.Constant)}
+            names = sorted(str(word) for word in words & PICKLING)
+        found += [f"{getattr(node, 'lineno', 0)} {name}" for name in names]
+    return found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle", "from pickle import loads", "import torch\ntorch.load('x')",
+        "from torch import save",
+        "import numpy as np\nnp.load('x', allow_pickle=True)", "import marshal as m", "f(weights_only=False)",
+        "def f():\n    import joblib.memory", "torch.jit.load('x')", "__import__('dill')",
+    ],
+)  # fmt: skip
+def test_the_search_for_pickles_finds_them(source: str) -> None:
+    assert pickles(source)
+
+
+def test_no_pickle_is_read_or_written_anywhere() -> None:
+    found = {str(p.relative_to(PACKAGE)): pickles(p.read_text(encoding="utf-8")) for p in SOURCES}
+    assert not {path: where for path, where in found.items() if where}
 
 
 def test_every_part_is_in_the_map() -> None:

@@ -12,6 +12,7 @@ from neuroada_cli import adapter, hub, selecting
 from neuroada_cli.data.task import Task
 from neuroada_cli.data.tasks import get_protocol, get_task, scored_tasks
 from neuroada_cli.errors import RecipeError
+from neuroada_cli.foreign_text import printable, public
 from neuroada_cli.packaged_models import PACKAGED
 from neuroada_cli.recipe import Recipe
 
@@ -27,14 +28,15 @@ def run(recipe: Recipe) -> None:
         raise RecipeError(f"task {task.name} has no training set of its own", "data.train", "name one")
     model = _model(recipe, task)
     train = recipe.train
-    print(f"{recipe.name}: fine")
-    print(f"  model  {recipe.model.path} ({recipe.model.dtype}), {model}")
-    print(f"  data   {source} as {task.name}, protocol {protocol.name} (loss on {protocol.loss_mask})")
-    print(
+    for line in (
+        f"{recipe.name}: fine",
+        f"  model  {recipe.model.path} ({recipe.model.dtype}), {model}",
+        f"  data   {source} as {task.name}, protocol {protocol.name} (loss on {protocol.loss_mask})",
         f"  train  {train.method}, lr {recipe.optim.lr:g} ({recipe.optim.schedule}), "
-        f"{train.batch_size} rows a step, {train.epochs:g} epochs, into {recipe.run_path}"
-    )
-    print(f"  eval   {', '.join(each.name for each in scored)}")
+        f"{train.batch_size} rows a step, {train.epochs:g} epochs, into {recipe.run_path}",
+        f"  eval   {', '.join(each.name for each in scored)}",
+    ):
+        print(printable(public(line)))
 
 
 def _model(recipe: Recipe, task: Task) -> str:

@@ -46,7 +46,10 @@ CRITERIA: dict[str, Criterion] = {
 
 
 def by_gradient(weight_OI: Tensor, grad_OI: Tensor) -> Tensor:
-    """|G|, G the loss gradient summed over the calibration batches (the paper's ablation)."""
+    """|G|, G the gradient of the loss summed over all calibration batches' targets (the paper's ablation).
+
+    The size of the sum, not the sum of sizes: rows that pull a weight to and fro cancel out.
+    """
     return grad_OI.abs()
 
 
