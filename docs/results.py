@@ -24,7 +24,7 @@ from typing import Any
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
 SUITES = RESULTS / "suites"
-ENDS = 20  # steps at the start and at the end whose mean loss is kept
+ENDS = 20  # steps at the start and at the end whose mean loss is kept; of a short run half of it
 
 
 def run(name: str, data_dir: str | None, overrides: list[str]) -> None:
@@ -66,7 +66,8 @@ def take_suite(folder: Path) -> None:
         if run["trained"]:
             losses = run["trained"].pop("losses", None)  # a run taken over from a result file has none
             if losses:
-                ends = (losses[:ENDS], losses[-ENDS:])
+                count = min(ENDS, max(1, len(losses) // 2))
+                ends = (losses[:count], losses[-count:])
                 run["trained"]["loss_ends"] = [sum(part) / len(part) for part in ends]
     places = ("data.data_dir", "model.path")
     found["overrides"] = {key: value for key, value in found["overrides"].items() if key not in places}
@@ -149,8 +150,8 @@ def _curves(found: dict[str, Any]) -> list[str]:
         return []
     lines = [
         "",
-        f"Loss in training, mean of the first and of the last {ENDS} steps, and in brackets on validation",
-        f"rows, at the first and the last evaluation (seed {seed}):",
+        f"Loss in training, mean of the first and of the last {ENDS} steps (of a short run: of its halves),",
+        f"and in brackets on validation rows, at the first and the last evaluation (seed {seed}):",
         "",
         f"| variant | {' | '.join(recipes)} |",
         "| --- |" + " ---: |" * len(recipes),
