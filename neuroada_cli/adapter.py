@@ -63,11 +63,11 @@ __all__ = [
 METADATA = {"format": "pt"}
 TENSORS = "adapter_model.safetensors"
 RECIPE = "recipe.yaml"
-TOKENIZER = "tokenizer_config.json"
+TOKENIZER, TEMPLATES = "tokenizer_config.json", "additional_chat_templates"
 # beside config and tensors, what commands read of an adapter folder: its recipe, and a tokenizer's files
 ALSO_READ = re.compile(
     r"recipe\.yaml|config\.json|(tokenizer|vocab|special_tokens|added_tokens|chat_template|merges)[\w.-]*"
-    r"|[\w.-]+\.(model|spm|tiktoken|py)"
+    r"|[\w.-]+\.(model|spm|tiktoken)"
 )
 PAPER = "by NeuroAda ([arXiv:2510.18940](https://arxiv.org/abs/2510.18940))"
 PREFIX = "base_model.model."
@@ -176,6 +176,8 @@ def verify_adapter(folder: Path) -> dict[str, Any]:
     if not os.path.isfile(folder / CONFIG):
         raise ModelError("is not an adapter folder", str(folder), f"it has no {CONFIG}")
     read = {entry.name for entry in os.scandir(folder) if ALSO_READ.fullmatch(entry.name)}
+    if os.path.isdir(folder / TEMPLATES):
+        read |= {f"{TEMPLATES}/{entry.name}" for entry in os.scandir(folder / TEMPLATES)}
     return files.verify_folder(folder, needed=(CONFIG, TENSORS, *sorted(read)))
 
 

@@ -21,8 +21,8 @@ from trees import tree
 
 from neuroada_cli import failures, files
 from neuroada_cli.adapter import read_selection
+from neuroada_cli.commands import bench, merge, select, train
 from neuroada_cli.commands import eval as evaluate
-from neuroada_cli.commands import merge, select, train
 from neuroada_cli.errors import OutputError
 from neuroada_cli.training.checkpoint import newest_complete
 
@@ -49,7 +49,7 @@ def jobs(model: Path, tmp_path: Path) -> dict[str, Job]:
     recipe = tiny_recipe(model, tmp_path / "run", data=small, train={"epochs": 1})
     train.run(recipe, quiet=True)
     fresh = tiny_recipe(model, out, data=small, train={"epochs": 1})
-    chosen = out / "selection.safetensors"
+    chosen, measured = out / "selection.safetensors", tmp_path / "bench.json"
     return {
         "train": Job(
             lambda: train.run(fresh, quiet=True), train, "_train", lambda: verified(newest_complete(out))
@@ -70,10 +70,17 @@ def jobs(model: Path, tmp_path: Path) -> dict[str, Job]:
             ),
             evaluate, "_score", lambda: (out / "results.json").read_text(encoding="utf-8"),
         ),
+        "bench": Job(
+            lambda: bench.run(
+                fresh, compare=(), batch=2, sequence=16, rounds=1, warmup=0, json_out=measured, quiet=True
+            ),
+            bench, "measure", lambda: files.read_json(measured),
+        ),
     }  # fmt: skip
 
 
 JOBS = ("train", "select", "select --out", "merge", "eval")
+STOPPED = (*(name for name in JOBS if name != "train"), "bench")  # training saves a checkpoint instead
 
 
 def ended(act: Callable[[], object]) -> int:
@@ -146,7 +153,7 @@ def test_a_killed_one_is_no_obstacle_and_nothing_of_it_stays(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("name", [name for name in JOBS if name != "train"])  # which saves a checkpoint
+@pytest.mark.parametrize("name", STOPPED)
 def test_a_signal_leaves_everything_as_it_was(
     jobs: dict[str, Job], name: str, number: int, tmp_path: Path
 ) -> None:

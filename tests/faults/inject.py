@@ -22,6 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from neuroada_cli import files
 from neuroada_cli.errors import UserError
 
@@ -150,6 +152,8 @@ def _temporaries(folder: Path) -> list[str]:
 def main(shim_path: str, report: str, *names: str) -> int:
     from scenarios import SCENARIOS
 
+    # what the tests' shared modules set; a child has none of its parent's threads, and would wait for them
+    torch.set_num_threads(1)
     shim = ctypes.CDLL(shim_path)
     shim.faults_failed.restype = ctypes.c_char_p
     room = Path(tempfile.mkdtemp(dir=os.environ.get("FAULTS_ROOM")))

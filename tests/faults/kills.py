@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from inject import BUG, RESOURCES, _temporaries, outcome
 from scenarios import SCENARIOS, _save, _training, tiny_llama_folder
 
@@ -203,6 +204,7 @@ KINDS = {"saves": saves, "training": training, "signals": signals, "sizes": size
 
 
 def main(report: str, room: str, kind: str, count: str, seed: str = "0") -> None:
+    torch.set_num_threads(1)  # a forked child has none of its parent's threads, and would wait for them
     found = KINDS[kind](Path(room), int(count), random.Random(int(seed)))
     Path(report).write_text(json.dumps(found), encoding="utf-8")
 

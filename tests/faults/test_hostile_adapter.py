@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import pico_llama
 from counting import record
 from tiny_run import tiny_tokenizer
@@ -23,6 +24,7 @@ from neuroada_cli.commands import eval as evaluate
 from neuroada_cli.data import sources
 from neuroada_cli.errors import DataError, ModelError, OutputError
 from neuroada_cli.files.manifest import seal
+from neuroada_cli.recipe import load_recipe
 
 HOME = "http://127.0.0.1:9/rows.json"  # where it would call; nobody listens there
 EVIL = "import pathlib\npathlib.Path({bomb!r}).write_text('went off')\nfrom transformers import "
@@ -203,10 +205,20 @@ def write_only_evil(source: Path, folder: Path, bomb: Path) -> None:
     seal(folder)
 
 
-@pytest.mark.parametrize("name", ["recipe.yaml", "tokenizer_config.json", "special_tokens_map.json", "x.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "recipe.yaml",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "spiece.model",
+        "additional_chat_templates/x.jinja",
+    ],
+)
 def test_what_is_read_has_to_be_in_the_manifest(place: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "adapter"
     write_only_evil(place / "goodNone", folder, tmp_path / "bomb")
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("{}", encoding="utf-8")
     manifest = json.loads((folder / files.MANIFEST).read_text(encoding="utf-8"))
     manifest["files"].pop(name, None)
@@ -233,6 +245,32 @@ def test_a_strangers_source_is_not_fetched(source: str, tmp_path: Path) -> None:
     (tmp_path / "somebody").mkdir()
     (tmp_path / "somebody/rows.jsonl").write_text('{"a": 1}\n', encoding="utf-8")
     sources.refuse_foreign("somebody/rows", "train", tmp_path)
+
+
+@pytest.mark.parametrize("key", ["validation", "train"])
+def test_rows_to_score_are_fetched_only_if_the_user_names_the_recipe(
+    key: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(sources, "_from_url", lambda url, *_: asked.append(url) or ([], None))
+    folder = tmp_path / "adapter"
+    write_only_evil(place / "goodNone", folder, tmp_path / "bomb")
+    data = {
+        "task": "instruct",
+        "train": "due_dates",
+        "validation_rows": 2 if key == "train" else 0,
+        key: HOME,
+    }
+    values = {"name": "x", "device": "cpu", "model": {"path": str(place / "base")}, "data": data}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    (folder / files.MANIFEST).unlink()
+    seal(folder)
+    with pytest.raises(DataError, match=r"named by the adapter.*name a recipe of your own with --recipe"):
+        evaluate.run(str(folder), quiet=True)
+    assert not asked
+    with pytest.raises(DataError, match="holds no rows"):
+        evaluate.run(str(folder), recipe=load_recipe(folder / "recipe.yaml"), quiet=True)
+    assert set(asked) == {HOME}
 
 
 def test_results_stay_in_the_folder(place: Path, tmp_path: Path) -> None:

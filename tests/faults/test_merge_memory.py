@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import pico_llama
 from test_wrong_bases import adapter_of
-from tiny_run import tiny_llama_folder
 
 from neuroada_cli import hub
 
@@ -40,9 +40,13 @@ print(held("VmHWM") - before)
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Adapters of a tiny base, and of one of 150 MB in shards of which each holds one or two tensors."""
     place = tmp_path_factory.mktemp("memory")
-    small = tiny_llama_folder(place / "small")
-    large = tiny_llama_folder(place / "large", num_hidden_layers=6, intermediate_size=65_536)
-    return adapter_of(small, place / "small-adapter"), adapter_of(large, place / "large-adapter")
+    sizes = {"small": (2, 64), "large": (6, 65_536)}
+    for name, (layers, width) in sizes.items():
+        model = pico_llama(num_hidden_layers=layers, intermediate_size=width)
+        model.save_pretrained(place / name, max_shard_size="12MB")
+    assert len(hub.open_weights(place / "large").files) > 12
+    small, large = (adapter_of(place / name, place / f"{name}-adapter") for name in sizes)
+    return small, large
 
 
 @pytest.mark.skipif(not os.access(PEAK, os.W_OK), reason="needs Linux, to measure a peak")
