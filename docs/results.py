@@ -91,7 +91,8 @@ def _suite(file: Path) -> list[str]:
         f"    neuroada bench --suite {suite['name']}{options}",
         "",
         f"{suite['description']}. Mean ± sample standard deviation over seeds "
-        f"{', '.join(map(str, suite['seeds']))}; {complete} of {len(found['runs'])} runs are done. Protocol "
+        f"{', '.join(map(str, suite['seeds']))}; {complete} of {len(found['runs'])} runs are done{_reused(found)}. "
+        "Protocol "
         f"{', '.join(found['protocols'])}{_loss_on(found)}. {machine['cpu']}, {machine['cores']} cores, "
         f"torch {machine['versions']['torch']}, {machine['date']}.",
         "",
@@ -105,6 +106,11 @@ def _suite(file: Path) -> list[str]:
         "",
         f"![{suite['name']}]({RESULTS.name}/{SUITES.name}/{file.stem}.png)",
     ]
+
+
+def _reused(found: dict[str, Any]) -> str:
+    count = sum(1 for run in found["runs"] if (run["trained"] or {}).get("reused"))
+    return f" ({count} of them taken from another suite, where they are the same)" if count else ""
 
 
 def _loss_on(found: dict[str, Any]) -> str:
