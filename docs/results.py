@@ -91,8 +91,8 @@ def _suite(file: Path) -> list[str]:
         f"    neuroada bench --suite {suite['name']}{options}",
         "",
         f"{suite['description']}. Mean ± sample standard deviation over seeds "
-        f"{', '.join(map(str, suite['seeds']))}; {complete} of {len(found['runs'])} runs are done{_reused(found)}. "
-        "Protocol "
+        f"{', '.join(map(str, suite['seeds']))}; {complete} of {len(found['runs'])} runs are done"
+        f"{_reused(found)}. Protocol "
         f"{', '.join(found['protocols'])}{_loss_on(found)}. {machine['cpu']}, {machine['cores']} cores, "
         f"torch {machine['versions']['torch']}, {machine['date']}.",
         "",
