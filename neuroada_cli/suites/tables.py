@@ -14,6 +14,7 @@ from rich.table import Table
 from neuroada_cli import files
 
 Found = dict[str, Any]  # what results.json holds
+WIDEST = 6  # columns of scores beside each other in a terminal
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255")
 
 
@@ -75,6 +76,8 @@ def rows(found: Found) -> tuple[list[str], list[list[str]]]:
         label if sum(p[0] == label for p in places) == 1 and not validation else f"{label} {task}"
         for label, task in places
     ]
+    if len(suite["recipes"]) == 1 and len(places) > 1:
+        heads = [task for _, task in places]  # the suite's description names the model
     if losses:
         heads = [f"{head} loss" for head in heads]
     spoilt = {place for place in places if leaked(found, *place)}
@@ -134,13 +137,19 @@ def _range(values: Sequence[float], form: str, unit: str = "") -> str:
 
 
 def table(found: Found) -> Group:
-    """Two tables, so that both fit a terminal: what came out, and what it took."""
+    """Two tables, so that both fit a terminal: what came out, and what it took.
+
+    Of more scores than fit only the averages; `markdown` has them all.
+    """
     heading, lines = rows(found)
     seeds = len(found["suite"]["seeds"])
     rules = ", ".join(found["protocols"])
     title = f"{found['suite']['name']}   {seeds} seed{'s' * (seeds > 1)}, protocol {rules}"
     costs = heading.index("trained")
-    parts = [range(costs), (0, *range(costs, len(heading)))] if costs > 1 else [range(len(heading))]
+    scored: Sequence[int] = range(costs)
+    if costs > WIDEST and "average" in heading:
+        scored = [0, *(n for n in scored if heading[n].endswith("average"))]
+    parts = [scored, (0, *range(costs, len(heading)))] if costs > 1 else [range(len(heading))]
     tables: list[Table] = []
     for columns_shown in parts:
         shown = Table(

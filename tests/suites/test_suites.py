@@ -209,13 +209,21 @@ def test_leaked_columns_say_so_and_are_averaged_apart() -> None:
     runs = [run("v", seed, {"a": (0.5 + seed / 10, 0), "b": (0.9, 1), "c": (0.3, None)}) for seed in (0, 1)]
     suite = {"recipes": {"m": "x"}, "variants": {"v": {}}, "score": True, "tune": None, "seeds": [0, 1]}
     heading, (line,) = tables.rows({"suite": suite, "runs": runs})
-    assert heading[1:6] == ["m a", "m b (leaked)", "m c", "average", "clean average"]
+    assert heading[1:6] == ["a", "b (leaked)", "c", "average", "clean average"]
     assert line[1:6] == ["55.0 ± 7.1", "90.0 ± 0.0", "30.0 ± 0.0", "58.3 ± 2.4", "42.5 ± 3.5"]
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(tables.table({"suite": suite | {"name": "x"}, "runs": runs, "protocols": ["reft"]}))
     text = console.export_text()
     assert "…" not in text  # nothing is cut off in a terminal of the usual width
     assert text.count("v ") >= 2
+    many = {f"t{n}": (0.5, 0) for n in range(8)}
+    wide = {"suite": suite | {"name": "x"}, "runs": [run("v", 0, many)], "protocols": ["reft"]}
+    console.print(tables.table(wide))
+    text = console.export_text()
+    assert "…" not in text
+    assert "average" in text
+    assert "t7" not in text
+    assert "t7" in tables.markdown(wide)
 
 
 def test_a_new_empty_setting_leaves_the_hash_as_it_was(tmp_path: Path, recipe: Path) -> None:
