@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from neuroada_cli import files
 
 if TYPE_CHECKING:
-    from test_table import Room
+    from rooms import Room
 
 
 def written(**changes: dict[str, Any]) -> Callable[[Room], list[str]]:
