@@ -30,7 +30,7 @@ from common import RESULTS
 
 from neuroada_cli import adapter as adapters
 from neuroada_cli import files, hub, selecting
-from neuroada_cli.benchmarking.machine import machine
+from neuroada_cli.machine.load import machine
 from neuroada_cli.recipe import recipe_from
 
 SHARDS = 4

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli import hub
-from neuroada_cli.allocator import keeping_freed_memory
 from neuroada_cli.benchmarking.footprint import Footprint, Load, footprint
 from neuroada_cli.benchmarking.peers import PEERS
 from neuroada_cli.benchmarking.steps import (
@@ -29,6 +28,7 @@ from neuroada_cli.benchmarking.steps import (
 from neuroada_cli.benchmarking.tables import Row
 from neuroada_cli.delta.model import find_targets
 from neuroada_cli.delta.selection import choose
+from neuroada_cli.machine.allocator import keeping_freed_memory
 from neuroada_cli.memory import predict
 from neuroada_cli.selecting import check_k
 from neuroada_cli.training.loss import count_targets

@@ -14,11 +14,11 @@ from rich.console import Console
 
 from neuroada_cli import files, hub
 from neuroada_cli.benchmarking import peers, shapes, tables
-from neuroada_cli.benchmarking.machine import machine
 from neuroada_cli.benchmarking.measure import Plan, Subject, all_targets, measure
 from neuroada_cli.benchmarking.steps import RealRows
 from neuroada_cli.benchmarking.tables import Row
 from neuroada_cli.errors import OutputError, RecipeError, ResourceError
+from neuroada_cli.machine.load import machine
 
 if TYPE_CHECKING:  # so that built-in shapes need neither pydantic nor PyYAML (`benchmarks/gpu.py`)
     from neuroada_cli.recipe import Recipe

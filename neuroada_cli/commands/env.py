@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from neuroada_cli import environment
+from neuroada_cli.machine import environment
 
 
 def run() -> None:

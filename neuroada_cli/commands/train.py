@@ -19,9 +19,8 @@ from rich.console import Console
 from torch import nn
 
 from neuroada_cli import adapter as adapters
-from neuroada_cli import calibrating, environment, files, hub, selecting, training_plot
+from neuroada_cli import calibrating, files, hub, selecting, training_plot
 from neuroada_cli.adapter import Adapter, Selection
-from neuroada_cli.allocator import keeping_freed_memory
 from neuroada_cli.data.batch import align_padding
 from neuroada_cli.data.tasks import get_protocol
 from neuroada_cli.delta.reselection import Choose
@@ -29,6 +28,8 @@ from neuroada_cli.delta.selection import DATA_CRITERIA, choose
 from neuroada_cli.delta.spread import size
 from neuroada_cli.errors import RecipeError, ResourceError, UserError
 from neuroada_cli.foreign_text import shown
+from neuroada_cli.machine import environment
+from neuroada_cli.machine.allocator import keeping_freed_memory
 from neuroada_cli.methods import BY_SELECTION, Method, MethodState, build
 from neuroada_cli.recipe import Recipe, to_yaml
 from neuroada_cli.report import LiveReport, MetricsLog, peak_memory, read_metrics

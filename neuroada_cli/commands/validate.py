@@ -13,7 +13,7 @@ from neuroada_cli.data.task import Task
 from neuroada_cli.data.tasks import get_protocol, get_task, scored_tasks
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.foreign_text import printable, public
-from neuroada_cli.packaged_models import PACKAGED
+from neuroada_cli.hub.packaged import PACKAGED
 from neuroada_cli.recipe import Recipe
 
 

@@ -23,7 +23,7 @@ from neuroada_cli.data.reading import ENDINGS, Row, read_as, read_file
 from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.foreign_text import HAS_SECRETS, INSTEAD, has_secrets
 from neuroada_cli.hub.resolve import hub_answers
-from neuroada_cli.packaged_models import cache_folder
+from neuroada_cli.machine.cache import cache_folder
 
 LLM_ADAPTERS = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
 # set -> public address; {split} is filled in. Hub ids are "owner/name:config".

@@ -23,16 +23,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from neuroada_cli.machine.cache import cache_folder
+
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp"]
 TOKENS, PARTS = 128, 8  # tokens per block, parts of the tokens: as in the source
 GATHER_LIMIT = 1  # up to this K, picking while walking the tokens beats transposing blocks
-
-
-def cache_folder() -> Path:
-    """$NEUROADA_CACHE, or neuroada/ in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuroada"
-    return Path(os.environ.get("NEUROADA_CACHE") or default)
 
 
 def _cpu() -> str:

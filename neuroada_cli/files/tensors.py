@@ -23,7 +23,7 @@ from neuroada_cli.errors import ModelError
 from neuroada_cli.files.atomic import atomic_file
 from neuroada_cli.files.disk import explained
 from neuroada_cli.files.manifest import remember_hash
-from neuroada_cli.hub.weights import DTYPES, TensorInfo, read_header
+from neuroada_cli.files.safetensors_header import DTYPES, TensorInfo, read_header
 
 CHUNK = 8 << 20
 CODES = {dtype: code for code, dtype in DTYPES.items()}

@@ -9,6 +9,7 @@
 This package is the only importer of transformers' loaders.
 """
 
+from neuroada_cli.files.safetensors_header import TensorInfo
 from neuroada_cli.hub.fingerprint import fingerprint
 from neuroada_cli.hub.loading import (
     TORCH_DTYPES,
@@ -24,7 +25,6 @@ from neuroada_cli.hub.loading import (
 from neuroada_cli.hub.resolve import is_hub_id, read_config, resolve_model
 from neuroada_cli.hub.weights import (
     INDEX,
-    TensorInfo,
     Weights,
     open_weights,
     shard_name,

@@ -14,8 +14,9 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from neuroada_cli.files.safetensors_header import TensorInfo
 from neuroada_cli.hub.resolve import read_config
-from neuroada_cli.hub.weights import TensorInfo, open_weights
+from neuroada_cli.hub.weights import open_weights
 
 FORMAT = 1
 WHOLE_BYTES = 1 << 20  # tensors up to here are hashed in full

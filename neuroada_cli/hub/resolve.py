@@ -36,7 +36,7 @@ def resolve_model(path_or_id: str, revision: str | None = None, trust_remote_cod
     if path.is_dir():
         check_folder(path, trust_remote_code)
         return path
-    from neuroada_cli.packaged_models import PACKAGED
+    from neuroada_cli.hub.packaged import PACKAGED
 
     if path_or_id in PACKAGED:
         folder = PACKAGED[path_or_id]()

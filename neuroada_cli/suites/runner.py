@@ -26,9 +26,9 @@ from typing import Any
 from rich.console import Console
 
 from neuroada_cli import files
-from neuroada_cli.benchmarking.machine import machine
 from neuroada_cli.data.tasks import get_protocol, get_task
 from neuroada_cli.errors import DataError, PeerError, Stopped
+from neuroada_cli.machine.load import machine
 from neuroada_cli.recipe import Recipe, to_yaml
 from neuroada_cli.suites import cell as cells
 from neuroada_cli.suites import grid, tables

