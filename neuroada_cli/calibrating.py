@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from neuroada_cli import hub, selecting
 from neuroada_cli.adapter import Selection
 from neuroada_cli.data.batch import Batch, align_padding
-from neuroada_cli.data.task import Task
 from neuroada_cli.delta.selection import DATA_CRITERIA, choose_by
 from neuroada_cli.delta.spread import Spread, by_counts, tile_means
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.recipe import Recipe
 from neuroada_cli.selecting import LayerChoice, neurons_as_rows
+from neuroada_cli.tasks.task import Task
 from neuroada_cli.training.loop import Schedule, TrainData
 from neuroada_cli.training.loss import LOSSES
 from neuroada_cli.training.preflight import loop_settings

@@ -16,9 +16,9 @@ from neuroada_cli import adapted, hub
 from neuroada_cli.adapter import Adapter
 from neuroada_cli.data import sources
 from neuroada_cli.data.batch import Encoded, collate, encode, pad_id
-from neuroada_cli.data.task import Task, examples_of
-from neuroada_cli.data.tasks import get_task
 from neuroada_cli.errors import UserError
+from neuroada_cli.tasks.registry import get_task
+from neuroada_cli.tasks.task import Task, examples_of
 
 ROWS, MAX_LENGTH = 16, 256
 

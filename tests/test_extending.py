@@ -14,12 +14,12 @@ from tiny_run import tiny_llama_folder, tiny_recipe
 from neuroada_cli import adapted, adapter
 from neuroada_cli.commands import eval as evaluate
 from neuroada_cli.commands import merge, select, train
-from neuroada_cli.data.task import PROTOCOLS
-from neuroada_cli.data.tasks import TASKS, get_task
 from neuroada_cli.delta.selection import CRITERIA
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.hub import load_tokenizer
 from neuroada_cli.methods import METHODS
+from neuroada_cli.tasks.registry import TASKS, get_task
+from neuroada_cli.tasks.task import PROTOCOLS
 from neuroada_cli.training.rows import prepare
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from neuroada_cli import published
 from neuroada_cli.commands import recipes as command
-from neuroada_cli.data import arithmetic, commonsense
-from neuroada_cli.data.leakage import leaked, questions
 from neuroada_cli.data.sources import load_rows
-from neuroada_cli.data.task import PROTOCOLS, Decoding
-from neuroada_cli.data.tasks import TASKS
 from neuroada_cli.errors import DataError
+from neuroada_cli.evaluation import published
 from neuroada_cli.recipe import bundled_recipes, load_recipe, to_yaml
+from neuroada_cli.tasks import arithmetic, commonsense
+from neuroada_cli.tasks.leakage import leaked, questions
+from neuroada_cli.tasks.registry import TASKS
+from neuroada_cli.tasks.task import PROTOCOLS, Decoding
 
 ODD = {"llama7b_commonsense_k1": 80.4}  # the paper prints 80.0
 FACTS = json.loads(published.FILE.read_text(encoding="utf-8"))

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from neuroada_cli.data.glue import ALL as ALL_OF_GLUE
-from neuroada_cli.data.tasks import get_protocol, get_task
 from neuroada_cli.recipe import Recipe, bundled_recipes, load_recipe
 from neuroada_cli.suites.grid import cell
 from neuroada_cli.suites.schema import load_suite
+from neuroada_cli.tasks.glue import ALL as ALL_OF_GLUE
+from neuroada_cli.tasks.registry import get_protocol, get_task
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))

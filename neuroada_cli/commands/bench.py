@@ -113,7 +113,7 @@ def _built_in(model: str, layers: int | None, plan: Plan) -> Subject:
 def _from_recipe(recipe: Recipe, layers: int | None, plan: Plan) -> Subject:
     if layers is not None:
         raise RecipeError("cuts built-in shapes, not the model of a recipe", "--layers", "use --model")
-    from neuroada_cli.data.tasks import get_task
+    from neuroada_cli.tasks.registry import get_task
 
     task = get_task(recipe.data.task)
     settings = recipe.model
@@ -133,7 +133,7 @@ def _from_recipe(recipe: Recipe, layers: int | None, plan: Plan) -> Subject:
 
 
 def _real_rows(recipe: Recipe) -> RealRows:
-    from neuroada_cli.data.tasks import get_task
+    from neuroada_cli.tasks.registry import get_task
     from neuroada_cli.training.rows import prepare
 
     settings = recipe.model

@@ -17,15 +17,16 @@ from rich.console import Console
 from neuroada_cli import __version__, adapted, files, hub
 from neuroada_cli.adapter import find_adapter
 from neuroada_cli.data.sources import refuse_foreign
-from neuroada_cli.data.task import Decoding, Protocol, Task, decoding_of, under
-from neuroada_cli.data.tasks import expand, get_protocol, get_task, scored_tasks
 from neuroada_cli.errors import DataError, OutputError, RecipeError, Stopped, Terminated
-from neuroada_cli.evaluation import display, foreign, metrics
+from neuroada_cli.evaluation import display, foreign
 from neuroada_cli.evaluation.records import About, Records
 from neuroada_cli.evaluation.rows import Learnt, TaskRows, learnt_by, prepare
 from neuroada_cli.evaluation.run import Prediction, TaskResult, predict, summarise
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.recipe import Recipe, load_recipe
+from neuroada_cli.tasks import metrics
+from neuroada_cli.tasks.registry import expand, get_protocol, get_task, scored_tasks
+from neuroada_cli.tasks.task import Decoding, Protocol, Task, decoding_of, under
 
 
 @dataclass(frozen=True)

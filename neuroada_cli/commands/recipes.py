@@ -16,7 +16,7 @@ from neuroada_cli.foreign_text import printable, shown
 from neuroada_cli.recipe import bundled_recipes, described_keys, find_recipe, load_recipe, to_yaml
 
 if TYPE_CHECKING:
-    from neuroada_cli.published import Row
+    from neuroada_cli.evaluation.published import Row
 
 SHORT = {"social_i_qa": "siqa", "ARC-Easy": "arc-e", "ARC-Challenge": "arc-c", "openbookqa": "obqa"}
 
@@ -52,7 +52,7 @@ def keys(part: str = "") -> None:
 
 def paper(runs: Path) -> None:
     """The paper's two tables, each row above ours from RUNS/RECIPE/eval. Raises DataError."""
-    from neuroada_cli import published
+    from neuroada_cli.evaluation import published
 
     console = Console()
     for name, rows in published.tables(runs).items():

@@ -21,13 +21,13 @@ from torch import nn
 
 from neuroada_cli import adapter, files, hub, overlap, selecting
 from neuroada_cli.adapter import Selection
-from neuroada_cli.data.tasks import get_task
 from neuroada_cli.delta.selection import DATA_CRITERIA
 from neuroada_cli.errors import ModelError, OutputError, RecipeError
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.overlap import Overlap
 from neuroada_cli.recipe import Recipe
 from neuroada_cli.selecting import LayerChoice, share
+from neuroada_cli.tasks.registry import get_task
 
 PICTURES = (".png", ".svg", ".pdf")
 

@@ -22,7 +22,6 @@ from neuroada_cli import adapter as adapters
 from neuroada_cli import calibrating, files, hub, selecting, training_plot
 from neuroada_cli.adapter import Adapter, Selection
 from neuroada_cli.data.batch import align_padding
-from neuroada_cli.data.tasks import get_protocol
 from neuroada_cli.delta.reselection import Choose
 from neuroada_cli.delta.selection import DATA_CRITERIA, choose
 from neuroada_cli.delta.spread import size
@@ -33,6 +32,7 @@ from neuroada_cli.machine.allocator import keeping_freed_memory
 from neuroada_cli.methods import BY_SELECTION, Method, MethodState, build
 from neuroada_cli.recipe import Recipe, to_yaml
 from neuroada_cli.report import LiveReport, MetricsLog, peak_memory, read_metrics
+from neuroada_cli.tasks.registry import get_protocol
 from neuroada_cli.training import plan as plans
 from neuroada_cli.training import run_folder, space
 from neuroada_cli.training.advice import advised

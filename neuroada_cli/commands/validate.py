@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from neuroada_cli import adapter, hub, selecting
-from neuroada_cli.data.task import Task
-from neuroada_cli.data.tasks import get_protocol, get_task, scored_tasks
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.foreign_text import printable, public
 from neuroada_cli.hub.packaged import PACKAGED
 from neuroada_cli.recipe import Recipe
+from neuroada_cli.tasks.registry import get_protocol, get_task, scored_tasks
+from neuroada_cli.tasks.task import Task
 
 
 def run(recipe: Recipe) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from neuroada_cli import files
-from neuroada_cli.data import due_dates
+from neuroada_cli.data.made_rows import make_rows
 from neuroada_cli.data.reading import ENDINGS, Row, read_as, read_file
 from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.foreign_text import HAS_SECRETS, INSTEAD, has_secrets
@@ -46,7 +46,7 @@ KNOWN_SETS: dict[str, str] = {
     },
 }  # fmt: skip
 # sets made by the package itself, with how many rows a split has
-GENERATED: dict[str, Callable[[str, int], list[Row]]] = {"due_dates": due_dates.make_rows}
+GENERATED: dict[str, Callable[[str, int], list[Row]]] = {"due_dates": make_rows}
 GENERATED_ROWS = {"train": 4000, "validation": 400, "test": 800}
 
 PART = re.compile(r"^\w+_\d+\.")  # test_1000.jsonl.xz: so many rows of a split

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from neuroada_cli.data.task import Task
-from neuroada_cli.evaluation import answers
 from neuroada_cli.evaluation.run import Prediction, TaskResult
+from neuroada_cli.tasks import answers
+from neuroada_cli.tasks.task import Task
 
 HEADINGS = ("rows", "score", "metric", "strict", "majority", "no answer", "leaked", "rows/s")
 

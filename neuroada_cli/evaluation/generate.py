@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.data.batch import pad_id, token_ids
-from neuroada_cli.data.task import Decoding
 from neuroada_cli.errors import DataError, NumericsError
+from neuroada_cli.tasks.task import Decoding
 
 # (numbers of the rows just done, their completions, tokens generated)
 OnBatch = Callable[[list[int], list[str], int], None]

@@ -6,16 +6,16 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from neuroada_cli.data import leakage
 from neuroada_cli.data.batch import Example
-from neuroada_cli.data.glue import half_of_validation
-from neuroada_cli.data.instruct import shaped
 from neuroada_cli.data.sources import Rows, load_rows, require_source
-from neuroada_cli.data.task import Protocol, Task, examples_of, under
-from neuroada_cli.data.tasks import get_task, scored_tasks
-from neuroada_cli.data.training_set import training_set
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.recipe import DataSection, Recipe
+from neuroada_cli.tasks import leakage
+from neuroada_cli.tasks.glue import half_of_validation
+from neuroada_cli.tasks.instruct import shaped
+from neuroada_cli.tasks.registry import get_task, scored_tasks
+from neuroada_cli.tasks.task import Protocol, Task, examples_of, under
+from neuroada_cli.tasks.training_set import training_set
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from neuroada_cli.data.batch import Encoded, Example, align_padding, collate, encode
-from neuroada_cli.data.task import PROTOCOLS, Decoding, Scoring, Task, decoding_of
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.evaluation.generate import evaluating, generate
-from neuroada_cli.evaluation.metrics import METRICS
+from neuroada_cli.tasks.metrics import METRICS
+from neuroada_cli.tasks.task import PROTOCOLS, Decoding, Scoring, Task, decoding_of
 
 CLEAN_BELOW = 0.01  # a task counts as clean while less than so much of it was trained on
 

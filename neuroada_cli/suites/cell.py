@@ -60,8 +60,8 @@ def _loss(run: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
     """
     from neuroada_cli import adapted, hub
     from neuroada_cli.data.batch import collate, encode, pad_id
-    from neuroada_cli.data.tasks import get_protocol, scored_tasks
     from neuroada_cli.evaluation import rows
+    from neuroada_cli.tasks.registry import get_protocol, scored_tasks
     from neuroada_cli.training.validate import validate
 
     rules, found = get_protocol(recipe.data.protocol), {}

@@ -26,7 +26,6 @@ from typing import Any
 from rich.console import Console
 
 from neuroada_cli import files
-from neuroada_cli.data.tasks import get_protocol, get_task
 from neuroada_cli.errors import DataError, PeerError, Stopped
 from neuroada_cli.machine.load import machine
 from neuroada_cli.recipe import Recipe, to_yaml
@@ -34,6 +33,7 @@ from neuroada_cli.suites import cell as cells
 from neuroada_cli.suites import grid, tables
 from neuroada_cli.suites.grid import Cell
 from neuroada_cli.suites.schema import Overrides, Suite
+from neuroada_cli.tasks.registry import get_protocol, get_task
 
 CELLS, RESULTS = "cells", "results.json"
 SCORING: dict[bool | str, str] = {True: "tasks", "loss": "loss"}  # a suite's `score` -> a key of SCORED

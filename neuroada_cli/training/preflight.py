@@ -14,8 +14,6 @@ from torch import nn
 from neuroada_cli import adapter as adapters
 from neuroada_cli import hub, selecting
 from neuroada_cli.adapter import Selection
-from neuroada_cli.data.task import Task
-from neuroada_cli.data.tasks import get_protocol, get_task, scored_tasks
 from neuroada_cli.delta.model import is_linear
 from neuroada_cli.delta.spread import size
 from neuroada_cli.errors import ModelError, RecipeError
@@ -23,6 +21,8 @@ from neuroada_cli.methods import ADAPTERS, BY_SELECTION, BitFit, check_method
 from neuroada_cli.methods.loreft import LoReft, blocks_of, loreft_parameters
 from neuroada_cli.methods.peft import lora_parameters, require_peft
 from neuroada_cli.recipe import Recipe
+from neuroada_cli.tasks.registry import get_protocol, get_task, scored_tasks
+from neuroada_cli.tasks.task import Task
 from neuroada_cli.training import run_folder
 from neuroada_cli.training.loop import Settings
 from neuroada_cli.training.optim import OptimSettings

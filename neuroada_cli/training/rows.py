@@ -9,15 +9,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neuroada_cli.data import instruct, sources
+from neuroada_cli.data import sources
 from neuroada_cli.data.batch import Encoded, EncodeReport, Example, encode, pad_id
-from neuroada_cli.data.glue import half_of_validation
 from neuroada_cli.data.sources import Rows
-from neuroada_cli.data.task import Task, examples_of, under
-from neuroada_cli.data.tasks import get_protocol
-from neuroada_cli.data.training_set import TrainingSet, training_set
-from neuroada_cli.evaluation import metrics
 from neuroada_cli.recipe import DataSection
+from neuroada_cli.tasks import instruct, metrics
+from neuroada_cli.tasks.glue import half_of_validation
+from neuroada_cli.tasks.registry import get_protocol
+from neuroada_cli.tasks.task import Task, examples_of, under
+from neuroada_cli.tasks.training_set import TrainingSet, training_set
 from neuroada_cli.training.loop import TrainData
 from neuroada_cli.training.validate import Metric
 

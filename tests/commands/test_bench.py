@@ -10,9 +10,9 @@ from conftest import pico_llama
 from tiny_run import tiny_llama_folder, tiny_recipe, tiny_tokenizer
 
 from neuroada_cli.commands import bench
-from neuroada_cli.data.tasks import get_task
 from neuroada_cli.errors import OutputError, RecipeError, UserError
 from neuroada_cli.recipe import recipe_from
+from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.training.rows import prepare
 
 QUICK = {"model": "pico", "batch": 2, "sequence": 16, "rounds": 2, "warmup": 1, "device": "cpu"}

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from tiny_tokenizer import byte_tokenizer
 
-from neuroada_cli.data.leakage import leaked, normalise, question_of, questions, questions_of_tests
 from neuroada_cli.data.sources import load_rows
-from neuroada_cli.data.tasks import TASKS, expand, get_task
-from neuroada_cli.data.training_set import training_set
 from neuroada_cli.errors import DataError
 from neuroada_cli.recipe import DataSection
+from neuroada_cli.tasks.leakage import leaked, normalise, question_of, questions, questions_of_tests
+from neuroada_cli.tasks.registry import TASKS, expand, get_task
+from neuroada_cli.tasks.training_set import training_set
 from neuroada_cli.training.rows import prepare
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from tiny_tokenizer import byte_tokenizer
 
-from neuroada_cli.data import arithmetic, commonsense, glue, instruct
 from neuroada_cli.data.batch import Example, encode
 from neuroada_cli.data.sources import load_rows
-from neuroada_cli.data.task import PROTOCOLS, decoding_of, examples_of
-from neuroada_cli.data.tasks import GROUPS, TASKS, expand, get_protocol, get_task
 from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.evaluation.run import score_one
+from neuroada_cli.tasks import arithmetic, commonsense, glue, instruct
+from neuroada_cli.tasks.registry import GROUPS, TASKS, expand, get_protocol, get_task
+from neuroada_cli.tasks.task import PROTOCOLS, decoding_of, examples_of
 
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the "

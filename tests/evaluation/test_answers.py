@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from neuroada_cli.data.tasks import TASKS
-from neuroada_cli.data.templates import alpaca
-from neuroada_cli.evaluation import answers
+from neuroada_cli.tasks import answers
+from neuroada_cli.tasks.registry import TASKS
+from neuroada_cli.tasks.templates import alpaca
 
 TRIGGER = "the correct answer is "
 

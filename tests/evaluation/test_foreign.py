@@ -11,8 +11,8 @@ import pytest
 
 from neuroada_cli.cli import app
 from neuroada_cli.commands import eval as evaluate
-from neuroada_cli.data.tasks import get_task
 from neuroada_cli.errors import DataError, OutputError
+from neuroada_cli.tasks.registry import get_task
 
 
 @pytest.fixture(autouse=True)

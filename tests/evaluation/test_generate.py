@@ -13,9 +13,9 @@ from transformers import LlamaForCausalLM
 
 from neuroada_cli import hub
 from neuroada_cli.data.batch import token_ids
-from neuroada_cli.data.task import Decoding
 from neuroada_cli.errors import DataError, NumericsError
 from neuroada_cli.evaluation.generate import generate
+from neuroada_cli.tasks.task import Decoding
 
 PROMPTS = ["What is it?\n", "a", "A much longer prompt than the others, to pad them.", "What was it?\n", "éü"]
 NEW = 12

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from neuroada_cli.errors import ResourceError
-from neuroada_cli.evaluation import metrics
+from neuroada_cli.tasks import metrics
 
 
 def test_by_hand() -> None:

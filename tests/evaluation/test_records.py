@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from neuroada_cli import files
-from neuroada_cli.data.tasks import TASKS
 from neuroada_cli.errors import DataError, OutputError
 from neuroada_cli.evaluation.records import Records
 from neuroada_cli.evaluation.run import Prediction, summarise
+from neuroada_cli.tasks.registry import TASKS
 
 ABOUT = {"protocol": "reft", "batch_size": 2}
 ROWS = [Prediction(n, f"p{n}\u2028", "é\n", "x", "x", n % 2 == 0, None) for n in range(6)]

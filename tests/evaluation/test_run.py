@@ -12,10 +12,10 @@ from tiny_tokenizer import SIZE, byte_tokenizer
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from neuroada_cli.data.batch import Example
-from neuroada_cli.data.tasks import TASKS
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.evaluation import display
 from neuroada_cli.evaluation.run import Prediction, TaskResult, predict, score_one, summarise
+from neuroada_cli.tasks.registry import TASKS
 
 PAIRS = [Example("x" * n, "", n % 2, 10 + n, "yy") for n in (3, 9, 1, 5, 2)]
 

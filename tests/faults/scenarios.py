@@ -27,10 +27,10 @@ from tiny_run import tiny_llama_folder, tiny_recipe, tiny_tokenizer
 from neuroada_cli import files, hub, selecting, training_plot
 from neuroada_cli.adapter import Adapter, read_adapter, read_selection, write_adapter, write_selection
 from neuroada_cli.commands import merge, train
-from neuroada_cli.data.tasks import TASKS
 from neuroada_cli.evaluation.records import Records
 from neuroada_cli.evaluation.run import Prediction, summarise
 from neuroada_cli.methods import METHODS
+from neuroada_cli.tasks.registry import TASKS
 from neuroada_cli.training import run_folder
 from neuroada_cli.training.checkpoint import RunCheckpoints, newest_complete
 from neuroada_cli.training.loop import Progress

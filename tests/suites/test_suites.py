@@ -135,8 +135,8 @@ def test_a_suite_may_show_the_loss_of_reference_answers(tmp_path: Path, recipe: 
 
     from neuroada_cli import adapted
     from neuroada_cli.data.batch import encode
-    from neuroada_cli.data.tasks import get_protocol, get_task
     from neuroada_cli.evaluation.rows import prepare
+    from neuroada_cli.tasks.registry import get_protocol, get_task
 
     suite = load_suite(suite_file(tmp_path, recipe, score="loss", tune=None, seeds=[0]))
     out = tmp_path / "out"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from neuroada_cli.data import arithmetic, commonsense, due_dates, glue, gsm8k, instruct
-from neuroada_cli.data.task import PROTOCOLS, Protocol, Task
 from neuroada_cli.errors import RecipeError
+from neuroada_cli.tasks import arithmetic, commonsense, due_dates, glue, gsm8k, instruct
+from neuroada_cli.tasks.task import PROTOCOLS, Protocol, Task
 
 TASKS: dict[str, Task] = {
     task.name: task

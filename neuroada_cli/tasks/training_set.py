@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from neuroada_cli.data import gsm8k, leakage
 from neuroada_cli.data.sources import Rows, load_rows, require_source, take
-from neuroada_cli.data.task import Task
 from neuroada_cli.errors import DataError
 from neuroada_cli.recipe import DataSection
+from neuroada_cli.tasks import gsm8k, leakage
+from neuroada_cli.tasks.task import Task
 
 
 @dataclass(frozen=True)

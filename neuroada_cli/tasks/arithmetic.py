@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from neuroada_cli.data.batch import Example
-from neuroada_cli.data.task import Decoding, Row, Scoring, Task, text
-from neuroada_cli.data.templates import RESPONSE, alpaca
-from neuroada_cli.evaluation import answers
+from neuroada_cli.tasks import answers
+from neuroada_cli.tasks.task import Decoding, Row, Scoring, Task, text
+from neuroada_cli.tasks.templates import RESPONSE, alpaca
 
 ALL = ("MultiArith", "gsm8k", "AddSub", "AQuA", "SingleEq", "SVAMP", "mawps")
 SAMPLING = Decoding(beams=4, temperature=0.3, top_p=0.75, top_k=40)  # LoReFT's

@@ -1,8 +1,7 @@
-"""The quickstart's task: read the date in an office message and write it as YYYY-MM-DD.
+"""Rows of the task due_dates, made from a seed, so that the first tour needs no download.
 
-The rows are made here from a seed, so the first tour needs no download. Held-out rows measure learning, not
-memory: the calendar days of training, validation and test are disjoint, and half of the test rows use
-sentences that training never shows.
+Held-out rows measure learning, not memory: the calendar days of training, validation and test are disjoint,
+and half of the test rows use sentences that training never shows.
 """
 
 from __future__ import annotations
@@ -11,15 +10,10 @@ import datetime
 import random
 from collections.abc import Callable
 
-from neuroada_cli.data.batch import Example
-from neuroada_cli.data.task import Row, Scoring, Task, text
-from neuroada_cli.evaluation import answers
-
 FIRST_DAY = datetime.date(2015, 1, 1)
 DAYS = 20 * 365
 # Every tenth calendar day is for the test, the next for validation, the other eight for training.
 SPLIT_OF_DAY = ("test", "validation", *["train"] * 8)
-
 # Written out, since strftime's names depend on the machine's locale.
 MONTHS = (
     "January", "February", "March", "April", "May", "June",
@@ -33,22 +27,6 @@ ORDINAL_WORDS = (
     "twenty-fourth", "twenty-fifth", "twenty-sixth", "twenty-seventh", "twenty-eighth", "twenty-ninth",
     "thirtieth", "thirty-first",
 )  # fmt: skip
-
-FORMATS: tuple[Callable[[datetime.date], str], ...] = (
-    lambda day: f"{day.day} {_month(day)} {day.year}",
-    lambda day: f"{_month(day)} {day.day}, {day.year}",
-    lambda day: f"the {_ordinal(day.day)} of {_month(day)} {day.year}",
-    lambda day: f"{_month(day)} {_ordinal(day.day)}, {day.year}",
-    lambda day: f"{day.day} {_month(day)[:3]} {day.year}",
-    lambda day: f"{_month(day)[:3]}. {day.day}, {day.year}",
-    lambda day: f"{_weekday(day)}, {day.day} {_month(day)} {day.year}",
-    lambda day: f"{_weekday(day)[:3]} {_month(day)[:3]} {day.day} {day.year}",
-    lambda day: f"the {ORDINAL_WORDS[day.day - 1]} of {_month(day)}, {day.year}",
-    lambda day: f"{day:%d/%m/%Y} (day/month/year)",
-    lambda day: f"{day:%m/%d/%Y} (month/day/year)",
-    lambda day: f"{day:%d.%m.%Y}",
-)
-
 TRAINING_SENTENCES = (
     "Please send {thing} to {person} by {date}.",
     "{thing} is due on {date}, {person} says.",
@@ -72,6 +50,22 @@ THINGS = (
     "the floor plan", "the price list", "the minutes", "the tax form", "the draft", "the survey",
 )  # fmt: skip
 PEOPLE = ("Anna", "Ben", "Chen", "Dalia", "Emeka", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Keiko", "Lena")
+
+
+FORMATS: tuple[Callable[[datetime.date], str], ...] = (
+    lambda day: f"{day.day} {_month(day)} {day.year}",
+    lambda day: f"{_month(day)} {day.day}, {day.year}",
+    lambda day: f"the {_ordinal(day.day)} of {_month(day)} {day.year}",
+    lambda day: f"{_month(day)} {_ordinal(day.day)}, {day.year}",
+    lambda day: f"{day.day} {_month(day)[:3]} {day.year}",
+    lambda day: f"{_month(day)[:3]}. {day.day}, {day.year}",
+    lambda day: f"{_weekday(day)}, {day.day} {_month(day)} {day.year}",
+    lambda day: f"{_weekday(day)[:3]} {_month(day)[:3]} {day.day} {day.year}",
+    lambda day: f"the {ORDINAL_WORDS[day.day - 1]} of {_month(day)}, {day.year}",
+    lambda day: f"{day:%d/%m/%Y} (day/month/year)",
+    lambda day: f"{day:%m/%d/%Y} (month/day/year)",
+    lambda day: f"{day:%d.%m.%Y}",
+)
 
 
 def make_rows(split: str, count: int, seed: int = 0) -> list[dict[str, str]]:
@@ -114,25 +108,3 @@ def _month(day: datetime.date) -> str:
 
 def _weekday(day: datetime.date) -> str:
     return WEEKDAYS[day.weekday()]
-
-
-def example(row: Row, number: int, protocol: str) -> Example:
-    """The message and the question; the target is the date."""
-    prompt = f"{text(row, 'message')}\nDate (YYYY-MM-DD): "
-    return Example(prompt, text(row, "date"), text(row, "date"), number)
-
-
-TASKS = [
-    Task(
-        name="due_dates",
-        family="due_dates",
-        kind="generation",
-        example=example,
-        sets={"train": "due_dates", "validation": "due_dates:validation", "test": "due_dates"},
-        scoring={
-            # lenient, to be fair to a base that goes on writing behind the date
-            protocol: Scoring(answers.first_match(r"\d{4}-\d\d-\d\d"), answers.same_text, 16)
-            for protocol in ("reft", "llm-adapters")
-        },
-    )
-]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from neuroada_cli.data.batch import Example
-from neuroada_cli.data.task import Decoding, Row, Scoring, Task, text
-from neuroada_cli.evaluation import answers
+from neuroada_cli.tasks import answers
+from neuroada_cli.tasks.task import Decoding, Row, Scoring, Task, text
 
 TRIGGER = "First think step by step and then answer the final number.\n"
 MARK, WORDS = "####", "The final answer is: "
