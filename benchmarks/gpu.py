@@ -30,9 +30,9 @@ from common import RESULTS
 from neuroada_cli import files
 from neuroada_cli.commands import bench
 from neuroada_cli.delta import sampled_grad, triton_grad
-from neuroada_cli.delta.selection import choose
 from neuroada_cli.errors import ResourceError
 from neuroada_cli.machine.load import machine
+from neuroada_cli.selection.criteria import choose
 
 SECONDS = 9 * 60 - 20
 BUDGET = 80_000_000_000  # what the paper's throughput is compared in

@@ -28,10 +28,12 @@ from typing import Any
 import torch
 from common import RESULTS
 
-from neuroada_cli import adapter as adapters
-from neuroada_cli import files, hub, selecting
+from neuroada_cli import files, hub
+from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.machine.load import machine
-from neuroada_cli.recipe import recipe_from
+from neuroada_cli.recipe.load import recipe_from
+from neuroada_cli.selection import from_files
+from neuroada_cli.selection.choice import target_layers
 
 SHARDS = 4
 CHUNK = 16 << 20
@@ -68,8 +70,8 @@ def make_model(folder: Path, gigabytes: float) -> None:
 
 def make_adapter(model: Path, folder: Path) -> None:
     skeleton = hub.skeleton(model, "causal-lm")
-    targets = selecting.target_layers(skeleton, hub.open_weights(model), ["all-linear"])
-    selection = selecting.select_indices(model, skeleton, targets, K)
+    targets = target_layers(skeleton, hub.open_weights(model), ["all-linear"])
+    selection = from_files.select_indices(model, skeleton, targets, K)
     generator = torch.Generator().manual_seed(0)
     deltas = {
         name: 0.01 * torch.randn(index.shape, generator=generator)

@@ -30,8 +30,8 @@ from common import RESULTS
 
 from neuroada_cli import files
 from neuroada_cli.delta.sampled_grad import BACKENDS, TABLE, usable
-from neuroada_cli.delta.selection import choose
 from neuroada_cli.machine.load import machine
+from neuroada_cli.selection.criteria import choose
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # (T, I, O): SmolLM2-135M's projections at 4 x 256 tokens, LLaMA-7B's at 512

@@ -14,8 +14,8 @@ from typing import Any
 
 import typer
 
-from neuroada_cli.cli import app
-from neuroada_cli.recipe import Key, described_keys
+from neuroada_cli.cli.app import app
+from neuroada_cli.recipe.keys import Key, described_keys
 
 PAGE = Path(__file__).with_name("cli.md")
 RECIPE_PAGE = Path(__file__).with_name("recipe.md")

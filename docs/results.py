@@ -28,9 +28,10 @@ ENDS = 20  # steps at the start and at the end whose mean loss is kept; of a sho
 
 
 def run(name: str, data_dir: str | None, overrides: list[str]) -> None:
-    from neuroada_cli import files, quickstart
+    from neuroada_cli import files
+    from neuroada_cli.commands import quickstart
     from neuroada_cli.machine.load import machine
-    from neuroada_cli.recipe import load_recipe
+    from neuroada_cli.recipe.load import load_recipe
 
     given = [*overrides, *([f"data.data_dir={json.dumps(data_dir)}"] if data_dir else [])]
     with tempfile.TemporaryDirectory() as folder:

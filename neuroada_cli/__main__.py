@@ -1,5 +1,5 @@
 """`python -m neuroada_cli` is the `neuroada` command."""
 
-from neuroada_cli.cli import main
+from neuroada_cli.cli.app import main
 
 main()

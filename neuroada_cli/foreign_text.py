@@ -10,6 +10,7 @@ Whatever goes to the terminal or into a file that others get passes through one 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 # for a source that is kept, and so shown to whoever gets a run: what is wrong with one that `has_secrets`
 HAS_SECRETS = "is an address with a user name, a password or a query, which may be secret and would be kept"
@@ -43,3 +44,9 @@ def has_secrets(source: str) -> bool:
     """Whether a source is an address with a user name or a query."""
     _, scheme, rest = source.partition("://")
     return scheme != "" and ("?" in rest or "@" in rest.partition("/")[0])
+
+
+def short(value: Any) -> str:
+    """A foreign value for a message: of a megabyte only the beginning."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -11,13 +11,14 @@ import pytest
 import torch
 from tiny_run import tiny_llama_folder, tiny_recipe
 
-from neuroada_cli import adapted, adapter
+from neuroada_cli.adapter import load as adapted
 from neuroada_cli.commands import eval as evaluate
 from neuroada_cli.commands import merge, select, train
-from neuroada_cli.delta.selection import CRITERIA
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.hub import load_tokenizer
 from neuroada_cli.methods import METHODS
+from neuroada_cli.selection.criteria import CRITERIA
+from neuroada_cli.selection.file import read_selection
 from neuroada_cli.tasks.registry import TASKS, get_task
 from neuroada_cli.tasks.task import PROTOCOLS
 from neuroada_cli.training.rows import prepare
@@ -47,7 +48,7 @@ def test_the_criterion_chooses(tmp_path: Path, model: Path) -> None:
     file = select.run(
         tiny_recipe(model, tmp_path / "run", select={"criterion": "outlier", "k": 2}), quiet=True
     )
-    selection = adapter.read_selection(file)
+    selection = read_selection(file)
     assert selection.criterion == "outlier"
     name, index_OK = next(iter(selection.indices.items()))
     weight_OI = adapted.load(str(model), dtype="fp32").model.get_submodule(name).weight.detach()

@@ -14,13 +14,15 @@ import pytest
 from rich.console import Console
 from tiny_run import tiny_llama_folder, tiny_recipe, tiny_tokenizer
 
-from neuroada_cli import cli, failures, quickstart
+from neuroada_cli import failures
+from neuroada_cli.cli import app as cli
 from neuroada_cli.commands import eval as evaluate
+from neuroada_cli.commands import quickstart
 from neuroada_cli.data.batch import Example, encode, preview
 from neuroada_cli.errors import DataError, UserError
 from neuroada_cli.evaluation.run import Prediction
 from neuroada_cli.foreign_text import has_secrets, printable, public, shown
-from neuroada_cli.recipe import to_yaml
+from neuroada_cli.recipe.load import to_yaml
 
 EVIL = "a\x1b]0;owned\x07b\x1b[2Jc\x9bd\u202ee\rf[red]g[/]h[/b]"
 PLAIN = "a]0;ownedb[2Jcdef[red]g[/]h[/b]"

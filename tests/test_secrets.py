@@ -9,10 +9,10 @@ import pytest
 import yaml
 from tiny_run import tiny_llama_folder, tiny_recipe
 
-from neuroada_cli import cli
+from neuroada_cli.cli import app as cli
 from neuroada_cli.data.sources import load_rows
 from neuroada_cli.errors import DataError, RecipeError
-from neuroada_cli.recipe import recipe_from, to_yaml
+from neuroada_cli.recipe.load import recipe_from, to_yaml
 
 SECRET = "SeCrEt123"
 ADDRESSES = (

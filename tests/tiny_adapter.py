@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from neuroada_cli import files
-from neuroada_cli.adapter import Adapter, Selection, write_adapter
+from neuroada_cli.adapter.folder import Adapter, write_adapter
+from neuroada_cli.selection.file import Selection
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 MODULES = ("model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj")

@@ -12,7 +12,8 @@ from conftest import pico_bert, pico_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from neuroada_cli.recipe import Recipe, recipe_from
+from neuroada_cli.recipe.load import recipe_from
+from neuroada_cli.recipe.schema import Recipe
 
 
 @pytest.fixture(autouse=True)

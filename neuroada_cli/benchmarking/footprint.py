@@ -26,6 +26,7 @@ from neuroada_cli.benchmarking.steps import (
     random_batch,
 )
 from neuroada_cli.data.batch import Batch
+from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.memory import (
     AllocatorBytes,
     Breakdown,
@@ -36,7 +37,6 @@ from neuroada_cli.memory import (
     storage_bytes,
 )
 from neuroada_cli.methods import Method
-from neuroada_cli.training.loss import LOSSES
 
 LARGEST = 1 << 16  # rows; a budget that holds more is no constraint
 

@@ -27,11 +27,11 @@ from neuroada_cli.benchmarking.steps import (
 )
 from neuroada_cli.benchmarking.tables import Row
 from neuroada_cli.delta.model import find_targets
-from neuroada_cli.delta.selection import choose
+from neuroada_cli.loop.loss import count_targets
 from neuroada_cli.machine.allocator import keeping_freed_memory
 from neuroada_cli.memory import predict
-from neuroada_cli.selecting import check_k
-from neuroada_cli.training.loss import count_targets
+from neuroada_cli.selection.choice import check_k
+from neuroada_cli.selection.criteria import choose
 
 UNTRACEABLE = (RuntimeError, NotImplementedError, ValueError, TypeError)
 
@@ -122,7 +122,7 @@ def _indices(subject: Subject, plan: Plan) -> dict[int, dict[str, Tensor]]:
 
 
 def _weight_OI(module: nn.Module) -> Tensor:
-    from neuroada_cli.delta.linear import is_conv1d
+    from neuroada_cli.delta.layout import is_conv1d
 
     assert isinstance(module.weight, Tensor)
     return module.weight.detach().T if is_conv1d(module) else module.weight.detach()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuroada_cli.delta.linear import is_conv1d
+from neuroada_cli.delta.layout import is_conv1d
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.methods import METHODS, Method
 from neuroada_cli.methods.peft import CONFIGS, Peft

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.data.batch import Batch, Encoded, collate
-from neuroada_cli.delta.linear import is_conv1d
+from neuroada_cli.delta.layout import is_conv1d
+from neuroada_cli.loop.loss import LOSSES
+from neuroada_cli.loop.optim import OptimSettings, adamw
+from neuroada_cli.loop.step import train_step
 from neuroada_cli.memory import copy_structure
 from neuroada_cli.methods import Method
-from neuroada_cli.training.loss import LOSSES
-from neuroada_cli.training.optim import OptimSettings, adamw
-from neuroada_cli.training.step import train_step
 
 # Small enough that weights stay what they are over a bench; its value costs no time.
 SETTINGS = OptimSettings(lr=1e-6)

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from neuroada_cli import files
-from neuroada_cli.selecting import share
+from neuroada_cli.show.numbers import share
 
 
 @dataclass(frozen=True)

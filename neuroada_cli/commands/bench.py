@@ -21,7 +21,7 @@ from neuroada_cli.errors import OutputError, RecipeError, ResourceError
 from neuroada_cli.machine.load import machine
 
 if TYPE_CHECKING:  # so that built-in shapes need neither pydantic nor PyYAML (`benchmarks/gpu.py`)
-    from neuroada_cli.recipe import Recipe
+    from neuroada_cli.recipe.schema import Recipe
 
 NOISY = 0.1  # spread between the quartiles of a ratio that makes it worthless
 PICTURES = (".png", ".svg", ".pdf")

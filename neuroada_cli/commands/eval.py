@@ -14,8 +14,9 @@ import torch
 import transformers
 from rich.console import Console
 
-from neuroada_cli import __version__, adapted, files, hub
-from neuroada_cli.adapter import find_adapter
+from neuroada_cli import __version__, files, hub
+from neuroada_cli.adapter import load as adapted
+from neuroada_cli.adapter.folder import find_adapter
 from neuroada_cli.data.sources import refuse_foreign
 from neuroada_cli.errors import DataError, OutputError, RecipeError, Stopped, Terminated
 from neuroada_cli.evaluation import display, foreign
@@ -23,7 +24,8 @@ from neuroada_cli.evaluation.records import About, Records
 from neuroada_cli.evaluation.rows import Learnt, TaskRows, learnt_by, prepare
 from neuroada_cli.evaluation.run import Prediction, TaskResult, predict, summarise
 from neuroada_cli.foreign_text import shown
-from neuroada_cli.recipe import Recipe, load_recipe
+from neuroada_cli.recipe.load import load_recipe
+from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.tasks import metrics
 from neuroada_cli.tasks.registry import expand, get_protocol, get_task, scored_tasks
 from neuroada_cli.tasks.task import Decoding, Protocol, Task, decoding_of, under

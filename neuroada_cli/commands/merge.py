@@ -24,16 +24,20 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from neuroada_cli import adapted, files, hub, merge_check
-from neuroada_cli import adapter as adapters
-from neuroada_cli.adapter import Adapter
+from neuroada_cli import files, hub
+from neuroada_cli.adapter import folder as adapters
+from neuroada_cli.adapter import load as adapted
+from neuroada_cli.adapter.folder import Adapter
 from neuroada_cli.delta.quantized import KINDS as QUANTIZED_KINDS
 from neuroada_cli.errors import ModelError, NumericsError, OutputError, RecipeError
 from neuroada_cli.foreign_text import shown
-from neuroada_cli.merged_folder import carry_recipe, copy_companions, merged_config, model_card
-from neuroada_cli.merging import FoldStats, Merge, Planned, describe_dtype, main_dtype
+from neuroada_cli.hub.stored import main_dtype
+from neuroada_cli.merging import check as merge_check
+from neuroada_cli.merging.folder import carry_recipe, copy_companions, merged_config, model_card
+from neuroada_cli.merging.merge import FoldStats, Merge, Planned
 from neuroada_cli.methods import ADAPTERS, LoReft
-from neuroada_cli.selecting import share
+from neuroada_cli.selection.file import check_base
+from neuroada_cli.show.numbers import describe_dtype, share
 
 SMALL_FILES_BYTES = 64 << 20  # room for tokenizer and config in the space check
 
@@ -81,7 +85,7 @@ def run(
     _refuse_empty(adapter, folder)
     base_folder = _base_folder(adapter, base, trust_remote_code)
     _refuse_overlap(out, folder, base_folder)
-    adapters.check_base(adapter.selection.fingerprint, base_folder)
+    check_base(adapter.selection.fingerprint, base_folder)
 
     with files.Lock.on(out):
         if adapter.settings.get("method") in ADAPTERS:

@@ -19,15 +19,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import nn
 
-from neuroada_cli import adapter, files, hub, overlap, selecting
-from neuroada_cli.adapter import Selection
-from neuroada_cli.delta.selection import DATA_CRITERIA
+from neuroada_cli import files, hub
+from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.errors import ModelError, OutputError, RecipeError
 from neuroada_cli.foreign_text import shown
-from neuroada_cli.overlap import Overlap
-from neuroada_cli.recipe import Recipe
-from neuroada_cli.selecting import LayerChoice, share
+from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.selection import from_files, overlap
+from neuroada_cli.selection.choice import check_criterion, connections, spread_of, target_layers
+from neuroada_cli.selection.criteria import DATA_CRITERIA
+from neuroada_cli.selection.file import Selection, check_base, read_selection, write_selection
+from neuroada_cli.selection.from_files import LayerChoice
+from neuroada_cli.selection.overlap import Overlap
+from neuroada_cli.show.numbers import share
 from neuroada_cli.tasks.registry import get_task
+from neuroada_cli.training.choose import select_for
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -51,7 +56,7 @@ def run(recipe: Recipe, out: Path | None = None, overwrite: bool = False, quiet:
     with files.Lock(recipe.run_path) if _lies_in(out, recipe.run_path) else files.Lock.on(out):
         files.clean_stale(out.parent, out.name)
         selection, choices = _choose(recipe, base, quiet)
-        adapter.write_selection(out, selection)
+        write_selection(out, selection)
     if not quiet:
         total = hub.total_parameters(base.folder)
         _show(choices, recipe.select.criterion, total, out, time.perf_counter() - started)
@@ -83,10 +88,10 @@ def compare(
     base = _base(recipe)
     for name in names:
         if not Path(name).is_file():
-            selecting.check_criterion(name)
+            check_criterion(name)
     selections = {name: _named(name, recipe, base, quiet) for name in names}
     first = names[0]
-    inputs = {name: selecting.layer_shape(base.skeleton.get_submodule(name))[1] for name in base.targets}
+    inputs = {name: layer_shape(base.skeleton.get_submodule(name))[1] for name in base.targets}
     for name, selection in selections.items():
         if selection.indices.keys() != base.targets.keys():
             raise ModelError("holds other layers than the recipe's targets", name)
@@ -111,19 +116,19 @@ def _base(recipe: Recipe) -> _Base:
     folder = hub.resolve_model(recipe.model.path, recipe.model.revision, recipe.model.trust_remote_code)
     skeleton = hub.skeleton(folder, task.model_task, task.num_labels, recipe.model.trust_remote_code)
     settings = recipe.select
-    targets = selecting.target_layers(
+    targets = target_layers(
         skeleton, hub.open_weights(folder), settings.targets, settings.exclude, settings.layers
     )
-    selecting.check_criterion(settings.criterion)
-    selecting.connections(targets, selecting.spread_of(settings), recipe.seed)
+    check_criterion(settings.criterion)
+    connections(targets, spread_of(settings), recipe.seed)
     return _Base(folder, skeleton, targets)
 
 
 def _named(name: str, recipe: Recipe, base: _Base, quiet: bool) -> Selection:
     """A selection file, or what a criterion chooses."""
     if Path(name).is_file():
-        selection = adapter.read_selection(Path(name))
-        adapter.check_base(selection.fingerprint, base.folder)
+        selection = read_selection(Path(name))
+        check_base(selection.fingerprint, base.folder)
         return selection
     settings = recipe.select.model_copy(update={"criterion": name})
     return _choose(recipe.model_copy(update={"select": settings}), base, quiet)[0]
@@ -144,10 +149,10 @@ def _choose(recipe: Recipe, base: _Base, quiet: bool) -> tuple[Selection, list[L
 
         if settings.criterion in DATA_CRITERIA:
             return _by_data(recipe, folder, list(base.targets), on_layer), choices
-        return selecting.select_indices(
+        return from_files.select_indices(
             folder, base.skeleton, base.targets, settings.k, settings.criterion, recipe.seed, on_layer,
             recipe.model.quantization, hub.TORCH_DTYPES[recipe.model.dtype], settings.lift_rank,
-            selecting.spread_of(settings),
+            spread_of(settings),
         ), choices  # fmt: skip
 
 
@@ -155,14 +160,13 @@ def _by_data(
     recipe: Recipe, folder: Path, targets: list[str], on_layer: Callable[[LayerChoice], None]
 ) -> Selection:
     """The only kind of choice that reads training rows and runs the model."""
-    from neuroada_cli import calibrating
     from neuroada_cli.training.rows import prepare
 
     task = get_task(recipe.data.task)
     tokenizer = hub.load_tokenizer(folder, recipe.model.trust_remote_code)
     data = prepare(recipe.data, task, tokenizer, recipe.seed).data
     device = hub.choose_device(recipe.device)
-    return calibrating.select_for(recipe, task, folder, targets, data, tokenizer, device, on_layer)
+    return select_for(recipe, task, folder, targets, data, tokenizer, device, on_layer)
 
 
 def _show(choices: Sequence[LayerChoice], criterion: str, total: int, out: Path, seconds: float) -> None:

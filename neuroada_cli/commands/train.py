@@ -18,28 +18,37 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from neuroada_cli import adapter as adapters
-from neuroada_cli import calibrating, files, hub, selecting, training_plot
-from neuroada_cli.adapter import Adapter, Selection
+from neuroada_cli import files, hub
+from neuroada_cli.adapter import folder as adapters
+from neuroada_cli.adapter.folder import Adapter
 from neuroada_cli.data.batch import align_padding
+from neuroada_cli.delta.index import size
 from neuroada_cli.delta.reselection import Choose
-from neuroada_cli.delta.selection import DATA_CRITERIA, choose
-from neuroada_cli.delta.spread import size
 from neuroada_cli.errors import RecipeError, ResourceError, UserError
 from neuroada_cli.foreign_text import shown
+from neuroada_cli.loop.loop import Progress, train
+from neuroada_cli.loop.loss import check_packing
 from neuroada_cli.machine import environment
 from neuroada_cli.machine.allocator import keeping_freed_memory
+from neuroada_cli.machine.memory import peak_memory
 from neuroada_cli.methods import BY_SELECTION, Method, MethodState, build
-from neuroada_cli.recipe import Recipe, to_yaml
-from neuroada_cli.report import LiveReport, MetricsLog, peak_memory, read_metrics
+from neuroada_cli.recipe.load import to_yaml
+from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.selection import from_files
+from neuroada_cli.selection.choice import spread_of
+from neuroada_cli.selection.criteria import DATA_CRITERIA, choose
+from neuroada_cli.selection.file import Selection, check_base, write_selection
 from neuroada_cli.tasks.registry import get_protocol
+from neuroada_cli.training import folder as run_folder
+from neuroada_cli.training import picture, space
 from neuroada_cli.training import plan as plans
-from neuroada_cli.training import run_folder, space
 from neuroada_cli.training.advice import advised
 from neuroada_cli.training.checkpoint import RunCheckpoints, check_unchanged, newest_complete
-from neuroada_cli.training.loop import Progress, train
-from neuroada_cli.training.loss import check_packing
-from neuroada_cli.training.preflight import Checked, check, loop_settings
+from neuroada_cli.training.choose import select_for
+from neuroada_cli.training.live import LiveReport
+from neuroada_cli.training.log import MetricsLog, read_metrics
+from neuroada_cli.training.preflight import Checked, check
+from neuroada_cli.training.settings import loop_settings
 
 
 @dataclass(frozen=True)
@@ -180,14 +189,14 @@ def _selection(checked: Checked, source: Path | None, console: Console) -> Selec
     """Stored once and reused ever after: the checkpoint's, the given one, or a new one."""
     if source is not None:
         selection = adapters.read_adapter(source).selection
-        adapters.check_base(selection.fingerprint, checked.folder)
+        check_base(selection.fingerprint, checked.folder)
         return selection
     if checked.given is not None:
         return checked.given
     section = checked.recipe.select
     with console.status("choosing connections"):
         if section.criterion in DATA_CRITERIA:
-            return calibrating.select_for(
+            return select_for(
                 checked.recipe,
                 checked.task,
                 checked.folder,
@@ -196,7 +205,7 @@ def _selection(checked: Checked, source: Path | None, console: Console) -> Selec
                 checked.tokenizer,
                 checked.device,
             )
-        return selecting.select_indices(
+        return from_files.select_indices(
             checked.folder,
             checked.skeleton,
             checked.targets,
@@ -206,7 +215,7 @@ def _selection(checked: Checked, source: Path | None, console: Console) -> Selec
             quantization=checked.recipe.model.quantization,
             dtype=hub.TORCH_DTYPES[checked.recipe.model.dtype],
             rank=section.lift_rank,
-            spread=selecting.spread_of(section),
+            spread=spread_of(section),
         )
 
 
@@ -274,7 +283,7 @@ def _begin(recipe: Recipe, run_dir: Path, selection: Selection) -> None:
     run_folder.clear(run_dir)
     files.write_json(run_dir / run_folder.ENVIRONMENT, environment.facts())
     files.write_text(run_dir / run_folder.RECIPE, to_yaml(recipe))
-    adapters.write_selection(run_dir / run_folder.SELECTION, selection)
+    write_selection(run_dir / run_folder.SELECTION, selection)
 
 
 def _adapter(checked: Checked, selection: Selection, state: MethodState, pad_id: int) -> Adapter:
@@ -311,7 +320,7 @@ def _draw(recipe: Recipe, run_dir: Path) -> None:
     size = f", K={recipe.select.k}" if recipe.train.method in BY_SELECTION else ""
     title = f"{recipe.name}: {recipe.train.method}{size}, {recipe.data.task}"
     entries = read_metrics(run_dir / run_folder.METRICS)
-    training_plot.draw(entries, run_dir / run_folder.PICTURE, title)
+    picture.draw(entries, run_dir / run_folder.PICTURE, title)
 
 
 def _result(

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from neuroada_cli import adapter, hub, selecting
+from neuroada_cli import hub
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.foreign_text import printable, public
 from neuroada_cli.hub.packaged import PACKAGED
-from neuroada_cli.recipe import Recipe
+from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.selection.choice import check_criterion, label, spread_of, target_layers, trainable_count
+from neuroada_cli.selection.file import read_selection
+from neuroada_cli.show.numbers import share
 from neuroada_cli.tasks.registry import get_protocol, get_task, scored_tasks
 from neuroada_cli.tasks.task import Task
 
@@ -22,7 +25,7 @@ def run(recipe: Recipe) -> None:
     task = get_task(recipe.data.task)
     protocol = get_protocol(recipe.data.protocol)
     scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
-    selecting.check_criterion(recipe.select.criterion)
+    check_criterion(recipe.select.criterion)
     source = recipe.data.train or task.sets.get("train")
     if source is None:
         raise RecipeError(f"task {task.name} has no training set of its own", "data.train", "name one")
@@ -42,7 +45,7 @@ def run(recipe: Recipe) -> None:
 def _model(recipe: Recipe, task: Task) -> str:
     select = recipe.select
     if select.file is not None:
-        selection = adapter.read_selection(Path(select.file))
+        selection = read_selection(Path(select.file))
         return (
             f"K={selection.k} by {selection.criterion} in {len(selection.indices)} layers, from {select.file}"
         )
@@ -51,8 +54,8 @@ def _model(recipe: Recipe, task: Task) -> str:
     folder = hub.resolve_model(recipe.model.path, recipe.model.revision, recipe.model.trust_remote_code)
     skeleton = hub.skeleton(folder, task.model_task, task.num_labels, recipe.model.trust_remote_code)
     weights = hub.open_weights(folder)
-    targets = selecting.target_layers(skeleton, weights, select.targets, select.exclude, select.layers)
-    spread = selecting.spread_of(select)
-    count, total = selecting.trainable_count(targets, spread, recipe.seed), hub.total_parameters(folder)
-    trains = f"{count:,} of {total:,} parameters train ({selecting.share(count, total)})"
-    return f"K={select.k} by {selecting.label(select.criterion, spread)} in {len(targets)} layers: {trains}"
+    targets = target_layers(skeleton, weights, select.targets, select.exclude, select.layers)
+    spread = spread_of(select)
+    count, total = trainable_count(targets, spread, recipe.seed), hub.total_parameters(folder)
+    trains = f"{count:,} of {total:,} parameters train ({share(count, total)})"
+    return f"K={select.k} by {label(select.criterion, spread)} in {len(targets)} layers: {trains}"

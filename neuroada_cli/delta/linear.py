@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neuroada_cli.delta.fold import write_entries
+from neuroada_cli.delta.index import filled
+from neuroada_cli.delta.layout import is_conv1d
 from neuroada_cli.delta.sampled_grad import sampled_grad
-from neuroada_cli.delta.spread import filled
 
 
 class _FoldedLinear(torch.autograd.Function):
@@ -87,22 +89,6 @@ class _FoldedEmbedding(torch.autograd.Function):
         if real_VK is not None:
             grad_delta_VK.mul_(real_VK)
         return None, grad_delta_VK, None, None, None, None
-
-
-def write_entries(weight: Tensor, index_OK: Tensor, values_OK: Tensor, transposed: bool = False) -> None:
-    """weight[o, index_ok] = values_ok in place; weight is contiguous, [O, I], or [I, O] if `transposed`.
-
-    Not `scatter_`: on the CPU it takes a thousand times longer for 16-bit types (`benchmarks/refold.py`).
-    """
-    outputs = index_OK.shape[0]
-    row_O1 = torch.arange(outputs, device=weight.device)[:, None]
-    flat_OK = index_OK.long() * outputs + row_O1 if transposed else row_O1 * weight.shape[1] + index_OK
-    weight.put_(flat_OK, values_OK)
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """transformers' GPT-2 layer: a linear layer whose weight lies as [I, O]. Known by shape, not imported."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "weight")
 
 
 class DeltaLayer(nn.Module):

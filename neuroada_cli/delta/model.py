@@ -14,7 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli.delta.linear import DeltaEmbedding, DeltaLayer, DeltaLinear, is_conv1d
+from neuroada_cli.delta.layout import is_conv1d
+from neuroada_cli.delta.linear import DeltaEmbedding, DeltaLayer, DeltaLinear
 from neuroada_cli.delta.quantized import QuantizedDeltaLinear, is_quantized
 from neuroada_cli.delta.triton_grad import last_transpose
 

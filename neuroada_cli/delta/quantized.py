@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuroada_cli.delta.linear import DeltaLinear, write_entries
+from neuroada_cli.delta.fold import write_entries
+from neuroada_cli.delta.linear import DeltaLinear
 
 
 def is_quantized(module: nn.Module) -> bool:

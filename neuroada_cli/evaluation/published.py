@@ -10,7 +10,8 @@ from typing import Any
 
 from neuroada_cli import files
 from neuroada_cli.errors import DataError, RecipeError
-from neuroada_cli.recipe import Recipe, load_recipe
+from neuroada_cli.recipe.load import load_recipe
+from neuroada_cli.recipe.schema import Recipe
 
 FILE = Path(__file__).with_name("published.json")
 # what a run must share with a bundled recipe to be that row of the paper's tables

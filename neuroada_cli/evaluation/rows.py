@@ -9,7 +9,7 @@ from typing import Any
 from neuroada_cli.data.batch import Example
 from neuroada_cli.data.sources import Rows, load_rows, require_source
 from neuroada_cli.errors import RecipeError
-from neuroada_cli.recipe import DataSection, Recipe
+from neuroada_cli.recipe.schema import DataSection, Recipe
 from neuroada_cli.tasks import leakage
 from neuroada_cli.tasks.glue import half_of_validation
 from neuroada_cli.tasks.instruct import shaped

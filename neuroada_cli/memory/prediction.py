@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.model import delta_layers
 from neuroada_cli.delta.sampled_grad import BACKENDS
+from neuroada_cli.loop.linear_cross_entropy import is_frozen_linear, linear_cross_entropy
+from neuroada_cli.loop.loss import logits_are_final
+from neuroada_cli.loop.recomputing import enable_checkpointing
 from neuroada_cli.memory.tracker import Breakdown, StepMemory, TensorBytes, copy_structure
 from neuroada_cli.methods import Method
-from neuroada_cli.selecting import layer_shape
-from neuroada_cli.training.linear_cross_entropy import is_frozen_linear, linear_cross_entropy
-from neuroada_cli.training.loss import logits_are_final
-from neuroada_cli.training.recomputing import enable_checkpointing
 
 
 def predict(

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from neuroada_cli.loop.optim import OptimSettings, adamw
 from neuroada_cli.methods import Method
-from neuroada_cli.training.optim import OptimSettings, adamw
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli.delta.linear import is_conv1d
-from neuroada_cli.delta.spread import filled
+from neuroada_cli.delta.index import filled
+from neuroada_cli.delta.layout import is_conv1d
 from neuroada_cli.methods.state import MethodState, WholeParameters, copy_exactly, same_names
 
 

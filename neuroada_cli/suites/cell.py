@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from neuroada_cli import failures, files
-from neuroada_cli.recipe import Recipe, load_recipe
-from neuroada_cli.report import read_metrics
+from neuroada_cli.recipe.load import load_recipe
+from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.training.log import read_metrics
 
 RECIPE, TRAINED, RUN = "recipe.yaml", "trained.json", "run"
 SCORED = {"tasks": "scored.json", "loss": "loss.json"}  # how a cell is scored -> what came out
@@ -58,11 +59,12 @@ def _loss(run: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
 
     Tells methods apart where a small model's answers are all wrong, and needs no generation.
     """
-    from neuroada_cli import adapted, hub
+    from neuroada_cli import hub
+    from neuroada_cli.adapter import load as adapted
     from neuroada_cli.data.batch import collate, encode, pad_id
     from neuroada_cli.evaluation import rows
+    from neuroada_cli.loop.validate import validate
     from neuroada_cli.tasks.registry import get_protocol, scored_tasks
-    from neuroada_cli.training.validate import validate
 
     rules, found = get_protocol(recipe.data.protocol), {}
     subject = adapted.load(str(run), dtype=recipe.eval.dtype, device=hub.choose_device(recipe.device))

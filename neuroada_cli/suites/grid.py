@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from neuroada_cli import __version__
-from neuroada_cli.recipe import Recipe, load_recipe
+from neuroada_cli.recipe.load import load_recipe
+from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.suites.schema import Overrides, Suite
 
 FORMAT = 1  # raise it when a cell's result means something else

@@ -28,7 +28,8 @@ from rich.console import Console
 from neuroada_cli import files
 from neuroada_cli.errors import DataError, PeerError, Stopped
 from neuroada_cli.machine.load import machine
-from neuroada_cli.recipe import Recipe, to_yaml
+from neuroada_cli.recipe.load import to_yaml
+from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.suites import cell as cells
 from neuroada_cli.suites import grid, tables
 from neuroada_cli.suites.grid import Cell

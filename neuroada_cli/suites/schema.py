@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from neuroada_cli import strict_yaml
 from neuroada_cli.errors import RecipeError
-from neuroada_cli.recipe import Section, bundled_folder, validate
+from neuroada_cli.recipe import strict_yaml
+from neuroada_cli.recipe.explain import validate
+from neuroada_cli.recipe.load import bundled_folder
+from neuroada_cli.recipe.schema import Section
 
 Overrides = dict[str, Any]  # recipe key, as in --set -> value
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from neuroada_cli.data.sources import Rows, load_rows, require_source, take
 from neuroada_cli.errors import DataError
-from neuroada_cli.recipe import DataSection
+from neuroada_cli.recipe.schema import DataSection
 from neuroada_cli.tasks import gsm8k, leakage
 from neuroada_cli.tasks.task import Task
 

@@ -70,7 +70,7 @@ def _of_weights(checked: Checked) -> tuple[str, str]:
 
 
 def _may_quantize(checked: Checked) -> bool:
-    """Whether the recipe would still be one (`recipe.py` says what does not go together)."""
+    """Whether the recipe would still be one (`recipe/schema.py` says what does not go together)."""
     recipe = checked.recipe
     gradients = recipe.select.criterion in ("gradient", "snip")
     fits = recipe.train.method == NeuroAda.name and not gradients and recipe.train.reselect_every is None

@@ -20,12 +20,13 @@ import torch
 from torch import nn
 
 from neuroada_cli import files
-from neuroada_cli.adapter import Adapter, read_adapter, write_adapter
+from neuroada_cli.adapter.folder import Adapter, read_adapter, write_adapter
 from neuroada_cli.errors import ModelError, OutputError, UserError
+from neuroada_cli.loop import optimizer_state, rng
+from neuroada_cli.loop.loop import Progress
 from neuroada_cli.methods import Method, MethodState
-from neuroada_cli.report import MetricsLog
-from neuroada_cli.training import optimizer_state, rng, run_folder
-from neuroada_cli.training.loop import Progress
+from neuroada_cli.training import folder as run_folder
+from neuroada_cli.training.log import MetricsLog
 from neuroada_cli.training.saved_state import STATE, NewerFormat, SavedState, read_state
 
 OPTIMIZER, EXACT, RNG = "state/optimizer.safetensors", "state/exact.safetensors", "state/rng.safetensors"

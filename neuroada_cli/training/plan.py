@@ -13,11 +13,13 @@ from torch import nn
 
 from neuroada_cli import hub, memory
 from neuroada_cli.data.batch import preview
+from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.foreign_text import printable, shown
 from neuroada_cli.methods import ADAPTERS, BY_SELECTION, build
-from neuroada_cli.recipe import Recipe, to_yaml
-from neuroada_cli.selecting import layer_shape, share
+from neuroada_cli.recipe.load import to_yaml
+from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.show.numbers import share
 from neuroada_cli.training.rows import PreparedRows
 
 PREVIEW_CHARACTERS = 1200

@@ -11,23 +11,23 @@ from typing import Any
 
 from torch import nn
 
-from neuroada_cli import adapter as adapters
-from neuroada_cli import hub, selecting
-from neuroada_cli.adapter import Selection
+from neuroada_cli import hub
+from neuroada_cli.delta.index import size
+from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.model import is_linear
-from neuroada_cli.delta.spread import size
 from neuroada_cli.errors import ModelError, RecipeError
 from neuroada_cli.methods import ADAPTERS, BY_SELECTION, BitFit, check_method
 from neuroada_cli.methods.loreft import LoReft, blocks_of, loreft_parameters
 from neuroada_cli.methods.peft import lora_parameters, require_peft
-from neuroada_cli.recipe import Recipe
+from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.selection.choice import connections, label, pools, spread_of, target_layers, trainable_count
+from neuroada_cli.selection.file import Selection, check_base, check_shapes, read_selection
 from neuroada_cli.tasks.registry import get_protocol, get_task, scored_tasks
 from neuroada_cli.tasks.task import Task
-from neuroada_cli.training import run_folder
-from neuroada_cli.training.loop import Settings
-from neuroada_cli.training.optim import OptimSettings
+from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training.plan import Plan, check_positions
 from neuroada_cli.training.rows import PreparedRows, prepare
+from neuroada_cli.training.settings import loop_settings
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,13 @@ def _trainable(
     if method in BY_SELECTION and given is not None:
         return sum(size(index_OK) for index_OK in given.indices.values())
     if method in BY_SELECTION:
-        return selecting.trainable_count(targets, selecting.spread_of(recipe.select), recipe.seed)
+        return trainable_count(targets, spread_of(recipe.select), recipe.seed)
     if method == LoReft.name:
         width = skeleton.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
         return loreft_parameters(recipe.peer.rank if recipe.peer else 8, width, len(blocks_of(targets)))
     if method in ADAPTERS:
         require_peft(method)
-        shapes = [selecting.layer_shape(module) for module in targets.values()]
+        shapes = [layer_shape(module) for module in targets.values()]
         return lora_parameters(method, recipe.peer.rank if recipe.peer else 8, shapes)
     if method != "bitfit":
         return total if method == "full" else 0
@@ -141,20 +141,20 @@ def _stored_k(
         return None
     if given is not None:
         return {name: index_OK.shape[1] for name, index_OK in given.indices.items()}
-    spread = selecting.spread_of(recipe.select)
-    count_by_layer = selecting.connections(targets, spread, recipe.seed)
-    if selecting.pools(spread, count_by_layer):
+    spread = spread_of(recipe.select)
+    count_by_layer = connections(targets, spread, recipe.seed)
+    if pools(spread, count_by_layer):
         return None
     return {name: max(1, int(count_O.max())) for name, count_O in count_by_layer.items()}
 
 
 def _targets(recipe: Recipe, folder: Path, skeleton: nn.Module) -> dict[str, nn.Module]:
     section = recipe.select
-    targets = selecting.target_layers(
+    targets = target_layers(
         skeleton, hub.open_weights(folder), section.targets, section.exclude, section.layers
     )
     if section.file is None:
-        selecting.connections(targets, selecting.spread_of(section), recipe.seed)
+        connections(targets, spread_of(section), recipe.seed)
     return targets
 
 
@@ -170,18 +170,18 @@ def _given_selection(
         file = own
     else:
         return None
-    selection = adapters.read_selection(file)
-    adapters.check_base(selection.fingerprint, folder)
+    selection = read_selection(file)
+    check_base(selection.fingerprint, folder)
     linear = {name: module for name, module in skeleton.named_modules() if is_linear(module)}
-    shapes = {name: selecting.layer_shape(module) for name, module in linear.items()}
-    adapters.check_shapes(selection, shapes, str(file))
-    spread = selecting.spread_of(recipe.select)
-    count = selecting.trainable_count(targets, spread, recipe.seed) if file == own else 0
+    shapes = {name: layer_shape(module) for name, module in linear.items()}
+    check_shapes(selection, shapes, str(file))
+    spread = spread_of(recipe.select)
+    count = trainable_count(targets, spread, recipe.seed) if file == own else 0
     found = sum(size(index_OK) for index_OK in selection.indices.values())
     names = set(targets)
     if spread.tile is not None:  # tiles at the edges are smaller, and layers without one are left out
         count, names = found, names & set(selection.indices)
-    wanted = (count, selecting.label(recipe.select.criterion, spread), names)
+    wanted = (count, label(recipe.select.criterion, spread), names)
     if file == own and (found, selection.criterion, set(selection.indices)) != wanted:
         raise RecipeError(
             f"was made with k={selection.k}, {selection.criterion} for {len(selection.indices)} layers "
@@ -191,11 +191,3 @@ def _given_selection(
             "remove it, or name it with --selection",
         )
     return selection
-
-
-def loop_settings(recipe: Recipe) -> Settings:
-    """The recipe's `optim` and `train` sections and its seed, as the loop takes them."""
-    optim, section = recipe.optim.model_dump(), recipe.train.model_dump()
-    for key in ("method", "delta_dtype", "train_bias", "keep"):  # not the loop's business
-        del section[key]
-    return Settings(OptimSettings(**optim), seed=recipe.seed, **section)

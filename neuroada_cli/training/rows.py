@@ -12,14 +12,14 @@ from typing import Any
 from neuroada_cli.data import sources
 from neuroada_cli.data.batch import Encoded, EncodeReport, Example, encode, pad_id
 from neuroada_cli.data.sources import Rows
-from neuroada_cli.recipe import DataSection
+from neuroada_cli.loop.loop import TrainData
+from neuroada_cli.loop.validate import Metric
+from neuroada_cli.recipe.schema import DataSection
 from neuroada_cli.tasks import instruct, metrics
 from neuroada_cli.tasks.glue import half_of_validation
 from neuroada_cli.tasks.registry import get_protocol
 from neuroada_cli.tasks.task import Task, examples_of, under
 from neuroada_cli.tasks.training_set import TrainingSet, training_set
-from neuroada_cli.training.loop import TrainData
-from neuroada_cli.training.validate import Metric
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from neuroada_cli import files
 from neuroada_cli.errors import ModelError
-from neuroada_cli.training import rng
-from neuroada_cli.training.loop import Progress
+from neuroada_cli.loop import rng
+from neuroada_cli.loop.loop import Progress
 
 FORMAT = 1
 STATE = "state/state.json"

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from neuroada_cli import files, hub, selecting
-from neuroada_cli.delta.spread import size
+from neuroada_cli import files, hub
+from neuroada_cli.delta.index import size
+from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.methods import BY_SELECTION, Full, Mask, NeuroAda, Smt
-from neuroada_cli.selecting import layer_shape
-from neuroada_cli.training import run_folder
+from neuroada_cli.selection.choice import spread_of, trainable_count
+from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training.preflight import Checked
 
 SMALL_BYTES = 64 << 10  # of a checkpoint beside tensors and tokenizer: random states, recipe, card, manifest
@@ -58,8 +59,8 @@ def _connections(checked: Checked) -> int:
         return checked.plan.trainable
     if checked.given is not None:
         return sum(size(index_OK) for index_OK in checked.given.indices.values())
-    spread = selecting.spread_of(checked.recipe.select)
-    return selecting.trainable_count(checked.targets, spread, checked.recipe.seed)
+    spread = spread_of(checked.recipe.select)
+    return trainable_count(checked.targets, spread, checked.recipe.seed)
 
 
 def _tokenizer_bytes(folder: Path) -> int:

@@ -12,10 +12,10 @@ from neuroada_cli.benchmarking.measure import Plan, Subject, all_targets, measur
 from neuroada_cli.benchmarking.peers import PEERS, check_names
 from neuroada_cli.benchmarking.shapes import SHAPES, build
 from neuroada_cli.benchmarking.steps import Contender, contender, interleave, random_batch, timing
-from neuroada_cli.delta.selection import choose
 from neuroada_cli.errors import RecipeError, ResourceError
+from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.methods.peft import CONFIGS, Peft
-from neuroada_cli.training.loss import LOSSES
+from neuroada_cli.selection.criteria import choose
 
 K = 2
 BATCH = random_batch(96, "generation", 2, 16, "cpu")

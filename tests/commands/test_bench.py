@@ -11,7 +11,7 @@ from tiny_run import tiny_llama_folder, tiny_recipe, tiny_tokenizer
 
 from neuroada_cli.commands import bench
 from neuroada_cli.errors import OutputError, RecipeError, UserError
-from neuroada_cli.recipe import recipe_from
+from neuroada_cli.recipe.load import recipe_from
 from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.training.rows import prepare
 

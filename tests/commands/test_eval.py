@@ -17,14 +17,17 @@ import torch
 from conftest import pico_bert, pico_llama
 from tiny_tokenizer import SIZE, byte_tokenizer
 
-from neuroada_cli import adapted, files, hub, selecting
-from neuroada_cli import adapter as adapters
-from neuroada_cli.cli import app, main
+from neuroada_cli import files, hub
+from neuroada_cli.adapter import folder as adapters
+from neuroada_cli.adapter import load as adapted
+from neuroada_cli.cli.app import app, main
 from neuroada_cli.commands import eval as evaluate
 from neuroada_cli.commands import merge
 from neuroada_cli.errors import DataError, ModelError, NumericsError, OutputError, RecipeError, Stopped
 from neuroada_cli.evaluation.records import Records
-from neuroada_cli.recipe import recipe_from, to_yaml
+from neuroada_cli.recipe.load import recipe_from, to_yaml
+from neuroada_cli.selection import from_files
+from neuroada_cli.selection.choice import target_layers
 
 NEW = 5
 
@@ -71,8 +74,8 @@ def adapter_folder(base: Path, folder: Path, task: str = "causal-lm", recipe: st
     """An adapter as training leaves it, with random deltas in place of trained ones."""
     labels = None if task == "causal-lm" else 2
     skeleton = hub.skeleton(base, task, labels)
-    layers = selecting.target_layers(skeleton, hub.open_weights(base), ["all-linear"])
-    selection = selecting.select_indices(base, skeleton, layers, 2)
+    layers = target_layers(skeleton, hub.open_weights(base), ["all-linear"])
+    selection = from_files.select_indices(base, skeleton, layers, 2)
     generator = torch.Generator().manual_seed(5)
     adapter = adapters.Adapter(
         selection=selection,

@@ -23,13 +23,16 @@ from transformers import (
     PreTrainedModel,
 )
 
-from neuroada_cli import adapter as adapters
-from neuroada_cli import files, hub, selecting
-from neuroada_cli.adapter import Adapter
+from neuroada_cli import files, hub
+from neuroada_cli.adapter import folder as adapters
+from neuroada_cli.adapter.folder import Adapter
 from neuroada_cli.commands import merge
 from neuroada_cli.delta import model as delta
 from neuroada_cli.errors import ModelError, NumericsError, OutputError, ResourceError, UserError
-from neuroada_cli.merged_folder import merged_config
+from neuroada_cli.merging.folder import merged_config
+from neuroada_cli.selection import from_files
+from neuroada_cli.selection.choice import target_layers
+from neuroada_cli.selection.file import Selection
 
 AUTO = {
     "causal-lm": AutoModelForCausalLM,
@@ -60,8 +63,8 @@ def train(
 ) -> Trained:
     """What a run leaves behind, with random deltas in place of trained ones."""
     skeleton = hub.skeleton(base, task, num_labels)
-    layers = selecting.target_layers(skeleton, hub.open_weights(base), targets)
-    selection = selecting.select_indices(base, skeleton, layers, k)
+    layers = target_layers(skeleton, hub.open_weights(base), targets)
+    selection = from_files.select_indices(base, skeleton, layers, k)
     loaded = hub.load_model(base, task, dtype, num_labels=num_labels, seed=1)
     generator = torch.Generator().manual_seed(5)
     deltas = {
@@ -282,7 +285,7 @@ def test_config_of_a_composite_or_formerly_quantised_base(tmp_path: Path) -> Non
         "model_type": "x", "quantization_config": {"quant_method": "gptq"},
         "text_config": {"torch_dtype": "float32", "hidden_size": 4},
     }  # fmt: skip
-    selection = adapters.Selection({}, 1, "magnitude", {})
+    selection = Selection({}, 1, "magnitude", {})
     adapter = Adapter(selection, {}, {}, "somebody/base", None, "causal-lm")
     assert merged_config(config, torch.bfloat16, adapter, pico_llama()) == {
         "model_type": "x", "text_config": {"torch_dtype": "bfloat16", "hidden_size": 4}, "dtype": "bfloat16",
@@ -431,7 +434,7 @@ def test_a_killed_merge_leaves_no_out(tmp_path: Path) -> None:
     trained = train(save(pico_llama(), tmp_path / "base"))
     code = (
         "import os, signal, sys; from neuroada_cli.commands import merge\n"
-        "from neuroada_cli.merging import Merge\n"
+        "from neuroada_cli.merging.merge import Merge\n"
         "fold = Merge._fold\n"
         "def die(*arguments): os.kill(os.getpid(), signal.SIGKILL)\n"
         "Merge._fold = die\n"

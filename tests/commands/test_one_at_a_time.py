@@ -20,10 +20,10 @@ from tiny_run import one_thread, tiny_llama_folder, tiny_recipe  # noqa: F401  (
 from trees import tree
 
 from neuroada_cli import failures, files
-from neuroada_cli.adapter import read_selection
 from neuroada_cli.commands import bench, merge, select, train
 from neuroada_cli.commands import eval as evaluate
 from neuroada_cli.errors import OutputError
+from neuroada_cli.selection.file import read_selection
 from neuroada_cli.training.checkpoint import newest_complete
 
 

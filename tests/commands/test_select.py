@@ -10,13 +10,18 @@ from conftest import pico_bert, pico_gpt2, pico_llama
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
-from neuroada_cli import adapter, hub, selecting
+from neuroada_cli import hub
 from neuroada_cli.commands import select
 from neuroada_cli.commands.select import group_choices
-from neuroada_cli.delta.spread import Spread
 from neuroada_cli.errors import ModelError, OutputError, RecipeError
-from neuroada_cli.recipe import Recipe, recipe_from
-from neuroada_cli.selecting import LayerChoice
+from neuroada_cli.recipe.load import recipe_from
+from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.selection import from_files
+from neuroada_cli.selection.choice import target_layers, trainable_count
+from neuroada_cli.selection.file import read_selection
+from neuroada_cli.selection.from_files import LayerChoice
+from neuroada_cli.selection.spread import Spread
+from neuroada_cli.show.numbers import share
 
 
 def recipe(base: Path, runs: Path, task: str = "math", **chosen: object) -> Recipe:
@@ -46,7 +51,7 @@ def test_the_largest_weights_of_every_row(tmp_path: Path, build, task: str) -> N
     base = saved(model, tmp_path / "base", max_shard_size="20KB")
     out = select.run(recipe(base, tmp_path / "run", task, k=3), quiet=True)
     assert out == tmp_path / "run/selection.safetensors"
-    selection = adapter.read_selection(out)
+    selection = read_selection(out)
     heads = hub.default_exclude(model)
     expected = {
         name: module
@@ -71,7 +76,7 @@ def test_sharding_does_not_matter(tmp_path: Path) -> None:
     parts = saved(pico_llama(), tmp_path / "parts", max_shard_size="20KB")
     for criterion in ("magnitude", "random", "reverse"):
         chosen = [
-            adapter.read_selection(
+            read_selection(
                 select.run(
                     recipe(base, tmp_path / f"{base.name}-{criterion}", k=2, criterion=criterion), quiet=True
                 )
@@ -84,9 +89,9 @@ def test_sharding_does_not_matter(tmp_path: Path) -> None:
 def test_random_follows_the_seed(tmp_path: Path) -> None:
     base = saved(pico_llama(), tmp_path / "base")
     skeleton = hub.skeleton(base, "causal-lm")
-    layers = selecting.target_layers(skeleton, hub.open_weights(base), ["all-linear"])
+    layers = target_layers(skeleton, hub.open_weights(base), ["all-linear"])
     first, again, other = (
-        selecting.select_indices(base, skeleton, layers, 2, "random", seed).indices for seed in (1, 1, 2)
+        from_files.select_indices(base, skeleton, layers, 2, "random", seed).indices for seed in (1, 1, 2)
     )
     name = "model.layers.0.self_attn.q_proj"
     assert torch.equal(first[name], again[name])
@@ -98,7 +103,7 @@ def test_targets_and_exclude(tmp_path: Path) -> None:
     base = saved(pico_llama(), tmp_path / "base")
     chosen = {"targets": ["q_proj", "model.layers.*.mlp.*"], "exclude": ["down_proj"], "layers": [1]}
     out = select.run(recipe(base, tmp_path / "run", **chosen), quiet=True)
-    assert sorted(adapter.read_selection(out).indices) == [
+    assert sorted(read_selection(out).indices) == [
         "model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj", "model.layers.1.self_attn.q_proj",
     ]  # fmt: skip
 
@@ -106,7 +111,7 @@ def test_targets_and_exclude(tmp_path: Path) -> None:
 def test_a_tied_head_is_one_selection(tmp_path: Path) -> None:
     base = saved(pico_llama(tied=True), tmp_path / "base")
     out = select.run(recipe(base, tmp_path / "run", targets=["lm_head"]), quiet=True)
-    selection = adapter.read_selection(out)
+    selection = read_selection(out)
     assert list(selection.indices) == ["lm_head"]
     assert "model.embed_tokens" in str(selection.tied["lm_head"])
 
@@ -117,7 +122,7 @@ def test_a_pooler_that_the_files_lack_is_left_out(tmp_path: Path) -> None:
     kept = {name: tensor for name, tensor in tensors.items() if "pooler" not in name}
     save_file(kept, base / "model.safetensors")
     out = select.run(recipe(base, tmp_path / "run", "rte"), quiet=True)
-    assert not [name for name in adapter.read_selection(out).indices if "pooler" in name]
+    assert not [name for name in read_selection(out).indices if "pooler" in name]
     with pytest.raises(ModelError, match=r"no weight for bert.pooler.dense"):
         select.run(recipe(base, tmp_path / "other", "rte", targets=["bert.pooler.dense"]), quiet=True)
 
@@ -173,7 +178,7 @@ def test_an_existing_selection_is_kept(tmp_path: Path) -> None:
         select.run(recipe(base, tmp_path / "run", k=2), quiet=True)
     assert out.read_bytes() == before
     select.run(recipe(base, tmp_path / "run", k=2), overwrite=True, quiet=True)
-    assert adapter.read_selection(out).k == 2
+    assert read_selection(out).k == 2
 
 
 # -- the table
@@ -212,8 +217,8 @@ def test_llama_7b_has_the_share_of_the_paper(tmp_path: Path) -> None:
         num_attention_heads=32, vocab_size=32000, tie_word_embeddings=False,
     ).save_pretrained(tmp_path)  # fmt: skip
     skeleton = hub.skeleton(tmp_path, "causal-lm")
-    layers = selecting.target_layers(skeleton, hub.Weights(tmp_path, {}, {}), ["all-linear"])
+    layers = target_layers(skeleton, hub.Weights(tmp_path, {}, {}), ["all-linear"])
     total = sum(parameter.numel() for parameter in skeleton.parameters())
-    assert selecting.trainable_count(layers, Spread(1)) == 1_359_872
-    assert selecting.share(selecting.trainable_count(layers, Spread(1)), total) == "0.020 %"
-    assert selecting.share(selecting.trainable_count(layers, Spread(20)), total) == "0.404 %"
+    assert trainable_count(layers, Spread(1)) == 1_359_872
+    assert share(trainable_count(layers, Spread(1)), total) == "0.020 %"
+    assert share(trainable_count(layers, Spread(20)), total) == "0.404 %"

@@ -11,9 +11,11 @@ import pytest
 import torch
 from tiny_run import tiny_llama_folder, tiny_recipe
 
-from neuroada_cli import adapted, adapter
+from neuroada_cli.adapter import folder as adapters
+from neuroada_cli.adapter import load as adapted
 from neuroada_cli.commands import merge, select, train
 from neuroada_cli.errors import ModelError, RecipeError, Stopped
+from neuroada_cli.selection.file import read_selection
 from neuroada_cli.training.checkpoint import RunCheckpoints
 
 SPREADS = [
@@ -42,7 +44,7 @@ def logits(target: str | Path, **options: object) -> torch.Tensor:
 @pytest.mark.parametrize("changes", SPREADS, ids=lambda c: "-".join(map(str, c)))
 def test_every_spread_trains_and_merges(changes: dict[str, object], tmp_path: Path, model: Path) -> None:
     recipe = tiny_recipe(model, tmp_path / "run", select=changes)
-    selection = adapter.read_selection(select.run(recipe, quiet=True))
+    selection = read_selection(select.run(recipe, quiet=True))
     chosen = sum(int((index_OK >= 0).sum()) for index_OK in selection.indices.values())
     if "budget" in changes:
         assert chosen == changes["budget"]
@@ -52,14 +54,14 @@ def test_every_spread_trains_and_merges(changes: dict[str, object], tmp_path: Pa
     tuned_BSV = logits(result.run_dir)
     assert torch.equal(tuned_BSV, logits(out, dtype="fp32"))
     assert not torch.equal(tuned_BSV, logits(model, dtype="fp32"))
-    trained = adapter.read_adapter(adapter.find_adapter(result.run_dir))
+    trained = adapters.read_adapter(adapters.find_adapter(result.run_dir))
     for name, delta_OK in trained.deltas.items():
         assert not delta_OK[trained.selection.indices[name] < 0].any()
 
 
 def test_a_model_wide_choice_is_the_largest_weights_of_the_model(tmp_path: Path, model: Path) -> None:
     recipe = tiny_recipe(model, tmp_path / "run", select={"coverage": "model", "k": 2})
-    selection = adapter.read_selection(select.run(recipe, quiet=True))
+    selection = read_selection(select.run(recipe, quiet=True))
     assert selection.criterion == "magnitude per model"
     base = adapted.load(str(model), dtype="fp32").model
     chosen, left = [], []
@@ -120,7 +122,7 @@ def test_adapters_train_resume_and_merge_or_say_why_not(
         train.run(other_run, quiet=True)
     monkeypatch.undo()
     again = train.run(other_run, resume=True, quiet=True)
-    one, other = (adapter.read_adapter(run.last).whole for run in (done, again) if run.last)
+    one, other = (adapters.read_adapter(run.last).whole for run in (done, again) if run.last)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     if method == "loreft":
@@ -144,7 +146,7 @@ def test_an_adapter_of_lora_with_strange_settings_is_refused(tmp_path: Path, mod
     pytest.importorskip("peft")
     recipe = tiny_recipe(model, tmp_path / "run", train={"method": "lora"}, peer={"rank": 2})
     result = train.run(recipe, quiet=True)
-    read = adapter.read_adapter(adapter.find_adapter(result.run_dir))
+    read = adapters.read_adapter(adapters.find_adapter(result.run_dir))
     loaded = adapted.load(str(model), dtype="fp32").model
     read.settings["peer"] = {"rank": 3}
     with pytest.raises(ModelError, match="does not fit its base"):
@@ -160,7 +162,7 @@ def test_smt_trains_every_entry_of_the_tiles_with_the_largest_gradients(tmp_path
         )
         for method in ("smt", "neuroada")
     }
-    read = {method: adapter.read_adapter(run.last) for method, run in runs.items() if run.last}
+    read = {method: adapters.read_adapter(run.last) for method, run in runs.items() if run.last}
     found = read["smt"].selection.indices
     assert sum(int((index_OK >= 0).sum()) for index_OK in found.values()) == 640 == runs["smt"].trainable
     assert read["smt"].settings["method"] == "smt"

@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import one_thread, tiny_bert_folder, tiny_llama_folder, tiny_recipe  # noqa: F401
 
-from neuroada_cli import adapter, hub
-from neuroada_cli.adapted import load
+from neuroada_cli import hub
+from neuroada_cli.adapter import folder as adapters
+from neuroada_cli.adapter.load import load
 from neuroada_cli.commands import merge, train
 from neuroada_cli.errors import (
     DataError,
@@ -31,9 +32,11 @@ from neuroada_cli.errors import (
     Stopped,
 )
 from neuroada_cli.files import verify_folder
-from neuroada_cli.recipe import Recipe, to_yaml
-from neuroada_cli.report import read_metrics
-from neuroada_cli.training import loop
+from neuroada_cli.loop import loop
+from neuroada_cli.recipe.load import to_yaml
+from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.selection.file import read_selection
+from neuroada_cli.training.log import read_metrics
 
 STEPS = 12
 
@@ -140,8 +143,8 @@ def test_the_selection_of_the_select_command_is_used(llama_folder: Path, tmp_pat
     before = file.read_bytes()
     go(recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 1})}))
     assert file.read_bytes() == before
-    chosen = adapter.read_adapter(tmp_path / "run" / "last").selection.indices
-    assert all(torch.equal(chosen[n], i) for n, i in adapter.read_selection(file).indices.items())
+    chosen = adapters.read_adapter(tmp_path / "run" / "last").selection.indices
+    assert all(torch.equal(chosen[n], i) for n, i in read_selection(file).indices.items())
 
     other = tiny_recipe(llama_folder, tmp_path / "other", select={"k": 3})
     (tmp_path / "other").mkdir()
@@ -163,7 +166,7 @@ def test_a_classifier_with_a_fresh_head_and_biases(bert_folder: Path, pairs: Pat
     assert evaluations[0]["metric_name"] == "accuracy"
     assert evaluations[0]["targets"] == 8  # the half of the validation rows that chooses checkpoints
     assert result.best_value == max(e["metric"] for e in evaluations)
-    saved = adapter.read_adapter(result.run_dir / "last")
+    saved = adapters.read_adapter(result.run_dir / "last")
     assert {"classifier.weight", "classifier.bias"} < set(saved.whole)
     assert "bert.encoder.layer.0.attention.self.query.bias" in saved.whole
     assert "bert.embeddings.LayerNorm.bias" not in saved.whole
@@ -441,7 +444,7 @@ def test_sigterm_ends_with_143_and_resumes(llama_folder: Path, tmp_path: Path) -
 def test_a_second_interrupt_exits_at_once(llama_folder: Path, tmp_path: Path) -> None:
     code = (
         "import os, signal, time\n"
-        "from neuroada_cli.training.signals import StopSignals\n"
+        "from neuroada_cli.loop.signals import StopSignals\n"
         "with StopSignals() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    assert stop.requested == signal.SIGINT\n"

@@ -19,10 +19,12 @@ from trees import tree
 from neuroada_cli import files, hub
 from neuroada_cli.commands import train
 from neuroada_cli.errors import NumericsError, ResourceError, UserError
+from neuroada_cli.loop import loop
 from neuroada_cli.methods import NeuroAda
-from neuroada_cli.recipe import Recipe, to_yaml
-from neuroada_cli.report import read_metrics
-from neuroada_cli.training import advice, loop, space
+from neuroada_cli.recipe.load import to_yaml
+from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.training import advice, space
+from neuroada_cli.training.log import read_metrics
 
 SMALL = {"limit": 8, "validation_limit": 2}
 

@@ -26,7 +26,7 @@ from neuroada_cli.data.batch import (
     token_ids,
 )
 from neuroada_cli.errors import DataError
-from neuroada_cli.recipe import DataSection
+from neuroada_cli.recipe.schema import DataSection
 from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.training.rows import prepare
 

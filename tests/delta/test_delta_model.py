@@ -23,7 +23,7 @@ from neuroada_cli.delta.model import (
     refold,
     switch,
 )
-from neuroada_cli.delta.selection import choose
+from neuroada_cli.selection.criteria import choose
 
 TOKENS_BS = torch.randint(3, 96, (3, 11), generator=torch.Generator().manual_seed(7))
 

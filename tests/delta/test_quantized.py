@@ -9,7 +9,7 @@ from torch import nn
 
 from neuroada_cli.delta.model import attach, delta_layers, detach, disabled
 from neuroada_cli.delta.quantized import QuantizedDeltaLinear, dequantize
-from neuroada_cli.delta.selection import choose
+from neuroada_cli.selection.criteria import choose
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 

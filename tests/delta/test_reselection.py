@@ -15,14 +15,15 @@ from conftest import pico_gpt2
 from tiny_run import one_thread, tiny_llama_folder, tiny_recipe  # noqa: F401
 from torch import Tensor, nn
 
-from neuroada_cli import adapted, adapter
+from neuroada_cli.adapter import folder as adapters
+from neuroada_cli.adapter import load as adapted
 from neuroada_cli.commands import merge, train
 from neuroada_cli.delta.model import delta_layers
 from neuroada_cli.delta.reselection import places, union
-from neuroada_cli.delta.selection import choose
 from neuroada_cli.errors import RecipeError
+from neuroada_cli.loop.optim import OptimSettings, adamw, set_lr
 from neuroada_cli.methods import NeuroAda
-from neuroada_cli.training.optim import OptimSettings, adamw, set_lr
+from neuroada_cli.selection.criteria import choose
 
 OUTPUTS, INPUTS, K = 6, 12, 2
 LR, DECAY, EVERY, STEPS = 0.3, 0.1, 3, 14
@@ -152,7 +153,7 @@ def test_a_run_that_reselects_is_merged_bit_for_bit(tmp_path: Path, dtype: str) 
     )  # fmt: skip
     done = train.run(recipe, quiet=True)
     assert done.last is not None
-    read = adapter.read_adapter(done.last)
+    read = adapters.read_adapter(done.last)
     sizes = {name: (index_OK >= 0).sum(dim=1) for name, index_OK in read.selection.indices.items()}
     k = recipe.select.k
     assert all(int(count_O.min()) >= k for count_O in sizes.values())

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from neuroada_cli.delta.sampled_grad import dense_oracle
-from neuroada_cli.delta.selection import choose
 from neuroada_cli.delta.triton_grad import last_transpose, split_tokens, triton_grad
+from neuroada_cli.selection.criteria import choose
 
 SHAPES = [
     (1, 1, 1, 1),

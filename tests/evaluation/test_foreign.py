@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from neuroada_cli.cli import app
+from neuroada_cli.cli.app import app
 from neuroada_cli.commands import eval as evaluate
 from neuroada_cli.errors import DataError, OutputError
 from neuroada_cli.tasks.registry import get_task

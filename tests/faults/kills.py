@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_run import tiny_recipe
 
 from neuroada_cli import failures, files
-from neuroada_cli.adapter import read_adapter
+from neuroada_cli.adapter.folder import read_adapter
 from neuroada_cli.commands import train
 from neuroada_cli.training.checkpoint import newest_complete
 

@@ -17,7 +17,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from neuroada_cli import cli, files, hub
+from neuroada_cli import files, hub
+from neuroada_cli.cli import app as cli
 from neuroada_cli.files.manifest import seal
 
 ROWS = [{"instruction": f"Say {n}.", "output": f"It is {n}."} for n in range(12)]

@@ -24,16 +24,20 @@ from conftest import pico_llama
 from tiny_adapter import tiny_adapter, tiny_selection, write
 from tiny_run import tiny_llama_folder, tiny_recipe, tiny_tokenizer
 
-from neuroada_cli import files, hub, selecting, training_plot
-from neuroada_cli.adapter import Adapter, read_adapter, read_selection, write_adapter, write_selection
+from neuroada_cli import files, hub
+from neuroada_cli.adapter.folder import Adapter, read_adapter, write_adapter
 from neuroada_cli.commands import merge, train
 from neuroada_cli.evaluation.records import Records
 from neuroada_cli.evaluation.run import Prediction, summarise
+from neuroada_cli.loop.loop import Progress
 from neuroada_cli.methods import METHODS
+from neuroada_cli.selection import from_files
+from neuroada_cli.selection.choice import target_layers
+from neuroada_cli.selection.file import read_selection, write_selection
 from neuroada_cli.tasks.registry import TASKS
-from neuroada_cli.training import run_folder
+from neuroada_cli.training import folder as run_folder
+from neuroada_cli.training import picture
 from neuroada_cli.training.checkpoint import RunCheckpoints, newest_complete
-from neuroada_cli.training.loop import Progress
 
 OLD, NEW = 0, 1  # seeds
 
@@ -152,8 +156,8 @@ def _run_state(folder: Path) -> str:
 def _prepare_merge(folder: Path) -> None:
     base = tiny_llama_folder(folder / "base")
     skeleton, weights = hub.skeleton(base, "causal-lm"), hub.open_weights(base)
-    targets = selecting.target_layers(skeleton, weights, ["up_proj"])
-    selection = selecting.select_indices(base, skeleton, targets, 2)
+    targets = target_layers(skeleton, weights, ["up_proj"])
+    selection = from_files.select_indices(base, skeleton, targets, 2)
     deltas = {name: torch.full(index_OK.shape, 0.5) for name, index_OK in selection.indices.items()}
     with files.atomic_folder(folder / "adapter") as temporary:
         write_adapter(temporary, Adapter(selection, deltas, {}, str(base), None, "causal-lm"))
@@ -201,7 +205,7 @@ def _train(folder: Path, version: int, overwrite: bool) -> None:
         folder.parent / "llama", folder, select={"k": 1 + version},
         data={"limit": 4, "validation_limit": 2}, train={"epochs": 1},
     )  # fmt: skip
-    with mock.patch.object(training_plot, "draw", draw):
+    with mock.patch.object(picture, "draw", draw):
         train.run(recipe, overwrite=overwrite, quiet=True)
 
 

@@ -15,16 +15,17 @@ from counting import record
 from tiny_adapter import CONFIG, TENSORS, change_config, reseal, tiny_selection, write
 
 from neuroada_cli import files
-from neuroada_cli.adapter import write_selection
+from neuroada_cli.selection.file import write_selection
 
 # Runs in a process of its own: an audit hook cannot be taken away again.
 READER = """
 import os, socket, sys
 from pathlib import Path
-from neuroada_cli.adapter import find_adapter, read_adapter, read_selection
+from neuroada_cli.adapter.folder import find_adapter, read_adapter
 from neuroada_cli.data.reading import read_file
 from neuroada_cli.errors import UserError
-from neuroada_cli.recipe import load_recipe
+from neuroada_cli.recipe.load import load_recipe
+from neuroada_cli.selection.file import read_selection
 
 # once without the hook: what the readers themselves import late is no work of the files
 readers = {"adapter": read_adapter, "run": lambda path: read_adapter(find_adapter(path)),

@@ -17,10 +17,10 @@ from tiny_adapter import reseal
 
 from neuroada_cli import files
 from neuroada_cli.errors import ModelError
-from neuroada_cli.report import MetricsLog
-from neuroada_cli.training import optimizer_state
+from neuroada_cli.loop import optimizer_state
+from neuroada_cli.loop.loop import Progress
 from neuroada_cli.training.checkpoint import RunCheckpoints, newest_complete
-from neuroada_cli.training.loop import Progress
+from neuroada_cli.training.log import MetricsLog
 from neuroada_cli.training.saved_state import STATE, read_state
 
 STEP = {"kind": "train", "step": 1, "loss": 2.5, "lr": 1e-3, "grad_norm": 1.0}

@@ -11,9 +11,9 @@ import torch
 from counting import record
 from torch import nn
 
-from neuroada_cli.delta.selection import choose
 from neuroada_cli.methods import METHODS
-from neuroada_cli.report import MetricsLog
+from neuroada_cli.selection.criteria import choose
+from neuroada_cli.training.log import MetricsLog
 
 GROWTH = 4 << 20
 

@@ -16,8 +16,9 @@ from tiny_run import one_thread, tiny_llama_folder, tiny_recipe  # noqa: F401
 from neuroada_cli import failures, files
 from neuroada_cli.commands import train
 from neuroada_cli.errors import Stopped
-from neuroada_cli.report import read_metrics
-from neuroada_cli.training import checkpoint, loop, optimizer_state
+from neuroada_cli.loop import loop, optimizer_state
+from neuroada_cli.training import checkpoint
+from neuroada_cli.training.log import read_metrics
 
 STEPS, MICRO = 3, 4  # with dropout, rows of different lengths, and a checkpoint after every step
 EVERY = range(1, STEPS * MICRO + 1)

@@ -22,11 +22,12 @@ from mutate import mutate
 from tiny_adapter import CONFIG, TENSORS, reseal, tiny_adapter, tiny_selection, write
 
 from neuroada_cli import files
-from neuroada_cli.adapter import Adapter, read_adapter, read_selection, write_selection
+from neuroada_cli.adapter.folder import Adapter, read_adapter
 from neuroada_cli.data.reading import read_file
 from neuroada_cli.errors import DataError, ModelError, OutputError, RecipeError, UserError
-from neuroada_cli.recipe import bundled_recipes, load_recipe
-from neuroada_cli.training import optimizer_state
+from neuroada_cli.loop import optimizer_state
+from neuroada_cli.recipe.load import bundled_recipes, load_recipe
+from neuroada_cli.selection.file import read_selection, write_selection
 from neuroada_cli.training.checkpoint import check_unchanged, newest_complete
 
 from scenarios import _save, _training  # isort: skip  (beside this file)

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from neuroada_cli import files
-from neuroada_cli.adapter import read_adapter
-from neuroada_cli.training import optimizer_state
+from neuroada_cli.adapter.folder import read_adapter
+from neuroada_cli.loop import optimizer_state
+from neuroada_cli.loop.loop import Progress
 from neuroada_cli.training.checkpoint import newest_complete
-from neuroada_cli.training.loop import Progress
 
 from scenarios import _training  # isort: skip  (beside this file)
 

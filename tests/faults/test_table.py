@@ -51,7 +51,7 @@ from tiny_run import tiny_llama_folder
 from trees import tree
 
 from neuroada_cli import files
-from neuroada_cli.recipe import load_recipe
+from neuroada_cli.recipe.load import load_recipe
 
 BOMB = "a: &a [1,1]\nb: &b [*a,*a]\nc: [*b,*b]\n"
 WHOLE = "name: t\nrun_dir: RUN\nmodel: {path: MODEL}\ndata: {task: due_dates}\n"

@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from conftest import PICO_MODELS, pico_gpt2, pico_llama
 from torch import Tensor, nn
 
-from neuroada_cli.delta.linear import is_conv1d
+from neuroada_cli.delta.layout import is_conv1d, layer_shape
 from neuroada_cli.methods import Method, build
 from neuroada_cli.methods.peft import lora_parameters
-from neuroada_cli.recipe import recipe_from
-from neuroada_cli.selecting import layer_shape
+from neuroada_cli.recipe.load import recipe_from
 
 pytest.importorskip("peft")
 RANK = 3

@@ -13,9 +13,9 @@ from conftest import pico_bert, pico_llama
 from torch import Tensor, nn
 
 from neuroada_cli.data.batch import Encoded, collate
+from neuroada_cli.loop.loss import token_loss
 from neuroada_cli.methods import build
 from neuroada_cli.methods.loreft import blocks_of, loreft_parameters, prompt_ends, tell_prompts
-from neuroada_cli.training.loss import token_loss
 
 TARGETS = {f"model.layers.{n}.mlp.{kind}_proj": torch.zeros(0) for n in range(2) for kind in ("up", "down")}
 RANK, POSITIONS = 3, 2

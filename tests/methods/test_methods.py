@@ -11,10 +11,10 @@ from tiny_run import one_thread  # noqa: F401
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from neuroada_cli.delta.linear import is_conv1d
+from neuroada_cli.delta.layout import is_conv1d
 from neuroada_cli.delta.model import find_targets
-from neuroada_cli.delta.selection import choose
 from neuroada_cli.methods import METHODS, Method, MethodState, build
+from neuroada_cli.selection.criteria import choose
 
 K = 3
 TOKENS_BS = torch.randint(3, 96, (3, 11), generator=torch.Generator().manual_seed(7))

@@ -17,7 +17,7 @@ from rich.console import Console
 from tiny_run import tiny_llama_folder
 
 from neuroada_cli.errors import DataError, OutputError, PeerError, RecipeError
-from neuroada_cli.recipe import load_recipe
+from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.suites import cell, grid, runner, tables
 from neuroada_cli.suites.schema import bundled_suites, load_suite
 
@@ -133,7 +133,7 @@ def test_a_suite_may_show_the_loss_of_reference_answers(tmp_path: Path, recipe: 
     """Against the model itself, row by row, by transformers' own loss."""
     import torch
 
-    from neuroada_cli import adapted
+    from neuroada_cli.adapter import load as adapted
     from neuroada_cli.data.batch import encode
     from neuroada_cli.evaluation.rows import prepare
     from neuroada_cli.tasks.registry import get_protocol, get_task

@@ -10,7 +10,7 @@ import pytest
 
 from neuroada_cli import files
 from neuroada_cli.errors import ModelError
-from neuroada_cli.report import MetricsLog, read_metrics
+from neuroada_cli.training.log import MetricsLog, read_metrics
 
 STEP = {"kind": "train", "step": 1, "loss": 2.5, "lr": 1e-3, "grad_norm": 1.0}
 EVALUATION = {"kind": "eval", "step": 1, "loss": 2.0, "metric": None, "metric_name": None, "best": True}

@@ -9,15 +9,16 @@ import pytest
 from rich.console import Console
 from tiny_run import one_thread, tiny_llama_folder, tiny_recipe  # noqa: F401
 
-from neuroada_cli import adapter, hub
+from neuroada_cli import hub
 from neuroada_cli.benchmarking.steps import random_batch
 from neuroada_cli.commands import select
-from neuroada_cli.delta.spread import size
+from neuroada_cli.delta.index import size
+from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.memory import StepMemory, TensorBytes
 from neuroada_cli.methods import build
-from neuroada_cli.recipe import Recipe
+from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.selection.file import Selection, read_selection
 from neuroada_cli.training import plan as plans
-from neuroada_cli.training.loss import LOSSES
 from neuroada_cli.training.preflight import check
 
 AT_LEAST = "tokens, at least"
@@ -37,7 +38,7 @@ def predicted_state(recipe: Recipe) -> int:
     return found.state
 
 
-def measured_state(recipe: Recipe, selection: adapter.Selection) -> int:
+def measured_state(recipe: Recipe, selection: Selection) -> int:
     """What the recipe's method really keeps beside the weights."""
     loaded = hub.load_model(Path(recipe.model.path), "causal-lm", "fp32").model.train()
     method = build(recipe.train.method)
@@ -63,7 +64,7 @@ def test_a_dry_run_goes_by_what_is_stored_once_it_is_known(
     recipe = tiny_recipe(model, tmp_path / "run", select=spread)
     before = predicted_state(recipe)
     assert (AT_LEAST in capsys.readouterr().out) == (not known)
-    selection = adapter.read_selection(select.run(recipe, quiet=True))
+    selection = read_selection(select.run(recipe, quiet=True))
     real = measured_state(recipe, selection)
     trained = sum(size(index_OK) for index_OK in selection.indices.values())
     assert sum(index_OK.numel() for index_OK in selection.indices.values()) > 1.3 * trained

@@ -1,0 +1,162 @@
+"""What adapter_config.json says, and the strict check of it.
+
+PEFT's own keys come first, so that its tools recognise the folder; ours say what the adapter was trained on
+and for. All of it may come from a stranger: no value is a path to open or code to run, except the base
+model's name, which is shown, and given to `hub.resolve_model` when the user merges or evaluates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from neuroada_cli import hub
+from neuroada_cli.errors import ModelError
+from neuroada_cli.foreign_text import short
+from neuroada_cli.methods import ADAPTERS, BY_SELECTION, METHODS, LoReft, NeuroAda
+from neuroada_cli.methods.loreft import blocks_of
+from neuroada_cli.recipe.schema import PeerSection
+from neuroada_cli.selection.file import check_format
+
+CONFIG = "adapter_config.json"
+PEFT_TASKS: dict[hub.Task, str] = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}
+TASKS: dict[str, hub.Task] = {name: task for task, name in PEFT_TASKS.items()}
+CONFIG_KEYS = {
+    "peft_type", "task_type", "base_model_name_or_path", "revision", "target_modules", "inference_mode",
+    "format", "k", "criterion", "fingerprint", "tied", "settings", "modules_to_save",
+}  # fmt: skip
+MAX_LABELS = 1 << 16
+MAX_POSITIONS = 1 << 20
+
+
+def _is_text(value: Any) -> bool:
+    """One line that can be shown and encoded: also what may become a file name or a hub id."""
+    return isinstance(value, str) and value.isprintable() and len(value) <= 4096
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_peer(value: Any) -> bool:
+    """The recipe's section of that name, to the letter; its rank is checked with the tensors."""
+    try:
+        peer = value if value is None else PeerSection.model_validate(value, strict=True)
+    except ValidationError:
+        return False
+    return peer is None or peer.positions <= MAX_POSITIONS
+
+
+# What the reader takes.
+CONFIG_VALUES: dict[str, Callable[[Any], bool]] = {
+    "task_type": lambda value: isinstance(value, str) and value in TASKS,
+    "base_model_name_or_path": lambda value: _is_text(value) and value != "",
+    "revision": lambda value: value is None or _is_text(value),
+    "inference_mode": lambda value: isinstance(value, bool),
+    "settings": lambda value: isinstance(value, dict),
+    "target_modules": _is_texts,
+}
+# Settings that merging and evaluating act upon; any of them may be missing, and there are no others.
+SETTINGS: dict[str, Callable[[Any], bool]] = {
+    "dtype": lambda value: isinstance(value, str) and value in hub.TORCH_DTYPES,
+    "quantization": lambda value: value is None or _is_text(value),
+    "num_labels": lambda value: value is None or (type(value) is int and 1 <= value <= MAX_LABELS),
+    "labels": lambda value: _is_texts(value) and len(value) <= MAX_LABELS,
+    "pad_token_id": lambda value: value is None or (type(value) is int and 0 <= value < 2**31),
+    "method": lambda value: isinstance(value, str) and value in METHODS,
+    "peer": _is_peer,
+    **{key: _is_text for key in ("task", "protocol", "loss_mask")},
+}
+
+
+def check_config(config: Any, place: str) -> hub.Task:
+    """The task of a config that is what the writer writes. Raises ModelError naming the key.
+
+    k, criterion, fingerprint and tied are checked with the indices (`selections.checked_selection`).
+    """
+    if not isinstance(config, dict) or config.get("peft_type") != "NEUROADA":
+        kind = str(config.get("peft_type"))[:40] if isinstance(config, dict) else None
+        raise ModelError(f"is an adapter of type {kind}, not NEUROADA", place)
+    check_format(config, place)
+    if set(config) != CONFIG_KEYS:
+        odd = sorted(set(config) ^ CONFIG_KEYS)[0]
+        raise ModelError(f"{odd[:80]} is {'not a key' if odd in config else 'missing'}", place)
+    for key, is_right in CONFIG_VALUES.items():
+        if not is_right(config[key]):
+            raise ModelError(f"{key} is {short(config[key])}, which cannot be", place)
+    for key, value in config["settings"].items():
+        if key not in SETTINGS:
+            raise ModelError(f"settings.{key[:80]} is not a key", place)
+        if not SETTINGS[key](value):
+            raise ModelError(f"settings.{key} is {short(value)}, which cannot be", place)
+    return TASKS[config["task_type"]]
+
+
+def method_problem(
+    settings: Mapping[str, Any],
+    indices: Mapping[str, Tensor],
+    deltas: Mapping[str, Tensor],
+    whole: Mapping[str, Tensor],
+    inputs: Mapping[str, int] | None = None,
+) -> str | None:
+    """Why the tensors cannot be what the method of an adapter's checked settings trains; None: they can.
+
+    Asked before anything is built: a rank may only take memory if tensors of that rank are there.
+    inputs  module (LoReFT: block) -> what goes into it, where the base is known
+    """
+    method = settings.get("method", NeuroAda.name)
+    if settings.get("quantization") is not None and method != NeuroAda.name:
+        return f"{method} does not train on a quantised base"
+    loose = next((module for module, delta_OK in deltas.items() if delta_OK.any()), None)
+    if method not in BY_SELECTION and loose is not None:
+        return f"{loose} has deltas, which {method} does not train"
+    if method not in ADAPTERS:
+        return None
+    rank = PeerSection.model_validate(settings.get("peer") or {}).rank
+    try:
+        expected = _peer_shapes(method, rank, indices, inputs)
+    except ValueError as error:
+        return str(error)
+    for name, shape in expected.items():
+        if name not in whole:
+            return f"{name} is missing, which {method} trains"
+        found = tuple(whole[name].shape)
+        fits = len(found) == len(shape) and all(
+            0 < there == (n or there) for n, there in zip(shape, found, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join(str(n or "*") for n in shape)
+            return f"{name} is {list(found)}, rank {rank} makes it [{wanted}]"
+    mark = ".loreft." if method == LoReft.name else ".lora_"
+    odd = next((name for name in whole if mark in name and name not in expected), None)
+    return None if odd is None else f"{odd} belongs to no target of {method}"
+
+
+def _peer_shapes(
+    method: str, rank: int, indices: Mapping[str, Tensor], inputs: Mapping[str, int] | None
+) -> dict[str, tuple[int, ...]]:
+    """Every parameter that one of ADAPTERS adds, with its shape; 0 is a size that only the base tells.
+
+    Raises ValueError for targets in which LoReFT finds no block.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in blocks_of(indices) if method == LoReft.name else indices:
+        size = inputs[name] if inputs else 0
+        if method == LoReft.name:
+            shapes[f"{name}.loreft.rotate.parametrizations.weight.original"] = (rank, size)
+            shapes[f"{name}.loreft.source.weight"] = (rank, size)
+            shapes[f"{name}.loreft.source.bias"] = (rank,)
+            continue
+        shapes[f"{name}.lora_A.default.weight"] = (rank, size)
+        shapes[f"{name}.lora_B.default.weight"] = (len(indices[name]), rank)
+        if method == "dora":
+            shapes[f"{name}.lora_magnitude_vector.default.weight"] = (len(indices[name]),)
+    return shapes
+
+
+def modules_to_save(whole: Iterable[str]) -> list[str] | None:
+    """PEFT's key of that name: the modules of the parameters that are trained whole, or None."""
+    return sorted({name.rpartition(".")[0] for name in whole}) or None

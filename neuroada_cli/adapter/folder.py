@@ -1,0 +1,306 @@
+"""Adapter folders: the writer and the strict reader. (Selections come with them: `selections`.)
+
+O = output neurons, K = chosen inputs per neuron
+
+    adapter_config.json         what PEFT expects of an adapter, plus ours
+    adapter_model.safetensors   base_model.model.<module>.neuroada_values fp32 [O,K]
+                                base_model.model.<module>.neuroada_indices int32 [O,K]
+                                base_model.model.<parameter>  parameters trained in full
+
+An adapter comes from strangers as often as from ourselves: nothing in it names a path to open or code to run
+(the base model's name is only shown, or given to `hub.resolve_model` when the user merges or evaluates),
+and whatever is not exactly what the writer writes is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuroada_cli import files, hub
+from neuroada_cli.adapter.config import (
+    CONFIG,
+    PEFT_TASKS,
+    check_config,
+    method_problem,
+    modules_to_save,
+)
+from neuroada_cli.delta.index import size
+from neuroada_cli.errors import ModelError, NumericsError
+from neuroada_cli.methods import BY_SELECTION, NeuroAda
+from neuroada_cli.selection.file import (
+    MODULE,
+    Selection,
+    check_base,
+    check_shapes,
+    checked_selection,
+    format_of,
+    read_selection,
+    write_selection,
+)
+
+__all__ = [
+    "Adapter",
+    "Selection",
+    "check_base",
+    "check_shapes",
+    "find_adapter",
+    "how_trained",
+    "read_adapter",
+    "read_selection",
+    "verify_adapter",
+    "write_adapter",
+    "write_selection",
+]
+
+METADATA = {"format": "pt"}
+TENSORS = "adapter_model.safetensors"
+RECIPE = "recipe.yaml"
+TOKENIZER, TEMPLATES = "tokenizer_config.json", "additional_chat_templates"
+# beside config and tensors, what commands read of an adapter folder: its recipe, and a tokenizer's files
+ALSO_READ = re.compile(
+    r"recipe\.yaml|config\.json|(tokenizer|vocab|special_tokens|added_tokens|chat_template|merges)[\w.-]*"
+    r"|[\w.-]+\.(model|spm|tiktoken)"
+)
+PAPER = "by NeuroAda ([arXiv:2510.18940](https://arxiv.org/abs/2510.18940))"
+PREFIX = "base_model.model."
+VALUES, INDICES = ".neuroada_values", ".neuroada_indices"
+WHOLE_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What training learnt.
+
+    deltas    module name -> fp32 [O, K]
+    whole     parameter name -> tensor: parameters trained in full (a fresh head, biases)
+    base      where the base model was found, and its revision
+    task      "causal-lm" or "sequence-classification"
+    settings  JSON values that merging and evaluating need: dtype, num_labels, labels, task, protocol, …
+    """
+
+    selection: Selection
+    deltas: dict[str, Tensor]
+    whole: dict[str, Tensor]
+    base: str
+    revision: str | None
+    task: hub.Task
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def write_adapter(
+    folder: Path, adapter: Adapter, tokenizer: Any = None, recipe_yaml: str | None = None
+) -> None:
+    """Write an adapter's files into an existing folder (the temporary one of `files.atomic_folder`).
+
+    Raises NumericsError for values that the reader would refuse, so that they never take the place of good
+    ones; ResourceError for the disk.
+    """
+    selection = adapter.selection
+    _check_finite(adapter)
+    tensors = {PREFIX + name: tensor for name, tensor in adapter.whole.items()}
+    for module, index_OK in selection.indices.items():
+        tensors[PREFIX + module + INDICES] = index_OK
+        tensors[PREFIX + module + VALUES] = adapter.deltas[module]
+    config = {
+        "peft_type": "NEUROADA",
+        "task_type": PEFT_TASKS[adapter.task],
+        "base_model_name_or_path": adapter.base,
+        "revision": adapter.revision,
+        "target_modules": sorted(selection.indices),
+        "inference_mode": True,
+        "format": format_of(selection),
+        "k": selection.k,
+        "criterion": selection.criterion,
+        "fingerprint": selection.fingerprint,
+        "tied": selection.tied,
+        "modules_to_save": modules_to_save(adapter.whole),
+        "settings": adapter.settings,
+    }
+    files.write_tensors(folder / TENSORS, tensors, METADATA)
+    files.write_json(folder / CONFIG, config)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    if recipe_yaml is not None:
+        files.write_text(folder / RECIPE, recipe_yaml)
+    files.write_text(folder / "README.md", _model_card(adapter))
+
+
+def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
+    """An adapter folder, verified against its manifest.
+
+    Raises ModelError, naming module and row, for anything that `write_adapter` would not have written.
+    """
+    folder = Path(folder)
+    where = str(folder)
+    verify_adapter(folder)
+    config = files.read_json(folder / CONFIG)
+    task = check_config(config, f"{where}/{CONFIG}")
+    tensors, metadata = files.read_tensors(folder / TENSORS)
+    if metadata != METADATA:
+        raise ModelError("has unexpected metadata", f"{where}/{TENSORS}")
+    deltas, indices, whole = _sort_tensors(tensors, where)
+    _check_names(config, deltas, indices, whole, where)
+    selection = checked_selection(indices, config, where)
+    for module, delta_OK in deltas.items():
+        _check_delta(module, delta_OK, indices[module], where)
+    for name, tensor in whole.items():
+        _check_whole(name, tensor, where)
+    problem = method_problem(config["settings"], indices, deltas, whole)
+    if problem is not None:
+        raise ModelError(problem, where)
+    return Adapter(
+        selection,
+        deltas,
+        whole,
+        config["base_model_name_or_path"],
+        config["revision"],
+        task,
+        config["settings"],
+    )
+
+
+def verify_adapter(folder: Path) -> dict[str, Any]:
+    """The manifest of an adapter folder, whose files are those that were written.
+
+    Nothing that is read of it (config, tensors, recipe, tokenizer) may be left out of the manifest.
+    Raises ModelError for a folder that is none, and for whatever differs.
+    """
+    if not os.path.isfile(folder / CONFIG):
+        raise ModelError("is not an adapter folder", str(folder), f"it has no {CONFIG}")
+    read = {entry.name for entry in os.scandir(folder) if ALSO_READ.fullmatch(entry.name)}
+    if os.path.isdir(folder / TEMPLATES):
+        read |= {f"{TEMPLATES}/{entry.name}" for entry in os.scandir(folder / TEMPLATES)}
+    return files.verify_folder(folder, needed=(CONFIG, TENSORS, *sorted(read)))
+
+
+def _check_names(
+    config: Mapping[str, Any],
+    deltas: Mapping[str, Tensor],
+    indices: Mapping[str, Tensor],
+    whole: Mapping[str, Tensor],
+    where: str,
+) -> None:
+    """Config and tensors must speak of the same modules, and no weight may be both adapted and whole."""
+    targets = set(config["target_modules"])
+    if not set(indices) == set(deltas) == targets or len(targets) != len(config["target_modules"]):
+        odd = sorted((set(indices) ^ set(deltas)) | (set(indices) ^ targets) or targets)[0]
+        raise ModelError(f"{odd[:80]} is not once in each of target_modules, values and indices", where)
+    if config["modules_to_save"] != modules_to_save(whole):
+        raise ModelError("modules_to_save does not name the modules that are saved whole", where)
+    both = sorted(name for name in whole if name.removesuffix(".weight") in indices)
+    if both and config["settings"].get("method") != "full":  # which trains everything whole
+        raise ModelError(f"{both[0][:80]} is both adapted and trained whole", where)
+
+
+def _sort_tensors(
+    tensors: Mapping[str, Tensor], where: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    deltas, indices, whole = {}, {}, {}
+    for stored, tensor in tensors.items():
+        name = stored.removeprefix(PREFIX)
+        if name == stored or not MODULE.fullmatch(name):
+            raise ModelError(f"{stored[:80]!r} is not a tensor of an adapter", f"{where}/{TENSORS}")
+        if name.endswith(VALUES):
+            deltas[name.removesuffix(VALUES)] = tensor
+        elif name.endswith(INDICES):
+            indices[name.removesuffix(INDICES)] = tensor
+        else:
+            whole[name] = tensor
+    return deltas, indices, whole
+
+
+def _check_delta(module: str, delta_OK: Tensor, index_OK: Tensor, where: str) -> None:
+    if delta_OK.dtype != torch.float32 or delta_OK.shape != index_OK.shape:
+        got, wanted = f"{delta_OK.dtype} {list(delta_OK.shape)}", f"torch.float32 {list(index_OK.shape)}"
+        raise ModelError(f"{module}: values are {got}, expected {wanted}", where)
+    loose = ((index_OK < 0) & (delta_OK != 0)).any(dim=1)
+    if loose.any():
+        raise ModelError(f"{module}: row {int(loose.nonzero()[0])} has a value without a column", where)
+    broken = ~torch.isfinite(delta_OK).all(dim=1)
+    if broken.any():
+        raise ModelError(f"{module}: row {int(broken.nonzero()[0])} holds NaN or infinity", where)
+
+
+def _check_whole(name: str, tensor: Tensor, where: str) -> None:
+    if tensor.dtype not in WHOLE_DTYPES:
+        raise ModelError(f"{name}: values are {tensor.dtype}, expected floating point", where)
+    if not torch.isfinite(tensor).all():
+        raise ModelError(f"{name} holds NaN or infinity", where)
+
+
+def _check_finite(adapter: Adapter) -> None:
+    for name, tensor in {**adapter.deltas, **adapter.whole}.items():
+        if not torch.isfinite(tensor).all():
+            raise NumericsError(
+                f"{name} holds NaN or infinity and is not saved", fix="lower the learning rate"
+            )
+
+
+def find_adapter(path: str | os.PathLike[str]) -> Path:
+    """The adapter folder that `path` means: itself, or of a run the best checkpoint, else the last one.
+
+    Raises ModelError telling what was found instead.
+    """
+    folder = Path(path)
+    if os.path.isfile(folder / CONFIG):
+        return folder
+    if not os.path.exists(folder):
+        raise ModelError("no such folder", str(path), "name a run or an adapter folder")
+    if not os.path.isdir(folder):
+        raise ModelError("is a file", str(path), "name a run or an adapter folder")
+    numbered = [p for p in folder.glob("checkpoint-*") if p.name[11:].isdecimal()]
+    by_age = sorted(numbered, key=lambda p: int(p.name[11:]), reverse=True)
+    for candidate in [folder / "best", folder / "last", *by_age]:
+        if all(os.path.isfile(candidate / name) for name in (CONFIG, files.MANIFEST)):
+            real = Path(os.path.realpath(candidate))
+            if real.parent != Path(os.path.realpath(folder)):
+                raise ModelError(f"{candidate.name} is a link that leaves the folder", str(path))
+            return real if candidate.is_symlink() else candidate
+    if os.path.isfile(folder / "config.json"):
+        raise ModelError("is a model, not an adapter", str(path), "name the run that was trained on it")
+    raise ModelError("holds no adapter and no complete checkpoint", str(path), "train first")
+
+
+def how_trained(adapter: Adapter) -> str:
+    """For model cards, one line: which values trained by which method, on what, under whose rules."""
+    selection, settings = adapter.selection, adapter.settings
+    method = settings.get("method", NeuroAda.name)
+    if method in BY_SELECTION:
+        count = sum(size(index_OK) for index_OK in selection.indices.values())
+        what = (
+            f"{selection.k} trained connections per output neuron in {len(selection.indices)} linear layers, "
+            f"{count:,} values in all, chosen by {selection.criterion}"
+        )
+    else:
+        what = f"{sum(tensor.numel() for tensor in adapter.whole.values()):,} parameters trained whole"
+    what += f", {PAPER if method == NeuroAda.name else f'by the baseline method `{method}`'}."
+    rules = [f"task `{settings['task']}`"] if "task" in settings else []
+    if "protocol" in settings and adapter.task == "causal-lm":
+        rules += [f"protocol `{settings['protocol']}`", f"loss on {settings.get('loss_mask', 'unknown')}"]
+    return f"{what} Trained on: {', '.join(rules)}." if rules else what
+
+
+def _model_card(adapter: Adapter) -> str:
+    base = f"base_model: {adapter.base}\n" if hub.is_hub_id(adapter.base) else ""
+    name = adapter.base if hub.is_hub_id(adapter.base) else Path(adapter.base).name
+    return f"""---
+library_name: peft
+{base}tags:
+- neuroada
+---
+
+# NeuroAda adapter for {name}
+
+{how_trained(adapter)}
+
+    neuroada merge THIS_FOLDER OUT      # a plain checkpoint
+    neuroada eval THIS_FOLDER
+"""

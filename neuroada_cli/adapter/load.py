@@ -1,0 +1,206 @@
+"""A loaded model for whatever the user named: a base, an adapter on its base, or a merged folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuroada_cli import files, hub
+from neuroada_cli.adapter import folder as adapters
+from neuroada_cli.adapter.config import method_problem
+from neuroada_cli.adapter.folder import Adapter
+from neuroada_cli.delta.layout import layer_shape
+from neuroada_cli.delta.model import attach, is_linear
+from neuroada_cli.errors import ModelError
+from neuroada_cli.methods import ADAPTERS, LoReft, build
+from neuroada_cli.methods.loreft import blocks_of
+from neuroada_cli.recipe.load import load_recipe
+from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.selection.file import check_base, check_shapes
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """model is in evaluation mode; adapter is None for a plain model.
+
+    folder    of the base (or plain) model
+    identity  what a result file says the model was: fingerprint of the base, hash of the adapter
+    fresh     parameters that are in none of the files, so they are random: a head that nobody trained
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    folder: Path
+    adapter: Adapter | None
+    identity: dict[str, Any]
+    fresh: tuple[str, ...] = ()
+
+
+def is_adapter(target: str) -> bool:
+    """Whether `target` is an adapter or run folder."""
+    try:
+        adapters.find_adapter(target)
+    except ModelError:
+        return False
+    return True
+
+
+def recipe_of(target: str) -> Recipe | None:
+    """The recipe that an adapter, or a folder that was merged from one, was trained with.
+
+    None where there is none, and for a model folder that we did not write, whatever lies in it. The folder
+    may come from a stranger: its recipe says what was trained, but never that code may run.
+    Raises ModelError for a recipe that is not the one that was written, RecipeError for one that is none.
+    """
+    if is_adapter(target):
+        folder = adapters.find_adapter(target)
+        adapters.verify_adapter(folder)
+    elif files.is_ours(target):
+        folder = Path(target)
+    else:
+        return None
+    file = files.own_file(folder, adapters.RECIPE)
+    if file is None:
+        return None
+    recipe = load_recipe(file)
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"trust_remote_code": False})})
+
+
+def load(
+    target: str,
+    task: hub.Task | None = None,
+    dtype: str | None = None,
+    device: str = "cpu",
+    num_labels: int | None = None,
+    base: str | None = None,
+    revision: str | None = None,
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+) -> Adapted:
+    """Load `target` ready to answer.
+
+    target  adapter or run folder, model folder, packaged model, or hub id
+    task    of a plain model; an adapter knows its own
+    dtype   default: what training saw, of a merged folder what it was merged to, else bf16 for language
+            models on any device, fp32 for classifiers
+    base    where an adapter's base lies now; default: where training found it
+    Raises ModelError for anything missing, broken, or a base that is not the adapter's.
+    """
+    if not is_adapter(target):
+        folder = hub.resolve_model(target, revision, trust_remote_code)
+        kind: hub.Task = task or "causal-lm"
+        usual = "bf16" if kind == "causal-lm" else "fp32"
+        loaded = hub.load_model(
+            folder, kind, dtype or _merged_dtype(folder) or usual, device, num_labels, attention,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        tokenizer = hub.load_tokenizer(folder, trust_remote_code)
+        identity = {"model": hub.fingerprint(folder)}
+        return Adapted(loaded.model, tokenizer, folder, None, identity, tuple(loaded.fresh))
+    place = adapters.find_adapter(target)
+    adapter = adapters.read_adapter(place)
+    if task is not None and task != adapter.task:
+        raise ModelError(f"was trained for {adapter.task}, not for {task}", str(place), "choose its own task")
+    folder = hub.resolve_model(base or adapter.base, None if base else adapter.revision, trust_remote_code)
+    check_base(adapter.selection.fingerprint, folder)
+    labels = adapter.settings.get("num_labels")
+    loaded = hub.load_model(
+        folder, adapter.task, dtype or str(adapter.settings.get("dtype", "fp32")), device, labels, attention,
+        trust_remote_code=trust_remote_code, quantization=adapter.settings.get("quantization"),
+    )  # fmt: skip
+    put_on(loaded.model, adapter, str(place))
+    tokenizer = _tokenizer(place, folder, trust_remote_code)
+    manifest = adapters.verify_adapter(place)["files"]
+    identity = {
+        "model": adapter.selection.fingerprint,
+        "adapter_sha256": manifest[adapters.TENSORS]["sha256"],
+    }
+    fresh = tuple(name for name in loaded.fresh if name not in adapter.whole)
+    return Adapted(loaded.model.eval(), tokenizer, folder, adapter, identity, fresh)
+
+
+def with_merged_layers(adapter: Adapter, where: str, base: Path, trust_remote_code: bool = False) -> Adapter:
+    """A LoRA or DoRA adapter as whole weights: PEFT merges its layers, in memory, at the trained type.
+
+    Raises ModelError for an adapter that does not fit its base.
+    """
+    settings = adapter.settings
+    loaded = hub.load_model(
+        base, adapter.task, str(settings.get("dtype", "fp32")), "cpu", settings.get("num_labels"),
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    put_on(loaded.model, adapter, where)
+    whole = {name: tensor for name, tensor in adapter.whole.items() if ".lora_" not in name}
+    for name in adapter.selection.indices:
+        layer: Any = loaded.model.get_submodule(name)
+        layer.merge(safe_merge=True)
+        whole[f"{name}.weight"] = layer.base_layer.weight.detach()
+    selection = replace(adapter.selection, indices={})
+    return replace(adapter, selection=selection, deltas={}, whole=whole)
+
+
+def _merged_dtype(folder: Path) -> str | None:
+    """The data type of a merged folder's weights; None for a model that we did not write."""
+    if not files.is_ours(folder):
+        return None
+    config = hub.read_config(folder)
+    stated = config.get("dtype") or config.get("torch_dtype")
+    return next((name for name, dtype in hub.TORCH_DTYPES.items() if f"torch.{stated}" == str(dtype)), None)
+
+
+def tokenizer_of(target: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer that `load` would come with, without the model."""
+    if not is_adapter(target):
+        return hub.load_tokenizer(hub.resolve_model(target, revision, trust_remote_code), trust_remote_code)
+    place = adapters.find_adapter(target)
+    adapter = adapters.read_adapter(place)
+    return _tokenizer(
+        place, hub.resolve_model(adapter.base, adapter.revision, trust_remote_code), trust_remote_code
+    )
+
+
+def _tokenizer(adapter: Path, base: Path, trust_remote_code: bool) -> Any:
+    """The adapter's own, of which no code ever runs, else the base's."""
+    own = (adapter / adapters.TOKENIZER).is_file()
+    return hub.load_tokenizer(adapter) if own else hub.load_tokenizer(base, trust_remote_code)
+
+
+@torch.no_grad()
+def put_on(model: nn.Module, adapter: Adapter, where: str) -> None:
+    """Fold an adapter into a loaded base (LoRA: put it beside the weights); set what it trained in full.
+
+    Raises ModelError naming the module or parameter that does not fit.
+    """
+    method = str(adapter.settings.get("method", "neuroada"))
+    try:
+        if method in ADAPTERS:
+            _refuse_misfit(model, adapter, where)
+            build(method, adapter.settings.get("peer")).attach(model, adapter.selection.indices)
+        else:
+            attach(model, adapter.selection.indices, adapter.deltas)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"does not fit its base: {error}", where) from None
+    parameters = dict(model.named_parameters())
+    for name, tensor in adapter.whole.items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            raise ModelError(f"does not fit its base: {name}", where)
+        parameters[name].copy_(tensor)
+
+
+def _refuse_misfit(model: nn.Module, adapter: Adapter, where: str) -> None:
+    """Layers of one of ADAPTERS are built for the base's sizes before anything is put into them."""
+    shapes = {name: layer_shape(module) for name, module in model.named_modules() if is_linear(module)}
+    check_shapes(adapter.selection, shapes, where)
+    inputs = {name: shapes[name][1] for name in adapter.selection.indices}
+    if adapter.settings["method"] == LoReft.name:
+        width = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
+        inputs = dict.fromkeys(blocks_of(inputs), width)
+    problem = method_problem(
+        adapter.settings, adapter.selection.indices, adapter.deltas, adapter.whole, inputs
+    )
+    if problem is not None:
+        raise ModelError(f"does not fit its base: {problem}", where)

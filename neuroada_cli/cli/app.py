@@ -1,0 +1,427 @@
+"""The `neuroada` command: reads the command line, runs one command, turns failures into one line.
+
+Every command imports what it needs when it runs, and only after its recipe was read: `neuroada --help` and
+a mistake in a recipe are answered at once, without torch. What a command does lies in
+`neuroada_cli.commands`; here are only its options.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuroada_cli import __version__, failures
+from neuroada_cli.cli.options import (
+    DataDirOption,
+    Dtype,
+    OverwriteOption,
+    RecipeArgument,
+    SetOption,
+    load,
+    merged_default,
+    parse_bytes,
+    parse_counts,
+    run_folder,
+    split,
+    suite_overrides,
+)
+from neuroada_cli.cli.recipes import recipes_app
+from neuroada_cli.errors import RecipeError
+
+app = typer.Typer(
+    name="neuroada",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(recipes_app, name="recipes")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"neuroada {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _neuroada(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. Works behind a command, too.")
+    ] = False,
+) -> None:
+    """Fine-tune a language model by a few weights per neuron, and merge them into a plain checkpoint.
+
+    \b
+    New here?   neuroada quickstart
+    Usual way:  neuroada train RECIPE  →  neuroada merge runs/NAME OUT  →  neuroada eval OUT
+    """
+
+
+@app.command()
+def quickstart(
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the run; default runs/quickstart.")
+    ] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="Another recipe for the same tour.")] = "quickstart",
+    overrides: SetOption = [],  # noqa: B006  (typer copies it)
+    data_dir: DataDirOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """The whole route on a real model in a few minutes: select, train, merge, and score each stage.
+
+    \b
+    neuroada quickstart
+    neuroada quickstart --set select.k=4 --set train.max_steps=40
+    neuroada quickstart --set model.path=path/to/model --out runs/mine
+    """
+    loaded = load(recipe, overrides, data_dir, out)
+    from neuroada_cli.commands import quickstart as tour
+
+    # the default folder is the tour's own, so a second tour may replace the first
+    tour.run(loaded, overwrite=overwrite or out is None)
+
+
+@app.command()
+def select(
+    recipe: RecipeArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write; default runs/NAME/selection.safetensors.")
+    ] = None,
+    overrides: SetOption = [],  # noqa: B006
+    data_dir: DataDirOption = None,
+    compare: Annotated[
+        str | None,
+        typer.Option("--compare", metavar="A,B", help="Criteria or files: what they have in common."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="With --compare: draw it here, blocks by layers.")
+    ] = None,
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="With --compare: a row for every layer, not for every kind.")
+    ] = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Choose the K inputs that each neuron may train, and store them (`train` does it, too, if need be).
+
+    \b
+    neuroada select llama7b_commonsense
+    neuroada select my.yaml --set select.k=4 --out k4.safetensors
+    neuroada select minilm_rte --compare magnitude,gradient,lift --plot overlap.png
+    """
+    for given, option in ((plot is not None, "--plot"), (per_layer, "--per-layer")):
+        if given and compare is None:
+            raise RecipeError("shows a comparison", option, "add --compare magnitude,gradient")
+    if compare is not None and out is not None:
+        raise RecipeError("stores one selection, and --compare stores none", "--out", "leave one of them out")
+    loaded = load(recipe, overrides, data_dir)
+    from neuroada_cli.commands import select as command
+
+    if compare is not None:
+        command.compare(loaded, split(compare), plot, per_layer)
+        return
+    command.run(loaded, out=out, overwrite=overwrite)
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default runs/NAME.")] = None,
+    selection: Annotated[
+        Path | None, typer.Option("--selection", help="A stored selection, instead of choosing anew.")
+    ] = None,
+    overrides: SetOption = [],  # noqa: B006
+    data_dir: DataDirOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    overwrite: OverwriteOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, show size, steps and memory; train nothing.")
+    ] = False,
+) -> None:
+    """Train the chosen connections; checkpoints, metrics and a picture go to runs/NAME.
+
+    \b
+    neuroada train commonsense15k --dry-run
+    neuroada train llama7b_math --data-dir ~/data --set optim.lr=1e-3
+    neuroada train llama7b_math --resume
+    """
+    loaded = load(recipe, overrides, data_dir, out)
+    from neuroada_cli.commands import train as command
+
+    command.run(
+        loaded,
+        selection=selection,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        recipe_file=Path(recipe),
+    )
+
+
+@app.command()
+def merge(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A run or adapter folder, or the recipe of a run.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Argument(metavar="OUT", help="Folder to write; default RUN/merged (ADAPTER-merged)."),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="The base model, if it has moved since training.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="TYPE", help="bf16, fp16 or fp32; default: as trained."),
+    ] = None,
+    onto: Annotated[
+        str,
+        typer.Option(
+            "--onto",
+            metavar="WHICH",
+            help="Quantised base: onto its 16-bit `original`, or `dequantized`, as training saw it.",
+        ),
+    ] = "original",
+    max_shard_size: Annotated[
+        str | None, typer.Option("--max-shard-size", help="Like 5GB; default: the base's own shards.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the base's folder brings.")
+    ] = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Fold the trained connections into a plain Hugging Face checkpoint that needs no code of ours.
+
+    \b
+    neuroada merge runs/llama7b_math out/
+    neuroada merge runs/llama7b_math/checkpoint-500 out/ --dtype fp16 --max-shard-size 2GB
+    """
+    folder, shard = run_folder(source), parse_bytes(max_shard_size, "--max-shard-size")
+    from neuroada_cli.commands import merge as command
+
+    command.run(
+        folder,
+        out if out is not None else merged_default(folder),
+        base=base,
+        onto=onto,
+        dtype=dtype,
+        max_shard_bytes=shard,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+@app.command(name="eval")
+def eval_(
+    target: Annotated[
+        str | None, typer.Argument(metavar="TARGET", help="A model, adapter or run folder, or a hub id.")
+    ] = None,
+    tasks: Annotated[
+        str, typer.Option("--tasks", metavar="A,B", help="Tasks to score; default: those of the recipe.")
+    ] = "",
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Recipe with the settings; default: the one of the run.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="Prompts and scoring rules; default: reft.")
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option("--predictions", help="Score this JSONL: instruction, prediction and answer a row."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Results folder; default TARGET/eval.")] = None,
+    overrides: SetOption = [],  # noqa: B006
+    data_dir: DataDirOption = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows a task.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows at once.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Default: the protocol's own number.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Load the weights as this.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the model's folder brings.")
+    ] = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Score a base model, an adapter or a merged folder by the papers' own rules.
+
+    \b
+    neuroada eval out/ --tasks boolq,piqa
+    neuroada eval runs/llama7b_math --limit 200
+    neuroada eval --predictions theirs.jsonl --protocol reft
+    """
+    names = tuple(split(tasks))
+    if predictions is not None:
+        idle = {
+            "TARGET": target, "--recipe": recipe, "--set": overrides or None, "--data-dir": data_dir,
+            "--limit": limit, "--batch-size": batch_size, "--max-new-tokens": max_new_tokens,
+            "--device": device, "--dtype": dtype, "--overwrite": (overwrite and out is None) or None,
+            "--trust-remote-code": trust_remote_code or None,
+        }  # fmt: skip
+        if given := [option for option, value in idle.items() if value is not None]:
+            raise RecipeError(f"takes no {', '.join(given)}", "--predictions", "leave it out")
+        if len(names) > 1:
+            raise RecipeError("scores one task", "--predictions", "name one with --tasks, or none")
+        from neuroada_cli.commands import eval as command
+
+        command.run_predictions(predictions, names[0] if names else None, protocol or "reft", out, overwrite)
+        return
+    if target is None:
+        raise RecipeError("nothing to score", "eval", "name a model folder, a run folder or a hub id")
+    if overrides and recipe is None:
+        raise RecipeError("has nothing to override without a recipe", "--set", "add --recipe RECIPE")
+    loaded = load(recipe, overrides, data_dir) if recipe is not None else None
+    from neuroada_cli.commands import eval as command
+
+    command.run(
+        target,
+        recipe=loaded,
+        tasks=names,
+        protocol=protocol,
+        out=out,
+        data_dir=str(data_dir) if data_dir is not None else None,
+        limit=limit,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        device=device,
+        dtype=dtype,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+@app.command()
+def bench(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="Measure this recipe's model and K.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", help="Without a recipe: a built-in shape with random weights.")
+    ] = "smollm2-135m",
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Use only so many blocks.")] = None,
+    compare: Annotated[
+        str, typer.Option("--compare", metavar="A,B", help="Peers: mask, full, scatter, lora, dora, shira, …")
+    ] = "mask",
+    k: Annotated[
+        str | None,
+        typer.Option("--k", metavar="N,M", help="Connections per neuron; default: the recipe's, or 1."),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Rows per step.")] = 4,
+    sequence: Annotated[int, typer.Option("--seq", min=2, help="Tokens per row.")] = 256,
+    real_rows: Annotated[
+        bool, typer.Option("--real-rows", help="The recipe's own training rows, instead of random tokens.")
+    ] = False,
+    data_dir: DataDirOption = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds measured.")] = 8,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds left out first.")] = 2,
+    dtype: Annotated[
+        Dtype | None, typer.Option("--dtype", help="Of the weights; default: the recipe's, or fp32.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")] = None,
+    memory_budget: Annotated[
+        str | None, typer.Option("--memory-budget", help="Like 40GB: also find the largest batch that fits.")
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option("--suite", metavar="NAME", help="Run an experiment over recipes, methods and seeds."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Of a suite; default runs/suites/NAME.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Of a suite: runs at once.")] = 1,
+    keep_runs: Annotated[
+        bool, typer.Option("--keep-runs", help="Of a suite: keep the checkpoints of finished runs.")
+    ] = False,
+    reuse: Annotated[
+        Path | None,
+        typer.Option("--reuse", metavar="FILE", help="Of a suite: take equal runs from this results.json."),
+    ] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    plot_out: Annotated[Path | None, typer.Option("--plot", help="Draw time against memory here.")] = None,
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Time and memory of a training step against its peers and the frozen floor, in the same run.
+
+    \b
+    neuroada bench --compare mask
+    neuroada bench commonsense15k --real-rows --batch 16
+    neuroada bench --model llama-7b --layers 2 --k 1,20 --compare mask,lora --plot bench.png
+    neuroada bench --suite glue --jobs 2
+    """
+    if suite is not None:
+        if recipe is not None:
+            raise RecipeError("takes its recipes from its own file", "--suite", "leave RECIPE out")
+        from neuroada_cli.suites.schema import load_suite
+
+        wanted, extra = load_suite(suite), suite_overrides(overrides, data_dir)
+        from neuroada_cli.suites import runner
+
+        runner.run(wanted, out, extra, jobs, keep_runs, reuse)
+        return
+    if overrides and recipe is None:
+        raise RecipeError("has nothing to override without a recipe", "--set", "name a recipe")
+    loaded = load(recipe, overrides, data_dir) if recipe is not None else None
+    counts = parse_counts(k, "--k") if k is not None else None
+    budget = parse_bytes(memory_budget, "--memory-budget")
+    from neuroada_cli.commands import bench as command
+
+    command.run(
+        recipe=loaded,
+        model=model,
+        layers=layers,
+        compare=tuple(split(compare)),
+        k=counts,
+        batch=batch,
+        sequence=sequence,
+        rounds=rounds,
+        warmup=warmup,
+        dtype=dtype,
+        device=device,
+        json_out=json_out,
+        plot_out=plot_out,
+        memory_budget=budget,
+        real_rows=real_rows,
+    )
+
+
+@app.command()
+def validate(recipe: RecipeArgument, overrides: SetOption = [], data_dir: DataDirOption = None) -> None:  # noqa: B006
+    """Check a recipe without running it, and say what it would do.
+
+    \b
+    neuroada validate my.yaml
+    neuroada validate llama7b_math --set optim.lr=1e-3
+    """
+    loaded = load(recipe, overrides, data_dir)
+    from neuroada_cli.commands import validate as command
+
+    command.run(loaded)
+
+
+@app.command()
+def env() -> None:
+    """One screen about this machine and its packages, to paste into a bug report."""
+    from neuroada_cli.commands import env as command
+
+    command.run()
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and exit with its code. `--debug` may stand anywhere in it."""
+    given = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in given
+    try:
+        with failures.terminable():
+            code = app(
+                [word for word in given if word != "--debug"], prog_name="neuroada", standalone_mode=False
+            )
+        sys.stdout.flush()  # a reader that has gone is noticed here, not at the interpreter's end
+    except BaseException as error:
+        code = failures.report(error, debug)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,100 @@
+"""What several commands take from the command line, and how its words become values."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from neuroada_cli.errors import RecipeError
+
+if TYPE_CHECKING:
+    from neuroada_cli.recipe.schema import Recipe
+
+Dtype = Literal["bf16", "fp16", "fp32"]
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A .yaml file, or the name of a bundled recipe.")
+]
+SetOption = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key: optim.lr=3e-4. Repeatable."),
+]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Folder searched first for data sets (else $NEUROADA_DATA)."),
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what lies in the output folder.")]
+
+
+def load(
+    recipe: str, overrides: list[str], data_dir: Path | None = None, run_dir: Path | None = None
+) -> Recipe:
+    """The recipe with --set applied; --data-dir and --out are short forms of two of its keys."""
+    from neuroada_cli.recipe.load import load_recipe
+
+    short = {"data.data_dir": data_dir, "run_dir": run_dir}
+    given = [f"{key}={json.dumps(str(path))}" for key, path in short.items() if path is not None]
+    return load_recipe(recipe, [*overrides, *given])
+
+
+def suite_overrides(overrides: list[str], data_dir: Path | None = None) -> dict[str, Any]:
+    """--set words as recipe key -> value, for every recipe of a suite. Raises RecipeError."""
+    from neuroada_cli.recipe import strict_yaml
+
+    given: dict[str, Any] = {} if data_dir is None else {"data.data_dir": str(data_dir)}
+    for word in overrides:
+        key, equals, raw = word.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(
+                f"--set {word} is not of the form section.key=value", fix="write e.g. optim.lr=3e-4"
+            )
+        given[key.strip()], _ = strict_yaml.parse(raw, f"--set {word}")
+    return given
+
+
+def merged_default(folder: Path) -> Path:
+    """Inside a run folder; beside an adapter folder, whose manifest tells all that may be in it."""
+    if (folder / "adapter_config.json").is_file():
+        return folder.with_name(f"{folder.name}-merged")
+    return folder / "merged"
+
+
+def run_folder(source: str) -> Path:
+    """The folder of a run: named itself, or by the recipe that made it."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    from neuroada_cli.recipe.load import bundled_recipes
+
+    if folder.suffix in {".yaml", ".yml"} or source in bundled_recipes():
+        return load(source, []).run_path
+    return folder  # `merge` says what is wrong with it
+
+
+def split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def parse_counts(text: str, option: str) -> tuple[int, ...]:
+    """ "1,20" as (1, 20). Raises RecipeError for anything but positive whole numbers."""
+    counts = split(text)
+    if not counts or not all(count.isdecimal() and int(count) > 0 for count in counts):
+        raise RecipeError(f"{text!r} is not a list of positive whole numbers", option, "write e.g. 1,20")
+    return tuple(int(count) for count in counts)
+
+
+def parse_bytes(text: str | None, option: str) -> int | None:
+    """ "5GB" or "512MiB" as bytes (GB = 10^9, GiB = 2^30; a bare number counts bytes). Raises RecipeError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    if match is None or (match[3] and not match[2]):
+        raise RecipeError(f"{text!r} is not a size", option, "write e.g. 5GB or 512MiB")
+    size = int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " "))
+    if size < 1:
+        raise RecipeError(f"{text!r} is not a size", option, "write e.g. 5GB or 512MiB")
+    return size

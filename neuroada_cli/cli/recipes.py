@@ -1,0 +1,83 @@
+"""The subcommands of `neuroada recipes`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuroada_cli.cli.options import RecipeArgument
+
+recipes_app = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
+
+
+@recipes_app.callback()
+def _recipes(context: typer.Context) -> None:
+    """List, show and copy the recipes that come with neuroada.
+
+    \b
+    neuroada recipes
+    neuroada recipes copy llama7b_math my.yaml
+    """
+    if context.invoked_subcommand is None:
+        list_recipes()
+
+
+@recipes_app.command(name="ls")
+def list_recipes() -> None:
+    """List the bundled recipes with what they do."""
+    from neuroada_cli.commands import recipes as command
+
+    command.list_all()
+
+
+@recipes_app.command(name="show")
+def show_recipe(
+    name: RecipeArgument,
+    resolved: Annotated[bool, typer.Option("--resolved", help="With every default written out.")] = False,
+) -> None:
+    """Print a recipe."""
+    from neuroada_cli.commands import recipes as command
+
+    command.show(name, resolved=resolved)
+
+
+@recipes_app.command(name="keys")
+def recipe_keys(
+    part: Annotated[str, typer.Argument(metavar="[PART]", help="Only keys that contain this.")] = "",
+) -> None:
+    """Every key of a recipe: what it takes, its default, what it means.
+
+    \b
+    neuroada recipes keys optim
+    """
+    from neuroada_cli.commands import recipes as command
+
+    command.keys(part)
+
+
+@recipes_app.command(name="paper")
+def paper_tables(
+    runs: Annotated[Path, typer.Option("--runs", help="Folder of our runs, by recipe name.")] = Path("runs"),
+) -> None:
+    """The paper's tables with our scores beside them, from the result files of `eval`.
+
+    \b
+    neuroada recipes paper --runs runs
+    """
+    from neuroada_cli.commands import paper as command
+
+    command.paper(runs)
+
+
+@recipes_app.command(name="copy")
+def copy_recipe(
+    name: RecipeArgument,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="Default: ./NAME.yaml.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Copy a bundled recipe to start your own from."""
+    from neuroada_cli.commands import recipes as command
+
+    command.copy(name, out, overwrite=overwrite)

@@ -1,0 +1,28 @@
+"""Indices whose rows differ in length: a shorter row ends in -1.
+
+O = output neurons, K = chosen inputs per neuron (here: of the longest row)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def filled(index_OK: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(an index without -1, which entries are real: bool [O, K], or None if all are).
+
+    A place holder becomes the row's lowest column that is not chosen: with its delta at 0, folding writes
+    back the value that is there.
+    """
+    real_OK = index_OK >= 0
+    if bool(real_OK.all()):
+        return index_OK, None
+    counted_K = torch.arange(index_OK.shape[1], device=index_OK.device)
+    leading_O = (index_OK == counted_K).long().cumprod(dim=1).sum(dim=1)  # columns 0, 1, … that are chosen
+    return torch.where(real_OK, index_OK, leading_O[:, None].to(index_OK.dtype)), real_OK
+
+
+def size(index_OK: Tensor) -> int:
+    """How many connections an index holds."""
+    return int((index_OK >= 0).sum())

@@ -1,0 +1,183 @@
+"""Summed losses: what the optimizer step divides by its target count.
+
+B = rows, S = sequence length, N = targets, H = hidden size, V = vocabulary, C = classes
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neuroada_cli.data.batch import IGNORED, Batch, Encoded, pack
+from neuroada_cli.errors import ModelError
+from neuroada_cli.loop.linear_cross_entropy import is_frozen_linear, linear_cross_entropy
+from neuroada_cli.methods.loreft import tell_prompts
+
+# (model, batch on the model's device) -> (summed loss: fp32 scalar with a graph, number of targets)
+Loss = Callable[[nn.Module, Batch], tuple[Tensor, int]]
+
+
+def count_targets(labels: Tensor) -> int:
+    """Number of targets: tokens that are learnt (the first of a row has no predecessor), or rows."""
+    return int((labels[:, 1:] != IGNORED).sum()) if labels.ndim == 2 else len(labels)
+
+
+def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    """-sum log p(token | tokens before it) over the targets, in fp32.
+
+    Logits are computed at the N target positions only: a hook hands the output embedding [1, N, H] instead
+    of [B, S, H], so that what a model does to its logits afterwards (scaling, soft capping) still happens.
+    Where it does nothing and the output embedding is frozen, they are computed a slice at a time instead.
+    Raises ModelError when the model has no output embedding that its forward calls.
+    """
+    wanted_BS = batch.labels_BS[:, 1:] != IGNORED
+    targets_N = batch.labels_BS[:, 1:][wanted_BS]
+    if not len(targets_N):
+        return torch.zeros((), device=batch.tokens_BS.device), 0
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    sliced = head is not None and is_frozen_linear(head) and logits_are_final(model, batch.tokens_BS)
+    tell_prompts(model, batch.prompts_B)
+    with _only_at(model, wanted_BS, keep=sliced) as hidden:
+        output = model(input_ids=batch.tokens_BS, use_cache=False, **_order(batch))
+    if sliced:
+        return linear_cross_entropy(hidden[0], head, targets_N), len(targets_N)
+    logits_NV = output.logits[0]
+    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum"), len(targets_N)
+
+
+def _order(batch: Batch) -> dict[str, Tensor | None]:
+    """What tells a model which tokens see each other. Packed rows are told apart by their positions, which
+    transformers looks at only where no mask is given.
+    """
+    if batch.positions_BS is None:
+        return {"attention_mask": batch.attention_BS}
+    return {"attention_mask": None, "position_ids": batch.positions_BS}
+
+
+@torch.no_grad()
+def check_packing(model: nn.Module, rows: Sequence[Encoded]) -> None:
+    """Tries the model once on two packed rows and on each by itself.
+
+    Raises ModelError when the logits differ by more than rounding: then a row sees the one before it.
+    """
+    short = [replace(row, input_ids=row.input_ids[:TRIED_TOKENS], labels=[]) for row in rows[:2]]
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ModelError(
+            "takes no position_ids, so packed rows cannot be kept apart", type(model).__name__, NO_PACKING
+        )
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        batch = pack(short + short).to(device)
+        packed_SV = model(input_ids=batch.tokens_BS, use_cache=False, **_order(batch)).logits[0].float()
+        alone = [
+            model(input_ids=torch.tensor([r.input_ids], device=device), use_cache=False).logits[0]
+            for r in short
+        ]
+    finally:
+        model.train(training)
+    alone_SV = torch.cat(alone + alone).float()
+    apart = float((packed_SV - alone_SV).abs().max() / alone_SV.std())
+    if not apart < PACKED_TOLERANCE[next(model.parameters()).dtype]:
+        raise ModelError(
+            f"does not keep packed rows apart: logits differ by {apart:.2g} of their spread",
+            type(model).__name__,
+            NO_PACKING,
+        )
+
+
+TRIED_TOKENS = 32
+PACKED_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}  # of the logits' spread
+NO_PACKING = "set train.packing: false"
+
+
+def logits_are_final(model: nn.Module, tokens_BS: Tensor) -> bool:
+    """Whether the model hands out its output embedding's result untouched. Tried once, on one token."""
+    if model not in _FINAL:
+        made: list[Tensor] = []
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        handle = head.register_forward_hook(lambda _, __, logits: made.append(logits))
+        cuda = [tokens_BS.device] if tokens_BS.device.type == "cuda" else []
+        try:
+            with torch.no_grad(), torch.random.fork_rng(cuda):  # dropout may not move the run's own stream
+                logits = model(input_ids=tokens_BS[:1, :1], use_cache=False).logits
+        finally:
+            handle.remove()
+        _FINAL[model] = len(made) == 1 and logits is made[0]
+    return _FINAL[model]
+
+
+_FINAL: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+@contextmanager
+def _only_at(model: nn.Module, wanted_BS: Tensor, keep: bool = False) -> Iterator[list[Tensor]]:
+    """Inside, the output embedding sees only the hidden states marked in wanted [B, S-1].
+
+    keep  it sees just one of them, and all are put into the list that is yielded, as [N, H]
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if head is None:
+        raise ModelError("has no output embeddings, so it cannot predict tokens", type(model).__name__)
+    calls = 0
+    kept: list[Tensor] = []
+
+    def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        nonlocal calls
+        calls += 1
+        hidden_BSH, *rest = args
+        hidden_NH = hidden_BSH[:, :-1][wanted_BS]
+        if keep:
+            kept.append(hidden_NH)
+            hidden_NH = hidden_NH[:1].detach()
+        return (hidden_NH.unsqueeze(0), *rest)
+
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+    if calls != 1:
+        raise ModelError(f"calls its output embeddings {calls} times per forward", type(model).__name__)
+
+
+def class_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    """Cross entropy over the classes, summed over rows, in fp32."""
+    return class_error(row_logits(model, batch), batch.labels_BS), len(batch.labels_BS)
+
+
+def score_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    """Squared error of a single output, summed over rows, in fp32."""
+    return score_error(row_logits(model, batch), batch.labels_BS), len(batch.labels_BS)
+
+
+def row_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """fp32 [B, C] of a sequence classifier; C is 1 for a regressor."""
+    types = {} if batch.types_BS is None else {"token_type_ids": batch.types_BS}
+    output = model(input_ids=batch.tokens_BS, attention_mask=batch.attention_BS, **types)
+    logits_BC: Tensor = output.logits
+    return logits_BC.float()
+
+
+def class_error(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    return F.cross_entropy(logits_BC, labels_B, reduction="sum")
+
+
+def score_error(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    return F.mse_loss(logits_BC[:, 0], labels_B.float(), reduction="sum")
+
+
+# by `data.tasks.Task.kind`
+LOSSES: dict[str, Loss] = {
+    "generation": token_loss,
+    "classification": class_loss,
+    "regression": score_loss,
+}

@@ -1,0 +1,105 @@
+"""One optimizer step, from micro-batches to refolded weights."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from neuroada_cli.data.batch import Batch, listed
+from neuroada_cli.errors import DataError, NumericsError
+from neuroada_cli.loop.loss import Loss, count_targets
+from neuroada_cli.loop.optim import clip_gradients, set_lr
+from neuroada_cli.methods import Method
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """loss is the mean over the step's targets before the update, grad_norm is before clipping, lr is the
+    deltas', tokens counts everything but padding, seconds is the whole step. row_numbers are the data's own.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    targets: int
+    tokens: int
+    rows: int
+    seconds: float
+    row_numbers: tuple[int, ...] = ()
+
+
+def train_step(
+    model: nn.Module,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[Batch],
+    loss: Loss,
+    step: int,
+    factor: float = 1.0,
+    weight_decay: float = 0.0,
+    clip: float | None = 1.0,
+) -> StepStats:
+    """loss = sum over all micro-batches / their target count, then clip, update, refold.
+
+    micro_batches  on any device; each is moved to the model's when its turn comes
+    step           number of this step (0 is the first), for messages and the result
+    factor         share of the peak learning rate
+    A mean of per-micro-batch means would weigh tokens by the company they keep; this does not.
+    Raises DataError without a single target; NumericsError, before anything is updated, for a loss or
+    gradient that is not finite, and at step 0 when every gradient is zero.
+    """
+    started = time.perf_counter()
+    targets = sum(count_targets(batch.labels_BS) for batch in micro_batches)
+    tokens = sum(int(batch.attention_BS.sum()) for batch in micro_batches)
+    rows = [row for batch in micro_batches for row in batch.rows]
+    if not targets:
+        raise DataError(f"step {step + 1} has no token to learn", f"rows {listed(rows)}")
+    device = next(model.parameters()).device
+    losses: list[Tensor] = []
+    for batch in micro_batches:
+        loss_sum, _ = loss(model, batch.to(device))
+        if loss_sum.requires_grad:  # a micro-batch may hold no target at all
+            (loss_sum / targets).backward()  # type: ignore[no-untyped-call]
+        losses.append(loss_sum.detach())
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = clip_gradients(parameters, clip)
+    # the step's only wait for the device: everything the guard and the log need at once
+    *sums, grad_norm = torch.stack([*losses, norm.float()]).tolist()
+    _guard(sums, grad_norm, micro_batches, step)
+
+    set_lr(optimizer, factor)
+    lr = optimizer.param_groups[0]["lr"]
+    method.before_step(model, decay=lr * weight_decay)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    method.after_step(model)
+    seconds = time.perf_counter() - started
+    mean = sum(sums) / targets
+    return StepStats(step + 1, mean, grad_norm, lr, targets, tokens, len(rows), seconds, tuple(rows))
+
+
+def _guard(sums: list[float], grad_norm: float, micro_batches: Sequence[Batch], step: int) -> None:
+    """Raises NumericsError naming the step and the rows that cannot be trained on."""
+    bad = [
+        row
+        for value, b in zip(sums, micro_batches, strict=True)
+        if not math.isfinite(value)
+        for row in b.rows
+    ]
+    fix = "lower optim.lr, look at these rows, or set model.dtype: fp32"
+    if bad:
+        raise NumericsError(f"the loss is not finite at step {step + 1}, rows {listed(bad)}", fix=fix)
+    if not math.isfinite(grad_norm):
+        rows = [row for batch in micro_batches for row in batch.rows]
+        raise NumericsError(f"the gradient is not finite at step {step + 1}, rows {listed(rows)}", fix=fix)
+    if step == 0 and grad_norm == 0.0:
+        raise NumericsError(
+            "all gradients are zero at step 1, so nothing would train",
+            fix="check select.targets, and that the answers in the data differ from the prompt",
+        )

@@ -1,0 +1,89 @@
+"""How far a merged model is from the one that was trained, measured on real rows.
+
+Over a quantised base the two differ: training saw the dequantised weights, the merged folder holds the
+original 16-bit ones (or, `--onto dequantized`, exactly what training saw).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuroada_cli import hub
+from neuroada_cli.adapter import load as adapted
+from neuroada_cli.adapter.folder import Adapter
+from neuroada_cli.data import sources
+from neuroada_cli.data.batch import Encoded, collate, encode, pad_id
+from neuroada_cli.errors import UserError
+from neuroada_cli.tasks.registry import get_task
+from neuroada_cli.tasks.task import Task, examples_of
+
+ROWS, MAX_LENGTH = 16, 256
+
+
+def measure(
+    adapter_folder: Path, merged: Path, base: str, device: str = "cpu", trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Compare logits of the adapter on its quantised base with those of the merged folder.
+
+    Returns {rows, source, tokens, mean_difference, largest_difference, logit_spread, same_first_choice};
+    differences are absolute, spread is the standard deviation of the trained logits.
+    """
+    trained = adapted.load(str(adapter_folder), device=device, base=base, trust_remote_code=trust_remote_code)
+    assert trained.adapter is not None
+    rows, source, kind = _rows(adapter_folder, trained.adapter, trained.tokenizer)
+    before = _logits(trained.model, rows, trained.tokenizer, device)
+    dtype = next(p.dtype for p in trained.model.parameters() if p.is_floating_point())
+    task, labels = trained.adapter.task, trained.adapter.settings.get("num_labels")
+    tokenizer = trained.tokenizer
+    del trained
+    loaded = hub.load_model(merged, task, dtype, device, labels, trust_remote_code=trust_remote_code)
+    after = _logits(loaded.model.eval(), rows, tokenizer, device)
+    difference = (before - after).abs()
+    return {
+        "rows": len(rows),
+        "source": source,
+        "positions": len(before),
+        "mean_difference": float(difference.mean()),
+        "largest_difference": float(difference.max()),
+        "logit_spread": float(before.std()),
+        "same_first_choice": float((before.argmax(-1) == after.argmax(-1)).float().mean()),
+        "kind": kind,
+    }
+
+
+def _rows(folder: Path, adapter: Adapter, tokenizer: Any) -> tuple[list[Encoded], str, str]:
+    """Rows of the task it was trained on, if they are here or in a known set; else what the package makes."""
+    task, source, split = get_task("due_dates"), "due_dates", "validation"
+    try:
+        recipe = adapted.recipe_of(str(folder))
+        if recipe is not None and (own := get_task(recipe.data.task)).family != "instruct":
+            wanted = recipe.data.validation or recipe.data.train or own.sets.get("train")
+            if wanted is not None:
+                sources.refuse_foreign(wanted, "train", recipe.data.data_dir)
+                rows = sources.load_rows(wanted, "train", recipe.data.data_dir)
+                return _encoded(own, rows, tokenizer, recipe.data.protocol), rows.label, own.kind
+    except UserError:
+        if adapter.task != "causal-lm":
+            raise
+    rows = sources.load_rows(source, split)
+    return _encoded(task, rows, tokenizer, "reft"), rows.label, task.kind
+
+
+def _encoded(task: Task, rows: sources.Rows, tokenizer: Any, protocol: str) -> list[Encoded]:
+    examples = examples_of(task, rows.rows[:ROWS], protocol, rows.source)
+    return encode(examples, tokenizer, MAX_LENGTH, task.kind)[0]
+
+
+@torch.inference_mode()
+def _logits(model: Any, rows: list[Encoded], tokenizer: Any, device: str) -> Tensor:
+    """fp32 logits [positions, vocabulary or classes] of every real token (of every row for a classifier)."""
+    found = []
+    for row in rows:  # one by one: padding would be one more difference
+        batch = collate([row], pad_id(tokenizer)).to(device)
+        output = model(input_ids=batch.tokens_BS, attention_mask=batch.attention_BS)
+        found.append(output.logits.float().reshape(-1, output.logits.shape[-1]).cpu())
+    return torch.cat(found)

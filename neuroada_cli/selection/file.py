@@ -1,0 +1,192 @@
+"""Selections: which connections train; the file that holds them, and whether they fit a model.
+
+O = output neurons, I = inputs, K = chosen inputs per neuron
+
+    selection.safetensors       "<module>.indices" int32 [O,K], and a JSON description in the metadata
+
+A selection comes from strangers as often as from ourselves: nothing in it names a path to open or code to
+run, and whatever is not exactly what the writer writes is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuroada_cli import files, hub
+from neuroada_cli.errors import ModelError
+from neuroada_cli.files import strict_json
+from neuroada_cli.foreign_text import short
+
+FORMAT = 2  # 1: every row has K columns; 2: a shorter row ends in -1, and layers may differ in K
+MODULE = re.compile(r"[\w.-]+")
+DESCRIPTION = {"format", "k", "criterion", "fingerprint", "tied"}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which connections train.
+
+    indices      module name -> int32 [O, K], ascending columns per row; a shorter row ends in -1
+    k            the largest K of all layers
+    fingerprint  of the base they were chosen from (`hub.fingerprint`)
+    tied         module name -> the other modules that use the same weight
+    """
+
+    indices: dict[str, Tensor]
+    k: int
+    criterion: str
+    fingerprint: dict[str, Any]
+    tied: dict[str, list[str]] = field(default_factory=dict)
+
+
+def write_selection(path: str | os.PathLike[str], selection: Selection) -> None:
+    """Write a selection file, all or nothing. Raises ResourceError."""
+    about = {
+        "format": format_of(selection),
+        "k": selection.k,
+        "criterion": selection.criterion,
+        "fingerprint": selection.fingerprint,
+        "tied": selection.tied,
+    }
+    tensors = {f"{module}.indices": index_OK for module, index_OK in selection.indices.items()}
+    path = Path(path)
+    with files.explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_tensors(path, tensors, {"neuroada_selection": json.dumps(about)})
+
+
+def read_selection(path: str | os.PathLike[str]) -> Selection:
+    """A selection file. Raises ModelError for anything that `write_selection` would not have written."""
+    where = str(path)
+    tensors, metadata = files.read_tensors(path)
+    if set(metadata) != {"neuroada_selection"}:
+        raise ModelError("is not a selection", where, "write one with `neuroada select`")
+    about = _json(metadata["neuroada_selection"], where)
+    check_format(about, where)
+    indices = {}
+    for name, index_OK in tensors.items():
+        module = name.removesuffix(".indices")
+        if module == name:
+            raise ModelError(f"holds {name[:80]}, which is not an index", where)
+        indices[module] = index_OK
+    if set(about) != DESCRIPTION:
+        raise ModelError("has an unexpected description", where)
+    return checked_selection(indices, about, where)
+
+
+def checked_selection(indices: dict[str, Tensor], about: Mapping[str, Any], where: str) -> Selection:
+    """The checked Selection of indices and the description that came with them."""
+    k, criterion, fingerprint, tied = (about.get(n) for n in ("k", "criterion", "fingerprint", "tied"))
+    if type(k) is not int or k < 1 or not isinstance(criterion, str) or not isinstance(fingerprint, dict):
+        raise ModelError("has a broken description (k, criterion, fingerprint)", where)
+    if not _is_tied(tied, indices):
+        raise ModelError("has a broken description (tied)", where)
+    if not indices:
+        raise ModelError("selects nothing", where)
+    for module, index_OK in indices.items():
+        _check_index(module, index_OK, k, about["format"], where)
+    return Selection(indices, k, criterion, fingerprint, tied)  # type: ignore[arg-type]
+
+
+def _is_tied(tied: Any, indices: Mapping[str, Tensor]) -> bool:
+    return isinstance(tied, dict) and all(
+        module in indices
+        and isinstance(others, list)
+        and all(
+            isinstance(other, str) and MODULE.fullmatch(other) and other not in indices for other in others
+        )
+        for module, others in tied.items()
+    )
+
+
+def _check_index(module: str, index_OK: Tensor, k: int, number: int, where: str) -> None:
+    if not MODULE.fullmatch(module):
+        raise ModelError(f"{module[:80]!r} is not a module name", where)
+    if index_OK.dtype != torch.int32 or index_OK.ndim != 2 or 0 in index_OK.shape:
+        shape = list(index_OK.shape)
+        raise ModelError(f"{module}: indices are {index_OK.dtype} {shape}, expected int32 [O, K]", where)
+    ragged = number > 1
+    if index_OK.shape[1] > k if ragged else index_OK.shape[1] != k:
+        raise ModelError(f"{module}: {index_OK.shape[1]} columns per row, its description says k={k}", where)
+    negative = (index_OK < (-1 if ragged else 0)).any(dim=1)
+    if negative.any():
+        raise ModelError(f"{module}: row {int(negative.nonzero()[0])} has a negative column", where)
+    ended = index_OK[:, 1:] < 0  # nothing may follow the end of a row
+    unsorted = ((index_OK.diff(dim=1) <= 0) & ~ended).any(dim=1)
+    if unsorted.any():
+        row = int(unsorted.nonzero()[0])
+        raise ModelError(f"{module}: row {row} repeats a column or is not in ascending order", where)
+
+
+def format_of(selection: Selection) -> int:
+    """The oldest format that can hold a selection, so that older versions read what they can."""
+    plain = all(i.shape[1] == selection.k and int(i.min()) >= 0 for i in selection.indices.values())
+    return 1 if plain else FORMAT
+
+
+def check_shapes(selection: Selection, shapes: Mapping[str, tuple[int, int]], where: str) -> None:
+    """Whether a selection fits the model's layers.
+
+    shapes  module name -> (O, I) of the model's linear layers
+    Raises ModelError naming the module, and the row of a column that does not exist.
+    """
+    for module, index_OK in selection.indices.items():
+        if module not in shapes:
+            raise ModelError(f"{module} is not a linear layer of the base model", where)
+        outputs, inputs = shapes[module]
+        if index_OK.shape[0] != outputs:
+            raise ModelError(f"{module}: {index_OK.shape[0]} rows, the base has {outputs}", where)
+        if index_OK.shape[1] > inputs:
+            raise ModelError(f"{module}: {index_OK.shape[1]} columns per row, the base has {inputs}", where)
+        outside = (index_OK >= inputs).any(dim=1)
+        if outside.any():
+            row = int(outside.nonzero()[0])
+            raise ModelError(f"{module}: row {row} has a column outside 0..{inputs - 1}", where)
+
+
+def _json(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = strict_json.parse(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ModelError("has a broken description", where)
+    return value
+
+
+def check_format(about: Mapping[str, Any], where: str) -> None:
+    """Raises ModelError for a description without a format number or from a newer version."""
+    number = about.get("format")
+    if type(number) is not int or number < 1:
+        raise ModelError("has no format number", where)
+    if number > FORMAT:
+        raise ModelError(f"has format {number}, this version reads up to {FORMAT}", where, "update neuroada")
+
+
+def check_base(fingerprint: Mapping[str, Any], folder: Path) -> None:
+    """Whether the model in `folder` is the one that `fingerprint` was taken of.
+
+    Raises ModelError naming the first difference.
+    """
+    found = hub.fingerprint(folder)
+    if found == fingerprint:
+        return
+    theirs, ours = fingerprint.get("config"), found["config"]
+    reason = "its weights differ in content"
+    if isinstance(theirs, dict) and theirs != ours:
+        key = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))[0]
+        reason = f"its {key} is {short(ours.get(key))}, it was {short(theirs.get(key))}"
+    elif fingerprint.get("layout") != found["layout"]:
+        reason = "its tensors have other names, shapes or data types"
+    raise ModelError(
+        f"is not the base that was selected and trained on: {reason}", str(folder), "name the right one"
+    )

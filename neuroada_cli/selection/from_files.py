@@ -1,0 +1,176 @@
+"""Choosing the trainable connections of a whole model from its files, one tensor in memory at a time.
+
+Shared by `select` and `train`; neither needs the model loaded for it.
+O = output neurons, I = inputs, K = chosen inputs per neuron
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from neuroada_cli import hub
+from neuroada_cli.delta.index import filled, size
+from neuroada_cli.delta.layout import layer_shape, neurons_as_rows
+from neuroada_cli.delta.model import sharing_modules
+from neuroada_cli.delta.quantized import round_trip
+from neuroada_cli.errors import ModelError
+from neuroada_cli.hub.stored import check_weight, stored_names
+from neuroada_cli.selection.choice import check_criterion, connections, label, pools
+from neuroada_cli.selection.criteria import LIFT_RANK, choose, low_rank, score
+from neuroada_cli.selection.file import Selection
+from neuroada_cli.selection.spread import Spread, by_counts, tile_means, whole_tiles
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """What was chosen in one layer. k is of the longest row, chosen counts them all; smallest and
+    mean are of the chosen |w|; columns counts the distinct inputs that at least one neuron chose.
+    """
+
+    module: str
+    outputs: int
+    inputs: int
+    k: int
+    chosen: int
+    smallest: float
+    mean: float
+    columns: int
+    nbytes: int
+
+
+def select_indices(
+    folder: Path,
+    skeleton: nn.Module,
+    targets: Mapping[str, nn.Module],
+    k: int,
+    criterion: str = "magnitude",
+    seed: int = 0,
+    on_layer: Callable[[LayerChoice], None] | None = None,
+    quantization: str | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    rank: int = LIFT_RANK,
+    spread: Spread | None = None,
+) -> Selection:
+    """The K connections of every neuron of the targets, read from the files of `folder`.
+
+    skeleton  the module graph the targets belong to (ties and the name prefix)
+    rank      of `lift`
+    spread    who gets how many, where that is not K for every neuron
+    seed      of `random`; every layer draws from its own stream, so neither order nor sharding matters
+    on_layer  called after each layer, for progress and the table
+    quantization, dtype  choose from the weights as bitsandbytes leaves them (computing in dtype), because
+              those are what trains
+    Raises RecipeError for K or a criterion that does not fit, ModelError for weights that are missing,
+    misshapen, not finite or packed.
+    """
+    check_criterion(criterion)
+    spread = spread or Spread(k)
+    count_by_layer = connections(targets, spread, seed)
+    competing = pools(spread, count_by_layer)
+    weights = hub.open_weights(folder)
+    stored = {name: _stored(weights, skeleton, name) for name in targets}
+    indices: dict[str, Tensor] = {}
+    for name in _in_file_order(weights, stored):
+        check_weight(weights, stored[name], name, targets[name])
+        weight_OI = neurons_as_rows(weights.tensor(stored[name]), targets[name])
+        if quantization is not None:
+            weight_OI = round_trip(weight_OI, quantization, dtype)
+        generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
+        try:
+            if name in competing:
+                score_OI = score(weight_OI, criterion, generator, rank)
+                competing[name].add(
+                    name, score_OI if spread.tile is None else tile_means(score_OI, spread.tile)
+                )
+                continue
+            indices[name] = _chosen(weight_OI, count_by_layer[name], criterion, generator, rank)
+        except ValueError as error:
+            raise ModelError(f"{name}: {error}", str(weights.info(stored[name]).file)) from None
+        if on_layer is not None:
+            on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
+    for pool in dict.fromkeys(competing.values()):
+        indices |= pool.indices()
+    if spread.tile is not None:
+        indices = as_whole_tiles(indices, spread.tile, targets)
+    if competing and on_layer is not None:
+        for name in indices:
+            weight_OI = neurons_as_rows(weights.tensor(stored[name]), targets[name])
+            on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
+    return as_selection(
+        {name: indices[name] for name in targets if name in indices},
+        label(criterion, spread),
+        folder,
+        skeleton,
+    )
+
+
+def _chosen(
+    weight_OI: Tensor, count_O: Tensor, criterion: str, generator: torch.Generator, rank: int
+) -> Tensor:
+    """Every neuron's own number of columns; `lift` approximates the whole matrix, whoever gets any."""
+    alike = 0 < int(count_O.min()) == int(count_O.max())
+    if criterion == "lift" and not alike:
+        weight_OI, criterion = low_rank(weight_OI, rank), "magnitude"
+    if alike:
+        return choose(weight_OI, int(count_O[0]), criterion, generator, rank)
+    return by_counts(
+        count_O, lambda rows_O, k: choose(weight_OI[rows_O].contiguous(), k, criterion, generator, rank)
+    )
+
+
+def as_whole_tiles(
+    tiles: Mapping[str, Tensor], tile: int, targets: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    """Chosen tiles as connections; layers without any are left out."""
+    return {
+        name: whole_tiles(found, tile, *layer_shape(targets[name]))
+        for name, found in tiles.items()
+        if int(found.max()) >= 0
+    }
+
+
+def as_selection(indices: dict[str, Tensor], criterion: str, folder: Path, skeleton: nn.Module) -> Selection:
+    """The chosen columns with what ties them to their base."""
+    return Selection(
+        indices=indices,
+        k=max(index_OK.shape[1] for index_OK in indices.values()),
+        criterion=criterion,
+        fingerprint=hub.fingerprint(folder),
+        tied={name: others for name in indices if (others := sharing_modules(skeleton, name))},
+    )
+
+
+def _stored(weights: hub.Weights, skeleton: nn.Module, name: str) -> str:
+    return stored_names(weights, skeleton, name)[0]
+
+
+def _in_file_order(weights: hub.Weights, stored: Mapping[str, str]) -> list[str]:
+    position = {tensor: place for place, tensor in enumerate(weights)}
+    return sorted(stored, key=lambda name: position[stored[name]])
+
+
+def describe(name: str, weight_OI: Tensor, index_OK: Tensor, nbytes: int) -> LayerChoice:
+    index_filled_OK, real_OK = filled(index_OK)
+    chosen_N = weight_OI.gather(1, index_filled_OK.long()).float().abs_().view(-1)
+    column_N = index_filled_OK.view(-1).long()
+    if real_OK is not None:
+        chosen_N, column_N = chosen_N[real_OK.view(-1)], column_N[real_OK.view(-1)]
+    used_I = torch.zeros(weight_OI.shape[1], dtype=torch.bool)
+    used_I[column_N] = True
+    return LayerChoice(
+        module=name,
+        outputs=weight_OI.shape[0],
+        inputs=weight_OI.shape[1],
+        k=index_OK.shape[1],
+        chosen=size(index_OK),
+        smallest=float(chosen_N.min()) if len(chosen_N) else 0.0,
+        mean=float(chosen_N.mean()) if len(chosen_N) else 0.0,
+        columns=int(used_I.sum()),
+        nbytes=nbytes,
+    )

@@ -1,0 +1,212 @@
+"""Choosing connections by what training rows say: gradients of the loss, or sizes of the inputs.
+
+The dense gradient of a model never stands in full: layers take turns in groups of at most `budget` bytes, and
+every group is a pass over the calibration batches. Inputs need one pass and a vector per layer.
+
+The gradient is that of training's summed loss, added up over all batches: every target counts once, however
+they are cut into batches. `gradient` is the size of that sum, so what pulls to and fro cancels out.
+
+O = output neurons, I = inputs, K = chosen inputs per neuron
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from neuroada_cli.data.batch import Batch
+from neuroada_cli.delta.layout import layer_shape, neurons_as_rows
+from neuroada_cli.errors import NumericsError
+from neuroada_cli.loop.loss import LOSSES
+from neuroada_cli.loop.recomputing import recomputing
+from neuroada_cli.selection import from_files
+from neuroada_cli.selection.choice import connections, label, pools
+from neuroada_cli.selection.criteria import DATA_CRITERIA, choose_by
+from neuroada_cli.selection.file import Selection
+from neuroada_cli.selection.from_files import LayerChoice
+from neuroada_cli.selection.spread import Spread, by_counts, tile_means
+
+GRADIENT_BYTES = 2 << 30
+
+
+def _by_counts(weight_OI: Tensor, count_O: Tensor, criterion: str, measured: Tensor) -> Tensor:
+    def rows(chosen_O: Tensor, k: int) -> Tensor:
+        own_O = chosen_O.to(weight_OI.device)
+        return choose_by(weight_OI[own_O], k, criterion, measured[own_O] if measured.ndim == 2 else measured)
+
+    if 0 < int(count_O.min()) == int(count_O.max()):
+        return choose_by(weight_OI, int(count_O[0]), criterion, measured).cpu()
+    return by_counts(count_O, rows)
+
+
+def select_by_data(
+    folder: Path,
+    model: nn.Module,
+    targets: Sequence[str],
+    k: int,
+    criterion: str,
+    batches: Sequence[Batch],
+    kind: str,
+    on_layer: Callable[[LayerChoice], None] | None = None,
+    budget: int = GRADIENT_BYTES,
+    spread: Spread | None = None,
+    seed: int = 0,
+    gradient_checkpointing: bool = False,
+) -> Selection:
+    """The K connections of every neuron by `gradient`, `snip` or `activation`.
+
+    model    loaded from `folder`; its weights stay as they are, and nothing of it requires a gradient after
+    batches  of training rows; the loss is training's own, summed over all of them
+    budget   bytes of fp32 gradients at a time (at least one layer's): gradient criteria take
+             ceil(target weights x 4 / budget) passes over the batches
+    spread   who gets how many, where that is not K for every neuron;  seed  of what it draws
+    gradient_checkpointing  recompute each block's activations in the backward pass, as training does
+    A fresh head's gradient depends on its seed, so a selection under it does, too. Dropout is off.
+    Raises NumericsError where a score is not finite.
+    """
+    modules = {name: model.get_submodule(name) for name in targets}
+    spread = spread or Spread(k)
+    count_by_layer = connections(modules, spread, seed)
+    was_training = model.training
+    model.eval().requires_grad_(False)
+    evidence = _inputs if criterion == "activation" else _gradients
+    indices: dict[str, Tensor] = {}
+    competing = pools(spread, count_by_layer)
+
+    def tell(name: str, weight_OI: Tensor) -> None:
+        if on_layer is not None:
+            size = weight_OI.numel() * weight_OI.element_size()
+            on_layer(from_files.describe(name, weight_OI.cpu(), indices[name], size))
+
+    with recomputing(model, gradient_checkpointing and evidence is _gradients):
+        for name, measured in evidence(model, modules, batches, kind, budget):
+            weight_OI = neurons_as_rows(_weight(modules[name]).detach(), modules[name])
+            try:
+                if name in competing:
+                    score_OI = DATA_CRITERIA[criterion](weight_OI, measured)
+                    competing[name].add(
+                        name, score_OI if spread.tile is None else tile_means(score_OI, spread.tile)
+                    )
+                    continue
+                indices[name] = _by_counts(weight_OI, count_by_layer[name], criterion, measured)
+            except ValueError as error:
+                raise NumericsError(f"{name}: {error} in calibration", fix="set model.dtype: fp32") from None
+            tell(name, weight_OI)
+    for pool in dict.fromkeys(competing.values()):
+        indices |= pool.indices()
+    if spread.tile is not None:
+        indices = from_files.as_whole_tiles(indices, spread.tile, modules)
+    for name in indices if competing else ():
+        tell(name, neurons_as_rows(_weight(modules[name]).detach(), modules[name]))
+    model.train(was_training)
+    chosen = {name: indices[name] for name in targets if name in indices}
+    return from_files.as_selection(chosen, label(criterion, spread), folder, model)
+
+
+def _weight(module: nn.Module) -> nn.Parameter:
+    assert isinstance(module.weight, nn.Parameter)
+    return module.weight
+
+
+def _gradients(
+    model: nn.Module, modules: Mapping[str, nn.Module], batches: Sequence[Batch], kind: str, budget: int
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, sum over the batches of d loss / d W: fp32 [O, I]), one group in memory at a time."""
+    for group in groups(modules, budget):
+        sums: dict[str, Tensor] = {}
+        with _collecting(modules, group, sums):
+            for batch in batches:
+                loss, _ = LOSSES[kind](model, batch.to(_weight(modules[group[0]]).device))
+                if loss.requires_grad:  # a batch may hold no target
+                    loss.backward()  # type: ignore[no-untyped-call]
+        for name in group:
+            weight = _weight(modules[name])
+            summed = sums.pop(name, None)
+            if summed is None:  # the loss does not depend on it
+                summed = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+            yield name, neurons_as_rows(summed, modules[name])
+
+
+@contextmanager
+def _collecting(
+    modules: Mapping[str, nn.Module], group: Sequence[str], sums: dict[str, Tensor]
+) -> Iterator[None]:
+    """Inside, the group's weights ask for gradients, and each goes to its fp32 sum as soon as it is made."""
+
+    def collector(name: str) -> Callable[[Tensor], None]:
+        def collect(parameter: Tensor) -> None:
+            assert parameter.grad is not None  # autograd calls this right after it stored the gradient
+            if name in sums:
+                sums[name].add_(parameter.grad)
+            else:
+                sums[name] = parameter.grad.float()
+            parameter.grad = None
+
+        return collect
+
+    handles = []
+    for name in group:
+        weight = _weight(modules[name]).requires_grad_(True)
+        handles.append(weight.register_post_accumulate_grad_hook(collector(name)))  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        for handle, name in zip(handles, group, strict=True):
+            handle.remove()
+            _weight(modules[name]).requires_grad_(False)
+
+
+def groups(modules: Mapping[str, nn.Module], budget: int) -> list[list[str]]:
+    """Names in order, cut so that the fp32 gradients of a group take at most `budget` bytes (or are one)."""
+    cut: list[list[str]] = []
+    filled = 0
+    for name, module in modules.items():
+        size = 4 * _weight(module).numel()
+        if not cut or filled + size > budget:
+            cut.append([])
+            filled = 0
+        cut[-1].append(name)
+        filled += size
+    return cut
+
+
+@torch.no_grad()
+def _inputs(
+    model: nn.Module, modules: Mapping[str, nn.Module], batches: Sequence[Batch], kind: str, budget: int
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, ||x_i|| over all tokens that are no padding: fp32 [I])."""
+    squares: dict[str, Tensor] = {}
+    attention = [torch.empty(0)]
+
+    def adder(name: str) -> Callable[..., None]:
+        def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0].float()
+            if x.ndim == 3 and x.shape[:-1] != attention[0].shape:
+                return  # not the batch: the loss tries a model on one token first
+            if x.ndim == 3:
+                x = x[attention[0].bool()]
+            square_I = x.reshape(-1, x.shape[-1]).square().sum(dim=0)
+            squares[name] = squares[name] + square_I if name in squares else square_I
+
+        return add
+
+    handles = [module.register_forward_pre_hook(adder(name)) for name, module in modules.items()]
+    device = next(model.parameters()).device
+    try:
+        for batch in batches:
+            moved = batch.to(device)
+            attention[0] = moved.attention_BS
+            LOSSES[kind](model, moved)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, module in modules.items():
+        yield name, squares[name].sqrt() if name in squares else torch.zeros(_inputs_of(module))
+
+
+def _inputs_of(module: nn.Module) -> int:
+    return layer_shape(module)[1]

@@ -1,0 +1,186 @@
+"""How many connections every neuron gets, and rows of different length in one index.
+
+O = output neurons, I = inputs, K = chosen inputs per neuron (here: of the longest row)
+
+The paper gives every neuron of every layer the same K; its ablations give only a part of the neurons any,
+or draw the same number from a whole matrix, block or model. Rows then differ: a shorter one ends in -1.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Coverage = Literal["neuron", "matrix", "block", "model"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Who gets how many connections.
+
+    k          per neuron
+    coverage   what competes for them: the inputs of a neuron (the paper), or all weights of a matrix, of a
+               block, of the model, where the total stays what it is per neuron
+    neurons    share of each layer's neurons, drawn at random, that get any
+    keep_total True: those get the others' connections, too (K / neurons each)
+    k_per      pattern of layer names -> K there; of several matching patterns the last one counts
+    budget     connections in all, instead of k: every neuron gets the same, give or take one
+    tile       train whole tiles of so many rows and columns, those with the highest mean score in the model,
+               as many as the total has room for (SMT, arXiv:2405.15525: 256)
+    """
+
+    k: int = 1
+    coverage: Coverage = "neuron"
+    neurons: float = 1.0
+    keep_total: bool = True
+    k_per: Mapping[str, int] = field(default_factory=dict)
+    budget: int | None = None
+    tile: int | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the paper's: K connections of every neuron."""
+        return self == Spread(self.k)
+
+
+def counts(spread: Spread, shapes: Mapping[str, tuple[int, int]], seed: int) -> dict[str, Tensor]:
+    """Layer -> connections per neuron, int64 [O]; with another coverage only the sums matter.
+
+    shapes  layer -> (O, I)
+    Raises ValueError naming a layer with too few inputs, or a pattern that matches none.
+    """
+    for pattern in spread.k_per:
+        if not any(_matches(pattern, name) for name in shapes):
+            raise ValueError(f"k_per.{pattern} matches no adapted layer")
+    found = _of_budget(spread.budget, shapes) if spread.budget is not None else _of_k(spread, shapes, seed)
+    if not any(int(count_O.sum()) for count_O in found.values()):
+        raise ValueError("no neuron gets a connection")
+    for name, count_O in found.items():
+        outputs, inputs = shapes[name]
+        most = int(count_O.max())
+        if most > inputs and (spread.coverage == "neuron" or int(count_O.sum()) > outputs * inputs):
+            raise ValueError(f"k={most}, but {name} has {inputs} inputs; choose 1..{inputs}")
+    return found
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return pattern in (name, name.rpartition(".")[2]) or fnmatch.fnmatchcase(name, pattern)
+
+
+def _of_k(spread: Spread, shapes: Mapping[str, tuple[int, int]], seed: int) -> dict[str, Tensor]:
+    found = {}
+    for name, (outputs, _) in shapes.items():
+        k = spread.k
+        for pattern, value in spread.k_per.items():
+            k = value if _matches(pattern, name) else k
+        count_O = torch.full((outputs,), k)
+        if spread.neurons < 1:
+            adapted = max(1, round(spread.neurons * outputs))
+            total = k * outputs if spread.keep_total else k * adapted
+            generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()) ^ 1)
+            row_A = torch.randperm(outputs, generator=generator)[:adapted]
+            count_O.zero_()
+            count_O[row_A] = _evenly(total, adapted)
+        found[name] = count_O
+    return found
+
+
+def _of_budget(budget: int, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+    rows = [outputs for outputs, _ in shapes.values()]
+    return dict(zip(shapes, torch.split(_evenly(budget, sum(rows)), rows), strict=True))
+
+
+def _evenly(total: int, parts: int) -> Tensor:
+    """`total` over `parts` whole numbers that differ by one at most, the larger ones evenly spaced."""
+    edge = torch.arange(parts + 1) * total // parts
+    return edge.diff()
+
+
+def by_counts(count_O: Tensor, choose_rows: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """int32 [O, K]: every row its own number of columns, then -1.
+
+    choose_rows  (bool [O], k) -> int32 [rows that are True, k], ascending
+    """
+    index_OK = torch.full((len(count_O), max(1, int(count_O.max()))), -1, dtype=torch.int32)
+    for k in sorted(set(count_O.tolist())):
+        if k:
+            chosen_O = count_O == k
+            index_OK[chosen_O, :k] = choose_rows(chosen_O, k).cpu()
+    return index_OK
+
+
+class Pool:
+    """The highest scores over several layers that compete for one total, layer by layer.
+
+    Never more than `total` candidates stand in memory beside one layer's scores.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._names: list[str] = []
+        self._shapes: list[tuple[int, int]] = []
+        self._score_N = torch.empty(0)
+        self._layer_N = torch.empty(0, dtype=torch.int32)
+        self._place_N = torch.empty(0, dtype=torch.int64)
+
+    def add(self, name: str, score_OI: Tensor) -> None:
+        """Raises ValueError where a score is NaN or infinite."""
+        if not torch.isfinite(score_OI).all():
+            raise ValueError("a score is NaN or infinite")
+        top = score_OI.reshape(-1).float().topk(min(self.total, score_OI.numel()), sorted=False)
+        layer_N = torch.full((len(top.values),), len(self._names), dtype=torch.int32)
+        self._names.append(name)
+        self._shapes.append((score_OI.shape[0], score_OI.shape[1]))
+        score_N = torch.cat([self._score_N, top.values.cpu()])
+        kept = score_N.topk(min(self.total, len(score_N)), sorted=False).indices
+        self._score_N = score_N[kept]
+        self._layer_N = torch.cat([self._layer_N, layer_N])[kept]
+        self._place_N = torch.cat([self._place_N, top.indices.cpu()])[kept]
+
+    def indices(self) -> dict[str, Tensor]:
+        """Layer -> int32 [O, K], K of the longest row; a layer that won nothing has one empty column."""
+        found = {}
+        for number, (name, (outputs, inputs)) in enumerate(zip(self._names, self._shapes, strict=True)):
+            place_N = self._place_N[self._layer_N == number].sort().values
+            row_N, column_N = place_N // inputs, place_N % inputs
+            count_O = torch.bincount(row_N, minlength=outputs)
+            start_O = count_O.cumsum(0) - count_O
+            index_OK = torch.full((outputs, max(1, int(count_O.max()))), -1, dtype=torch.int32)
+            index_OK[row_N, torch.arange(len(row_N)) - start_O[row_N]] = column_N.to(torch.int32)
+            found[name] = index_OK
+        return found
+
+
+def tiles_of(total: int, tile: int) -> int:
+    """How many tiles a number of connections has room for; one at least."""
+    return max(1, total // tile**2)
+
+
+def tile_means(score_OI: Tensor, tile: int) -> Tensor:
+    """Mean score of every tile x tile part; those at the edges may be smaller."""
+    outputs, inputs = score_OI.shape
+    sums = F.pad(score_OI.float(), (0, -inputs % tile, 0, -outputs % tile))
+    sums = sums.view(-(-outputs // tile), tile, -(-inputs // tile), tile).sum(dim=(1, 3))
+    rows = torch.full((sums.shape[0], 1), float(tile), device=sums.device)
+    columns = torch.full((1, sums.shape[1]), float(tile), device=sums.device)
+    rows[-1, 0] -= -outputs % tile
+    columns[0, -1] -= -inputs % tile
+    return sums / (rows * columns)
+
+
+def whole_tiles(tiles: Tensor, tile: int, outputs: int, inputs: int) -> Tensor:
+    """int32 [O, K]: all columns of the chosen tiles, for every row of them.
+
+    tiles  int [tile rows, …], ascending numbers of tile columns, then -1
+    """
+    column_OK = (tiles[..., None] * tile + torch.arange(tile)).flatten(1)
+    none = (tiles < 0)[..., None].expand(-1, -1, tile).flatten(1) | (column_OK >= inputs)
+    column_OK = column_OK.masked_fill(none, -1).repeat_interleave(tile, dim=0)[:outputs]
+    return column_OK.to(torch.int32)  # only the last tile of a row can be cut, so -1 stays at the end

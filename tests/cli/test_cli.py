@@ -1,0 +1,310 @@
+"""The command line as a person types it: exit codes, one line per error, true examples, a fast start."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from neuroada_cli import __version__, failures
+from neuroada_cli.cli import app as cli
+from neuroada_cli.cli.options import parse_bytes, parse_counts
+from neuroada_cli.errors import DataError, RecipeError, Stopped
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def neuroada(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs a command line in an empty folder; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(list(words))
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return run
+
+
+def commands(app: typer.Typer = cli.app, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], str]]:
+    """(words, help text) of every command."""
+    own = [
+        ((*path, c.name or c.callback.__name__), c.callback.__doc__)  # type: ignore[union-attr]
+        for c in app.registered_commands
+    ]
+    return own + [
+        command
+        for group in app.registered_groups
+        for command in commands(group.typer_instance, (*path, str(group.name)))  # type: ignore[arg-type]
+    ]
+
+
+def examples() -> list[str]:
+    text = "\n".join(help_text for _, help_text in commands())
+    return [line.strip() for line in text.splitlines() if line.strip().startswith("neuroada ")]
+
+
+# --- a fast start ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    script = (
+        "import sys; from neuroada_cli.cli.app import main\n"
+        f"try: main({words})\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    heavy = {"torch", "transformers", "numpy", "yaml", "datasets", "matplotlib"}
+    assert not heavy & set(done.stderr.split())
+
+
+def test_a_wrong_recipe_is_refused_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("name: x\n")
+    script = "from neuroada_cli.cli.app import main\nmain(['train', 'x.yaml'])"
+    traced = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", script], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert traced.returncode == 2
+    assert "error: x.yaml: model is missing; add it" in traced.stderr
+    assert not re.search(r"\| +(torch|transformers)$", traced.stderr, re.MULTILINE)
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["train"], 2, "error: missing argument 'RECIPE'; see `neuroada train --help`"),
+        (["trian", "x"], 2, "error: no such command 'trian'"),
+        (["train", "x", "--lr", "3"], 2, "error: no such option: --lr"),
+        (["bench", "--seq", "0"], 2, "error: invalid value for '--seq'"),
+        (["bench", "--k", "1,x"], 2, "error: --k: '1,x' is not a list of positive whole numbers"),
+        (["merge", "a", "b", "--dtype", "int8"], 2, "error: --dtype int8: folding back into 4 or 8 bits"),
+        (["merge", "a", "b", "--max-shard-size", "5GBB"], 2, "error: --max-shard-size: '5GBB' is not a size"),
+        (["merge", "nowhere", "out"], 4, "error: nowhere"),
+        (["train", "nowhere.yaml"], 2, "error: nowhere.yaml: no such recipe"),
+        (["train", "quickstart", "--set", "optim.lrr=1"], 2, "did you mean lr?"),
+        (["validate", "quickstart", "--set", "data.task=due_date"], 2, "error: due_date is not a task"),
+        (["validate", "quickstart", "--set", "select.criterion=big"], 2, "select.criterion=big is not known"),
+        (["eval"], 2, "error: eval: nothing to score"),
+        (["eval", "x", "--set", "a=1"], 2, "error: --set: has nothing to override without a recipe"),
+        (["eval", "--predictions", "x.jsonl"], 3, "error: x.jsonl: no such file"),
+        (["eval", "x", "--predictions", "x.jsonl"], 2, "error: --predictions: takes no TARGET; leave it out"),
+        (["eval", "--predictions", "x", "--limit", "3", "--set", "a=1"], 2, "takes no --set, --limit; leave"),
+        (["eval", "--predictions", "x", "--recipe", "quickstart"], 2, "takes no --recipe; leave it out"),
+        (["eval", "--predictions", "x", "--data-dir", "y", "--dtype", "fp32"], 2, "no --data-dir, --dtype;"),
+        (["eval", "--predictions", "x", "--batch-size", "1", "--device", "cpu"], 2, "--batch-size, --device"),
+        (["eval", "--predictions", "x", "--max-new-tokens", "1"], 2, "takes no --max-new-tokens; leave"),
+        (["eval", "--predictions", "x", "--overwrite"], 2, "takes no --overwrite; leave it out"),
+        (["eval", "--predictions", "x", "--tasks", "boolq,piqa"], 2, "--predictions: scores one task; name"),
+        (["eval", "--predictions", "x", "--tasks", "math-all"], 2, "error: math-all is a group of tasks"),
+        (["eval", "--predictions", "x.jsonl", "--tasks", "boolq"], 3, "error: x.jsonl: no such file"),
+        (["eval", "./nowhere", "--tasks", "due_dates"], 4, "error: ./nowhere: no such model folder"),
+        (["eval", "x", "--tasks", "boolqq"], 2, "error: boolqq is not a task; did you mean boolq?"),
+        (["recipes", "show", "quickstar"], 2, "did you mean quickstart?"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_its_exit_code(
+    neuroada, tmp_path: Path, words: list[str], code: int, expected: str
+) -> None:
+    found, out, err = neuroada(*words)
+    assert found == code
+    assert expected in err
+    assert len(err.splitlines()) == 1
+    assert out == ""
+    assert list(tmp_path.iterdir()) == [], "a refused command writes nothing"
+
+
+def test_the_traceback_is_shown_only_when_asked_for(neuroada) -> None:
+    assert "Traceback" not in neuroada("train", "nowhere.yaml")[2]
+    code, _, err = neuroada("train", "nowhere.yaml", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("error: nowhere.yaml")
+
+
+class OutOfMemoryError(RuntimeError):
+    """Has the name of torch's class."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (DataError("is empty", "a.jsonl:3", "add rows"), 3, "error: a.jsonl:3: is empty; add rows"),
+        (Stopped(15, "stopped at step 3"), 143, "error: stopped at step 3"),
+        (KeyboardInterrupt(), 130, "stopped"),
+        (MemoryError(), 6, "error: out of memory; lower train.micro_batch_size"),
+        (OutOfMemoryError("CUDA out of memory"), 6, "error: out of memory; lower"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"),
+            6,
+            "error: out of memory; lower",
+        ),
+        (OSError(28, "No space left on device", "a/b"), 6, "error: a/b: No space left on device"),
+        (ValueError("two\nlines"), 70, "error: this is a bug in neuroada (ValueError: two lines); run again"),
+        (AssertionError(), 70, "error: this is a bug in neuroada (AssertionError"),
+    ],
+)
+def test_every_failure_has_a_line_and_a_code(error: BaseException, code: int, expected: str) -> None:
+    line, found = failures.explain(error)
+    assert found == code
+    assert line.startswith(expected)
+    assert "\n" not in line
+
+
+def test_terminal_escapes_of_foreign_files_are_not_passed_on() -> None:
+    assert "\x1b" not in failures.explain(DataError("field \x1b[31mred"))[0]
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"{sys.executable} -m neuroada_cli recipes show quickstart | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+# --- help and documentation -----------------------------------------------------------------------
+
+
+def test_every_command_teaches_by_example() -> None:
+    without = {words for words, text in commands() if "\b" not in text}
+    assert without == {("env",), ("recipes", "ls"), ("recipes", "show"), ("recipes", "copy")}
+
+
+@pytest.mark.parametrize("line", examples())
+def test_the_examples_parse(line: str) -> None:
+    """Options exist and have the right form, and every named recipe is there."""
+    from neuroada_cli.recipe.load import bundled_recipes, load_recipe
+
+    words = line.split()[1:]
+    command = typer.main.get_command(cli.app)
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
+    context = command.make_context("neuroada", words, resilient_parsing=False)
+    overrides = context.params.get("overrides") or []
+    for word in words:
+        if word in bundled_recipes():
+            load_recipe(word, overrides)
+    if overrides:
+        load_recipe("quickstart", overrides)
+
+
+def test_the_page_about_the_command_line_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert generate.PAGE.read_text(encoding="utf-8") == generate.page(), "run `make docs`"
+    assert generate.RECIPE_PAGE.read_text(encoding="utf-8") == generate.recipe_page(), "run `make docs`"
+
+
+def test_every_key_can_be_looked_up(neuroada) -> None:
+    from neuroada_cli.recipe.keys import all_keys
+
+    code, out, _ = neuroada("recipes", "keys")
+    assert code == 0
+    assert all(key in out for key in all_keys())
+    code, out, _ = neuroada("recipes", "keys", "optim.")
+    assert code == 0
+    assert "optim.warmup_ratio" in out
+    assert "data." not in out
+    code, _, err = neuroada("recipes", "keys", "nothing")
+    assert code == 2
+    assert "no key contains 'nothing'" in err
+
+
+def test_version(neuroada) -> None:
+    assert neuroada("--version") == (0, f"neuroada {__version__}\n", "")
+
+
+# --- small commands -------------------------------------------------------------------------------
+
+
+def test_recipes_are_listed_shown_and_copied(neuroada, tmp_path: Path) -> None:
+    code, listed, _ = neuroada("recipes")
+    assert code == 0
+    assert "llama7b_commonsense_k1" in listed
+    code, shown, _ = neuroada("recipes", "show", "llama7b_math")
+    assert shown == (ROOT / "recipes" / "llama7b_math.yaml").read_text()
+    assert "warmup_ratio: 0.0" in neuroada("recipes", "show", "llama7b_math", "--resolved")[1]
+
+    assert neuroada("recipes", "copy", "llama7b_math", "my.yaml")[0] == 0
+    assert (tmp_path / "my.yaml").read_text() == shown
+    code, _, err = neuroada("recipes", "copy", "quickstart", "my.yaml")
+    assert code == 7
+    assert "my.yaml: exists" in err
+    assert (tmp_path / "my.yaml").read_text() == shown
+    assert neuroada("recipes", "copy", "quickstart", "my.yaml", "--overwrite")[0] == 0
+    assert neuroada("validate", "my.yaml", "--set", "model.path=x/y")[1].startswith("quickstart: fine")
+
+
+def test_env_names_the_versions(neuroada) -> None:
+    import torch
+
+    code, out, _ = neuroada("env")
+    assert code == 0
+    assert re.search(rf"^torch +{re.escape(torch.__version__)}$", out, re.MULTILINE)
+
+
+def test_validate_says_what_a_recipe_would_do(neuroada, capsys, tmp_path: Path, llama) -> None:
+    llama.save_pretrained(tmp_path / "model")
+    capsys.readouterr()  # transformers draws a bar
+    code, out, err = neuroada("validate", "quickstart", "--set", "model.path=model", "--set", "select.k=2")
+    assert (code, err) == (0, "")
+    rows = 2 * (32 + 16 + 16 + 32 + 48 + 48 + 32)  # q k v o gate up down of two blocks
+    assert f"K=2 by magnitude in 14 layers: {2 * rows:,} of" in out
+    code, _, err = neuroada("validate", "quickstart", "--set", "model.path=model", "--set", "select.k=40")
+    assert code == 2
+    assert "has 32 inputs; choose 1..32" in err
+
+
+def test_a_foreign_prediction_file_is_scored(neuroada, tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "a", "prediction": "the correct answer is true", "answer": "true"},
+        {"instruction": "b", "prediction": "the correct answer is true", "answer": "false"},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, _ = neuroada("eval", "--predictions", "p.jsonl", "--tasks", "boolq")
+    assert code == 0
+    assert "50.0" in out
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("5GB", 5 * 10**9),
+        ("512MiB", 512 * 2**20),
+        ("1.5 kb", 1500),
+        ("10", 10),
+        ("2G", 2 * 10**9),
+        (None, None),
+    ],
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert parse_bytes(text, "--x") == expected
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1", "0", "1i", "1 000", "5GBit"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"--x: .* is not a size; write e\.g\. 5GB"):
+        parse_bytes(text, "--x")
+
+
+def test_counts() -> None:
+    assert parse_counts("1, 20", "--k") == (1, 20)
+    for text in ("", "0", "-1", "1.5", "a"):
+        with pytest.raises(RecipeError):
+            parse_counts(text, "--k")

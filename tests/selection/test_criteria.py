@@ -1,0 +1,88 @@
+"""Top-K per neuron: the right columns, the tie rule, and what is refused."""
+
+import pytest
+import torch
+
+from neuroada_cli.delta.native import top_k_available
+from neuroada_cli.selection.criteria import CRITERIA, choose
+
+
+def obvious(score_OI: torch.Tensor, k: int) -> torch.Tensor:
+    """Sort every row in plain Python: highest score first, lower column first among equals."""
+    rows = []
+    for row in score_OI.tolist():
+        best = sorted(range(len(row)), key=lambda i: (-row[i], i))[:k]
+        rows.append(sorted(best))
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+@pytest.fixture(params=["native", "torch"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Magnitude has a C kernel; the rest of the tests must hold with and without it."""
+    if request.param == "torch":
+        monkeypatch.setattr("neuroada_cli.delta.native.top_k_available", lambda *_: False)
+    elif not top_k_available(torch.zeros(1, 1), 1):
+        pytest.skip("no C compiler here")
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("k", [1, 2, 7, 23, 24, 70, 100])
+def test_magnitude_is_the_obvious_top_k_with_ties(dtype: torch.dtype, k: int) -> None:
+    torch.manual_seed(k)
+    inputs = 24 if k <= 24 else 100
+    weight_OI = (torch.randn(40, inputs) * 3).round().div(2).to(dtype)  # coarse values: many ties
+    weight_OI[3] = 0
+    assert torch.equal(choose(weight_OI, k), obvious(weight_OI.abs(), k))
+    fine_OI = torch.randn(40, inputs).to(dtype)
+    assert torch.equal(choose(fine_OI, k), obvious(fine_OI.abs(), k))
+    view_OI = torch.randn(40, 2 * inputs).to(dtype)[:, 5 : 5 + inputs]
+    assert torch.equal(choose(view_OI, k), obvious(view_OI.abs(), k))
+
+
+def test_reverse_takes_the_smallest() -> None:
+    weight_OI = torch.tensor([[3.0, -1.0, 2.0], [0.0, 5.0, -0.0]])
+    assert choose(weight_OI, 1, "reverse").tolist() == [[1], [0]]
+    assert choose(weight_OI, 2, "reverse").tolist() == [[1, 2], [0, 2]]
+
+
+def test_random_is_seeded_and_without_repeats() -> None:
+    weight_OI = torch.zeros(50, 10)
+    first = choose(weight_OI, 4, "random", torch.Generator().manual_seed(1))
+    again = choose(weight_OI, 4, "random", torch.Generator().manual_seed(1))
+    other = choose(weight_OI, 4, "random", torch.Generator().manual_seed(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert (first.diff(dim=1) > 0).all()
+
+
+def test_blocks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight_OI = torch.randn(65, 16)
+    whole = choose(weight_OI, 3)
+    monkeypatch.setattr("neuroada_cli.selection.criteria.BLOCK_ELEMENTS", 50)
+    assert torch.equal(choose(weight_OI, 3), whole)
+
+
+def test_works_on_the_transposed_view_of_a_conv1d() -> None:
+    weight_IO = torch.randn(12, 9)
+    assert torch.equal(choose(weight_IO.T, 2), choose(weight_IO.T.contiguous(), 2))
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_k_outside_the_inputs_is_refused(k: int) -> None:
+    with pytest.raises(ValueError, match=r"choose 1\.\.4"):
+        choose(torch.randn(3, 4), k)
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
+    weight_OI = torch.randn(3, 4)
+    weight_OI[1, 2] = bad
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        choose(weight_OI, 1)
+
+
+def test_an_unknown_criterion_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=", ".join(CRITERIA)):
+        choose(torch.randn(3, 4), 1, "largest")
