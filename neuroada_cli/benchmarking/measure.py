@@ -26,6 +26,7 @@ from neuroada_cli.benchmarking.steps import (
     timing,
 )
 from neuroada_cli.benchmarking.tables import Row
+from neuroada_cli.delta.layout import layout_of
 from neuroada_cli.delta.model import find_targets
 from neuroada_cli.loop.loss import count_targets
 from neuroada_cli.machine.allocator import keeping_freed_memory
@@ -122,10 +123,8 @@ def _indices(subject: Subject, plan: Plan) -> dict[int, dict[str, Tensor]]:
 
 
 def _weight_OI(module: nn.Module) -> Tensor:
-    from neuroada_cli.delta.layout import is_conv1d
-
     assert isinstance(module.weight, Tensor)
-    return module.weight.detach().T if is_conv1d(module) else module.weight.detach()
+    return layout_of(module).rows(module.weight.detach())
 
 
 def _times(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuroada_cli.delta.layout import is_conv1d
+from neuroada_cli.delta.layout import Layout, layout_of
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.methods import METHODS, Method
 from neuroada_cli.methods.peft import CONFIGS, Peft
@@ -44,10 +44,9 @@ class ScatterLinear(nn.Module):
         assert isinstance(base.weight, nn.Parameter)
         self.weight = base.weight
         self.bias = base.bias
-        self.transposed = is_conv1d(base)
-        weight_OI = self.weight.T if self.transposed else self.weight
-        rows_O1 = torch.arange(len(index_OK), device=self.weight.device)[:, None]
-        flat = rows_O1 * weight_OI.shape[1] + index_OK.to(self.weight.device, torch.int64)
+        self.layout = layout_of(base)
+        as_rows = Layout(*self.layout.shape)  # the sum below is made of the weight with neurons as rows
+        flat = as_rows.flat(index_OK.to(self.weight.device))
         self.register_buffer("positions", flat.view(-1))
         self.positions: Tensor
         self.delta = nn.Parameter(
@@ -55,7 +54,7 @@ class ScatterLinear(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        weight_OI = self.weight.T if self.transposed else self.weight
+        weight_OI = self.layout.rows(self.weight)
         moved_OI = weight_OI.flatten().scatter_add(0, self.positions, self.delta).view(weight_OI.shape)
         bias = self.bias if isinstance(self.bias, Tensor) else None
         return F.linear(x, moved_OI, bias)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.data.batch import Batch, Encoded, collate
-from neuroada_cli.delta.layout import is_conv1d
+from neuroada_cli.delta.layout import layout_of
 from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.loop.optim import OptimSettings, adamw
 from neuroada_cli.loop.step import train_step
@@ -70,7 +70,7 @@ class Guest:
             module = model.get_submodule(name)
             assert isinstance(module.weight, Tensor)
             weight = module.weight.detach()
-            weight_OI = weight.T if is_conv1d(module) else weight
+            weight_OI = layout_of(module).rows(weight)
             column_OK = index_OK.to(weight.device, torch.int64)
             self._entries.append((weight_OI, column_OK, weight_OI.gather(1, column_OK)))
         self._own = [base_OK for *_, base_OK in self._entries]

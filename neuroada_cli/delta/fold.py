@@ -1,6 +1,6 @@
-"""round(W + delta): the only place where deltas meet weights.
+"""round(W + delta): the only place where deltas meet weights, for attached layers and for merging alike.
 
-O = output neurons, I = inputs, K = chosen inputs per neuron
+O = output neurons, K = chosen inputs per neuron
 """
 
 from __future__ import annotations
@@ -8,19 +8,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def write_entries(weight: Tensor, index_OK: Tensor, values_OK: Tensor, transposed: bool = False) -> None:
-    """weight[o, index_ok] = values_ok in place; weight is contiguous, [O, I], or [I, O] if `transposed`.
-
-    Not `scatter_`: on the CPU it takes a thousand times longer for 16-bit types (`benchmarks/refold.py`).
-    """
-    outputs = index_OK.shape[0]
-    row_O1 = torch.arange(outputs, device=weight.device)[:, None]
-    flat_OK = index_OK.long() * outputs + row_O1 if transposed else row_O1 * weight.shape[1] + index_OK
-    weight.put_(flat_OK, values_OK)
+from neuroada_cli.delta.layout import Layout
 
 
 def fold_entries(base_OK: Tensor, delta_OK: Tensor, dtype: torch.dtype) -> Tensor:
-    """round(base + delta), the sum in fp32 (fp64 for an fp64 base), as the attached layer computes it."""
+    """round(base + delta) to `dtype`, the sum in fp32 (in fp64 for an fp64 base)."""
     wide = torch.promote_types(base_OK.dtype, torch.float32)
     return (base_OK.to(wide) + delta_OK).to(dtype)
+
+
+def write_entries(weight: Tensor, index_OK: Tensor, values_OK: Tensor, layout: Layout) -> None:
+    """W[o, index_ok] = values_ok in place; weight is contiguous and lies as its layout says.
+
+    Not `scatter_`: on the CPU it takes a thousand times longer for 16-bit types (`benchmarks/refold.py`).
+    """
+    weight.put_(layout.flat(index_OK), values_OK)

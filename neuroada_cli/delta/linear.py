@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuroada_cli.delta.fold import write_entries
+from neuroada_cli.delta.fold import fold_entries, write_entries
 from neuroada_cli.delta.index import filled
-from neuroada_cli.delta.layout import is_conv1d
+from neuroada_cli.delta.layout import Layout, is_conv1d, layout_of
 from neuroada_cli.delta.sampled_grad import sampled_grad
 
 
@@ -107,17 +107,17 @@ class DeltaLayer(nn.Module):
     base_values: Tensor
     delta: nn.Parameter
 
-    def __init__(self, base: nn.Module, transposed: bool) -> None:
+    def __init__(self, base: nn.Module, layout: Layout) -> None:
         super().__init__()
         # in a list, so that the original is kept for detaching but is no submodule (names stay the base's)
         self._base = [base]
-        self.transposed = transposed
+        self.layout = layout
         self.shares_deltas = False  # True for every user of a tied weight but the one that was targeted
         self.weight = cast(nn.Parameter, base.weight)
         self.train(base.training)
 
     def _own_deltas(self, index_OK: Tensor) -> None:
-        outputs, inputs = self.weight_OI.shape
+        outputs, inputs = self.layout.shape
         if index_OK.ndim != 2 or index_OK.shape[0] != outputs or not 1 <= index_OK.shape[1] <= inputs:
             raise ValueError(f"index is {tuple(index_OK.shape)}, but the weight is {(outputs, inputs)}")
         if int(index_OK.min()) < -1 or int(index_OK.max()) >= inputs:
@@ -149,7 +149,7 @@ class DeltaLayer(nn.Module):
         """
         index_OU, _ = filled(index_OU)
         was_OI = self.weight_OI.detach().clone(memory_format=torch.contiguous_format)
-        write_entries(was_OI, self.index, self.base_values)
+        write_entries(was_OI, self.index, self.base_values, Layout(*self.layout.shape))
         self.index, self.real = index_OU, trains_OU
         self.base_values = was_OI.gather(1, index_OU.long())
 
@@ -160,22 +160,21 @@ class DeltaLayer(nn.Module):
     @property
     def weight_OI(self) -> Tensor:
         """The weight with neurons as rows (a view for GPT-2's Conv1D)."""
-        return self.weight.T if self.transposed else self.weight
+        return self.layout.rows(self.weight)
 
     @torch.no_grad()
     def refold(self) -> None:
         """Rewrite the K entries per row to round(base + delta); call after every change of delta."""
-        wide = torch.promote_types(self.base_values.dtype, torch.float32)
-        folded_OK = (self.base_values.to(wide) + self.delta).to(self.weight.dtype)
-        write_entries(self.weight, self.index, folded_OK, self.transposed)
+        folded_OK = fold_entries(self.base_values, self.delta, self.weight.dtype)
+        write_entries(self.weight, self.index, folded_OK, self.layout)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put the frozen entries back; the weight is then bit-identical to the base. delta is kept."""
-        write_entries(self.weight, self.index, self.base_values, self.transposed)
+        write_entries(self.weight, self.index, self.base_values, self.layout)
 
     def extra_repr(self) -> str:
-        (outputs, inputs), k = self.weight_OI.shape, self.index.shape[1]
+        (outputs, inputs), k = self.layout.shape, self.index.shape[1]
         return f"in_features={inputs}, out_features={outputs}, k={k}"
 
 
@@ -185,10 +184,10 @@ class DeltaLinear(DeltaLayer):
     backend  name of a sampled-gradient back-end, or None for the measured choice
     """
 
-    def __init__(self, base: nn.Module, transposed: bool) -> None:
-        super().__init__(base, transposed)
+    def __init__(self, base: nn.Module, layout: Layout) -> None:
+        super().__init__(base, layout)
         self.bias = cast(nn.Parameter | None, base.bias)
-        self.out_features, self.in_features = self.weight_OI.shape
+        self.out_features, self.in_features = layout.shape
         self.backend: str | None = None
 
     @classmethod
@@ -213,17 +212,17 @@ class DeltaLinear(DeltaLayer):
         if not (isinstance(base, nn.Linear) or is_conv1d(base)):
             raise ValueError(f"{type(base).__name__} is not a linear layer")
         base.weight.requires_grad_(False)
-        return cls(base, transposed=not isinstance(base, nn.Linear))
+        return cls(base, layout_of(base))
 
     def effective_OI(self, weight: Tensor | None) -> Tensor:
         """The weight that the forward used, neurons as rows; `weight` is what forward saved."""
         assert weight is not None
-        return weight.T if self.transposed else weight
+        return self.layout.rows(weight)
 
     def plain_forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """The same kernel that the base module calls, so that outputs are equal to the last bit."""
         assert weight is not None
-        if not self.transposed:
+        if not self.layout.transposed:
             return F.linear(x, weight, bias)
         flat_TI = x.reshape(-1, x.shape[-1])
         y_TO = flat_TI @ weight if bias is None else torch.addmm(bias, flat_TI, weight)
@@ -241,7 +240,7 @@ class DeltaEmbedding(DeltaLayer):
     """An embedding whose table is tied to an adapted linear layer (a targeted lm_head): same deltas."""
 
     def __init__(self, base: nn.Embedding, owner: DeltaLayer) -> None:
-        super().__init__(base, transposed=False)
+        super().__init__(base, Layout(*base.weight.shape))
         self.padding_idx = base.padding_idx
         self.num_embeddings, self.embedding_dim = base.num_embeddings, base.embedding_dim
         self._share_deltas(owner)

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuroada_cli.delta.fold import write_entries
+from neuroada_cli.delta.fold import fold_entries, write_entries
+from neuroada_cli.delta.layout import Layout
 from neuroada_cli.delta.linear import DeltaLinear
 
 
@@ -76,11 +77,11 @@ class QuantizedDeltaLinear(DeltaLinear):
     folded  [O, K] in the compute dtype: round(base + delta), written into every dequantised temporary
     """
 
-    def __init__(self, base: nn.Module, transposed: bool) -> None:
+    def __init__(self, base: nn.Module, layout: Layout) -> None:
         compute = getattr(base, "compute_dtype", None)
         bias = cast(Tensor | None, base.bias)
         self.compute_dtype: torch.dtype = compute or (torch.bfloat16 if bias is None else bias.dtype)
-        super().__init__(base, transposed)
+        super().__init__(base, layout)
         self.register_buffer("folded", None, persistent=False)
 
     @property
@@ -91,7 +92,7 @@ class QuantizedDeltaLinear(DeltaLinear):
     def effective_OI(self, weight: Tensor | None) -> Tensor:
         folded_OK = self.base_values if self.folded is None else self.folded
         weight_OI = self.weight_OI
-        write_entries(weight_OI, self.index, folded_OK)
+        write_entries(weight_OI, self.index, folded_OK, self.layout)
         return weight_OI
 
     def plain_forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -103,7 +104,7 @@ class QuantizedDeltaLinear(DeltaLinear):
 
     @torch.no_grad()
     def refold(self) -> None:
-        self.folded = (self.base_values.float() + self.delta).to(self.compute_dtype)
+        self.folded = fold_entries(self.base_values, self.delta, self.compute_dtype)
 
     @torch.no_grad()
     def restore(self) -> None:

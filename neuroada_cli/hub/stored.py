@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from neuroada_cli import hub
-from neuroada_cli.delta.layout import is_conv1d, layer_shape
+from neuroada_cli.delta.layout import layout_of
 from neuroada_cli.delta.model import sharing_modules
 from neuroada_cli.errors import ModelError
 
@@ -24,8 +24,7 @@ def check_weight(weights: hub.Weights, stored: str, name: str, module: nn.Module
             str(info.file),
             "use the model's 16- or 32-bit original",
         )
-    outputs, inputs = layer_shape(module)
-    expected = (inputs, outputs) if is_conv1d(module) else (outputs, inputs)
+    expected = layout_of(module).stored_shape
     if info.shape != expected:
         raise ModelError(
             f"{stored} has the shape {list(info.shape)}, but {name} needs {list(expected)}", str(info.file)

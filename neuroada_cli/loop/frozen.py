@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli.delta.layout import is_conv1d
+from neuroada_cli.delta.layout import Layout, layout_of
 from neuroada_cli.delta.linear import DeltaLayer
 from neuroada_cli.errors import NumericsError
 
@@ -25,12 +25,12 @@ ODD = -7046029254386353131  # 2^64 / golden ratio as a signed number
 
 @dataclass(frozen=True)
 class _Frozen:
-    """One tensor: what may change of it (None: nothing), and whether it lies as [I, O]."""
+    """One tensor: what may change of it (None: nothing), and where its neurons lie."""
 
     name: str
     tensor: Tensor
     index_OK: Tensor | None
-    transposed: bool
+    layout: Layout | None
     place: tuple[Tensor, ...]  # one N-long index per dimension
     values: Tensor
     total: int
@@ -47,23 +47,21 @@ class FrozenWatch:
         targets = {id(model.get_submodule(name).weight): (name, index) for name, index in indices.items()}
         self._frozen: list[_Frozen] = []
         for name, parameter in model.named_parameters():
-            index_OK, transposed = None, False
+            index_OK, layout = None, None
             if id(parameter) in targets:
                 module_name, index_OK = targets[id(parameter)]
                 module = model.get_submodule(module_name)
-                transposed = module.transposed if isinstance(module, DeltaLayer) else is_conv1d(module)
+                layout = module.layout if isinstance(module, DeltaLayer) else layout_of(module)
                 if not parameter.is_floating_point():  # a quantised weight keeps all of its bytes
                     index_OK = None
             elif parameter.requires_grad:
                 continue
             tensor = parameter.detach()
             place = _spread(tensor)
-            if index_OK is not None:
-                place = _outside(place, index_OK, transposed)
-            total = weighted_sum(tensor, index_OK, transposed)
-            self._frozen.append(
-                _Frozen(name, tensor, index_OK, transposed, place, tensor[place].clone(), total)
-            )
+            if index_OK is not None and layout is not None:
+                place = _outside(place, index_OK, layout)
+            total = weighted_sum(tensor, index_OK, layout)
+            self._frozen.append(_Frozen(name, tensor, index_OK, layout, place, tensor[place].clone(), total))
 
     def check(self) -> None:
         """Look at the samples. Raises NumericsError naming the first frozen tensor that moved."""
@@ -74,7 +72,7 @@ class FrozenWatch:
     def check_all(self) -> None:
         """Look at every entry. Raises NumericsError as `check` does."""
         for frozen in self._frozen:
-            if weighted_sum(frozen.tensor, frozen.index_OK, frozen.transposed) != frozen.total:
+            if weighted_sum(frozen.tensor, frozen.index_OK, frozen.layout) != frozen.total:
                 raise _moved(frozen.name)
 
 
@@ -92,20 +90,20 @@ def _spread(tensor: Tensor) -> tuple[Tensor, ...]:
     return torch.unravel_index(flat_N, tensor.shape)
 
 
-def _outside(place: tuple[Tensor, ...], index_OK: Tensor, transposed: bool) -> tuple[Tensor, ...]:
+def _outside(place: tuple[Tensor, ...], index_OK: Tensor, layout: Layout) -> tuple[Tensor, ...]:
     """Those of some entries of a target's weight that are not chosen."""
-    column_N, row_N = place if transposed else (place[1], place[0])
+    column_N, row_N = place if layout.transposed else (place[1], place[0])
     chosen_NK = index_OK.to(row_N.device)[row_N] == column_N[:, None]
     kept_N = ~chosen_NK.any(dim=1)
     return place[0][kept_N], place[1][kept_N]
 
 
 @torch.no_grad()
-def weighted_sum(tensor: Tensor, index_OK: Tensor | None = None, transposed: bool = False) -> int:
+def weighted_sum(tensor: Tensor, index_OK: Tensor | None = None, layout: Layout | None = None) -> int:
     """sum_j w_j x_j mod 2^64 over the tensor's bytes, taken eight at a time, with an odd w_j for every place.
 
     A change of a single word x_j always changes it, since an odd number times what is not 0 is not 0.
-    index_OK  chosen entries of a weight: they count as 0
+    index_OK  chosen entries of a weight that lies as `layout` says: they count as 0
     """
     if tensor.numel() == 0:
         return 0
@@ -116,8 +114,8 @@ def weighted_sum(tensor: Tensor, index_OK: Tensor | None = None, transposed: boo
     odd = torch.empty(0)
     for start in range(0, len(matrix_RC), rows):
         part_RC = matrix_RC[start : start + rows]
-        if index_OK is not None:
-            part_RC = _without(part_RC, start, index_OK, transposed)
+        if index_OK is not None and layout is not None:
+            part_RC = _without(part_RC, start, index_OK, layout)
         words = _words(part_RC)
         if start == 0:  # the longest part
             odd = torch.arange(1, 2 * len(words), 2, device=words.device).mul_(ODD)
@@ -125,12 +123,12 @@ def weighted_sum(tensor: Tensor, index_OK: Tensor | None = None, transposed: boo
     return int(total)
 
 
-def _without(part_RC: Tensor, start: int, index_OK: Tensor, transposed: bool) -> Tensor:
+def _without(part_RC: Tensor, start: int, index_OK: Tensor, layout: Layout) -> Tensor:
     """A copy of rows `start`, start + 1, … of a weight in memory, with its chosen entries at 0."""
     stop, columns = start + len(part_RC), part_RC.shape[1]
     index_OK = index_OK.to(part_RC.device, torch.int64)
     neuron_O1 = torch.arange(len(index_OK), device=index_OK.device)[:, None]
-    if transposed:
+    if layout.transposed:
         inside_OK = (index_OK >= start) & (index_OK < stop)
         flat_OK = (index_OK - start) * columns + neuron_O1
     else:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from neuroada_cli import hub
 from neuroada_cli.adapter.folder import Adapter
-from neuroada_cli.delta.fold import fold_entries
+from neuroada_cli.delta.fold import fold_entries, write_entries
 from neuroada_cli.delta.index import filled, size
-from neuroada_cli.delta.layout import layer_shape, neurons_as_rows
+from neuroada_cli.delta.layout import layer_shape, layout_of
 from neuroada_cli.delta.model import is_linear
 from neuroada_cli.delta.quantized import round_trip
 from neuroada_cli.hub.stored import WEIGHT_DTYPES, check_weight, main_dtype, stored_names
@@ -162,8 +162,8 @@ class Merge:
         return cast
 
     def _round_trip(self, weight: Tensor, module: nn.Module) -> Tensor:
-        weight_OI = round_trip(neurons_as_rows(weight, module), str(self._requantize), self.trained)
-        return neurons_as_rows(weight_OI, module)
+        layout = layout_of(module)
+        return layout.rows(round_trip(layout.rows(weight), str(self._requantize), self.trained))
 
     def _packed_names(self) -> dict[str, nn.Module]:
         """Stored name -> linear layer, for all layers that loading quantises: every one except heads."""
@@ -174,10 +174,10 @@ class Merge:
         return {name: linear[module] for module, name in stored.items() if name is not None}
 
     def _fold(self, entry: Planned, module: str, weight: Tensor) -> Tensor:
-        index_OK = filled(self.adapter.selection.indices[module])[0].long()
+        index_OK, layout = filled(self.adapter.selection.indices[module])[0], layout_of(self._modules[module])
         delta_OK = self.adapter.deltas[module]
-        weight_OI = neurons_as_rows(weight, self._modules[module])
-        base_OK = weight_OI.gather(1, index_OK)
+        weight_OI = layout.rows(weight)
+        base_OK = weight_OI.gather(1, index_OK.long())
         folded_OK = trained_OK = fold_entries(base_OK.to(self.trained), delta_OK, self.trained)
         if entry.dtype != self.trained:
             folded_OK = fold_entries(base_OK, delta_OK, entry.dtype)
@@ -186,9 +186,7 @@ class Merge:
         self.stats.entries += size(self.adapter.selection.indices[module])
         self._count(base_OK.to(entry.dtype), folded_OK, delta_OK)
         out = _finite_cast(weight, entry.dtype, entry.name)
-        rows_O1 = torch.arange(len(index_OK))[:, None]
-        # not scatter_: on the CPU that walks the whole weight, a thousand times slower at K=1
-        neurons_as_rows(out, self._modules[module]).index_put_((rows_O1, index_OK), folded_OK)
+        write_entries(out, index_OK, folded_OK, layout)
         return out
 
     def _count(self, kept_OK: Tensor, folded_OK: Tensor, delta_OK: Tensor) -> None:

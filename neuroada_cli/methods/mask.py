@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.delta.index import filled
-from neuroada_cli.delta.layout import is_conv1d
+from neuroada_cli.delta.layout import Layout, layout_of
 from neuroada_cli.methods.state import MethodState, WholeParameters, copy_exactly, same_names
 
 
@@ -21,13 +21,13 @@ class _Masked:
     """One target: its weight, the chosen columns [O, K], and the pretrained values there [O, K]."""
 
     weight: nn.Parameter
-    transposed: bool
+    layout: Layout
     index: Tensor
     base_values: Tensor
 
     @property
     def weight_OI(self) -> Tensor:
-        return self.weight.T if self.transposed else self.weight
+        return self.layout.rows(self.weight)
 
     def values_OK(self) -> Tensor:
         return self.weight_OI.detach().gather(1, self.index)
@@ -57,14 +57,14 @@ class Mask:
             assert isinstance(module.weight, nn.Parameter)
             weight = module.weight
             weight.requires_grad_(True)
-            transposed = is_conv1d(module)
+            layout = layout_of(module)
             index_OK, real_OK = filled(index_OK.to(weight.device, torch.int64))
             chosen_OK = torch.ones_like(index_OK, dtype=torch.bool) if real_OK is None else real_OK
-            weight_OI = weight.detach().T if transposed else weight.detach()
+            weight_OI = layout.rows(weight.detach())
             mask_OI = torch.zeros_like(weight_OI, dtype=torch.bool).scatter_(1, index_OK, chosen_OK)
-            weight.register_post_accumulate_grad_hook(_Zero(mask_OI.T if transposed else mask_OI))  # type: ignore[no-untyped-call]
+            weight.register_post_accumulate_grad_hook(_Zero(layout.rows(mask_OI)))  # type: ignore[no-untyped-call]
             base_OK = weight_OI.gather(1, index_OK)
-            self._targets[name] = _Masked(weight, transposed, index_OK, base_OK)
+            self._targets[name] = _Masked(weight, layout, index_OK, base_OK)
         self._whole = WholeParameters(model, whole)
 
     def parameters(self, model: nn.Module) -> list[nn.Parameter]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from neuroada_cli import hub
 from neuroada_cli.delta.index import filled, size
-from neuroada_cli.delta.layout import layer_shape, neurons_as_rows
+from neuroada_cli.delta.layout import layer_shape, layout_of
 from neuroada_cli.delta.model import sharing_modules
 from neuroada_cli.delta.quantized import round_trip
 from neuroada_cli.errors import ModelError
@@ -78,7 +78,7 @@ def select_indices(
     indices: dict[str, Tensor] = {}
     for name in _in_file_order(weights, stored):
         check_weight(weights, stored[name], name, targets[name])
-        weight_OI = neurons_as_rows(weights.tensor(stored[name]), targets[name])
+        weight_OI = layout_of(targets[name]).rows(weights.tensor(stored[name]))
         if quantization is not None:
             weight_OI = round_trip(weight_OI, quantization, dtype)
         generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
@@ -100,7 +100,7 @@ def select_indices(
         indices = as_whole_tiles(indices, spread.tile, targets)
     if competing and on_layer is not None:
         for name in indices:
-            weight_OI = neurons_as_rows(weights.tensor(stored[name]), targets[name])
+            weight_OI = layout_of(targets[name]).rows(weights.tensor(stored[name]))
             on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
     return as_selection(
         {name: indices[name] for name in targets if name in indices},

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.data.batch import Batch
-from neuroada_cli.delta.layout import layer_shape, neurons_as_rows
+from neuroada_cli.delta.layout import layer_shape, layout_of
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.loop.recomputing import recomputing
@@ -84,7 +84,7 @@ def select_by_data(
 
     with recomputing(model, gradient_checkpointing and evidence is _gradients):
         for name, measured in evidence(model, modules, batches, kind, budget):
-            weight_OI = neurons_as_rows(_weight(modules[name]).detach(), modules[name])
+            weight_OI = layout_of(modules[name]).rows(_weight(modules[name]).detach())
             try:
                 if name in competing:
                     score_OI = DATA_CRITERIA[criterion](weight_OI, measured)
@@ -101,7 +101,7 @@ def select_by_data(
     if spread.tile is not None:
         indices = from_files.as_whole_tiles(indices, spread.tile, modules)
     for name in indices if competing else ():
-        tell(name, neurons_as_rows(_weight(modules[name]).detach(), modules[name]))
+        tell(name, layout_of(modules[name]).rows(_weight(modules[name]).detach()))
     model.train(was_training)
     chosen = {name: indices[name] for name in targets if name in indices}
     return from_files.as_selection(chosen, label(criterion, spread), folder, model)
@@ -128,7 +128,7 @@ def _gradients(
             summed = sums.pop(name, None)
             if summed is None:  # the loss does not depend on it
                 summed = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-            yield name, neurons_as_rows(summed, modules[name])
+            yield name, layout_of(modules[name]).rows(summed)
 
 
 @contextmanager

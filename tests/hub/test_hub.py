@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, BertModel, GPT2Model, RobertaConf
 
 from neuroada_cli import hub
 from neuroada_cli.errors import ModelError, ResourceError
+from neuroada_cli.files.safetensors_header import DTYPES
 from neuroada_cli.hub import resolve
 
 
@@ -61,7 +62,7 @@ def test_data_types_and_odd_offsets(tmp_path: Path, dtype: torch.dtype) -> None:
     """A one-byte tensor before it puts the next at an odd offset, which the format allows."""
     values = torch.arange(6).view(2, 3).to(dtype)
     raw = values.view(torch.uint8).numpy().tobytes()
-    code = next(code for code, known in hub.weights.DTYPES.items() if known == dtype)
+    code = next(code for code, known in DTYPES.items() if known == dtype)
     header = {
         "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
         "b": {"dtype": code, "shape": [2, 3], "data_offsets": [1, 1 + len(raw)]},

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from neuroada_cli import hub
 from neuroada_cli.commands import select, train
 from neuroada_cli.data.batch import IGNORED, Batch, collate
-from neuroada_cli.delta.layout import neurons_as_rows
+from neuroada_cli.delta.layout import layout_of
 from neuroada_cli.delta.model import find_targets
 from neuroada_cli.errors import NumericsError, RecipeError
 from neuroada_cli.loop.loop import Schedule
@@ -75,7 +75,7 @@ def dense_evidence(
     for handle in handles:
         handle.remove()
     modules = {name: model.get_submodule(name) for name in names}
-    grads = {n: neurons_as_rows(m.weight.grad, m).clone() for n, m in modules.items()}
+    grads = {n: layout_of(m).rows(m.weight.grad).clone() for n, m in modules.items()}
     norms = {name: torch.cat(parts).norm(dim=0) for name, parts in seen.items()}
     model.zero_grad(set_to_none=True)
     return grads, norms
@@ -96,7 +96,7 @@ def test_equals_the_dense_way_however_the_layers_are_grouped(name: str, criterio
     )
     for layer in names:
         module = model.get_submodule(layer)
-        weight_OI = neurons_as_rows(module.weight.detach(), module)
+        weight_OI = layout_of(module).rows(module.weight.detach())
         score_OI = {
             "gradient": grads[layer].abs(),
             "snip": (weight_OI * grads[layer]).abs(),
@@ -189,7 +189,7 @@ def test_tiles_are_those_of_the_model_with_the_largest_mean_gradient(
     )  # fmt: skip
     assert_best_tiles(chosen.indices, {layer: grad.abs() for layer, grad in grads.items()}, tile, wanted)
     assert len(chosen.indices) > 1
-    weights = {layer: neurons_as_rows(m.weight.detach(), m).abs() for layer, m in modules_of(model, names)}
+    weights = {layer: layout_of(m).rows(m.weight.detach()).abs() for layer, m in modules_of(model, names)}
     with pytest.raises(AssertionError):
         assert_best_tiles(chosen.indices, weights, tile, wanted)
 
