@@ -32,8 +32,9 @@ from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.machine.load import machine
 from neuroada_cli.recipe.load import recipe_from
-from neuroada_cli.selection import from_files
-from neuroada_cli.selection.choice import target_layers
+from neuroada_cli.selection.choice import Choice, target_layers
+from neuroada_cli.selection.from_files import select_from_files
+from neuroada_cli.selection.spread import Spread
 
 SHARDS = 4
 CHUNK = 16 << 20
@@ -69,9 +70,8 @@ def make_model(folder: Path, gigabytes: float) -> None:
 
 
 def make_adapter(model: Path, folder: Path) -> None:
-    skeleton = hub.skeleton(model, "causal-lm")
-    targets = target_layers(skeleton, hub.open_weights(model), ["all-linear"])
-    selection = from_files.select_indices(model, skeleton, targets, K)
+    base = hub.open_base(model)
+    selection = select_from_files(base, Choice(target_layers(base), Spread(K)))
     generator = torch.Generator().manual_seed(0)
     deltas = {
         name: 0.01 * torch.randn(index.shape, generator=generator)

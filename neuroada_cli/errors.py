@@ -6,6 +6,9 @@ function.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 from neuroada_cli.foreign_text import printable, public
 
 
@@ -100,3 +103,12 @@ def out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     said = ("defaultcpuallocator", "out of memory", "cannot allocate memory")
     return isinstance(error, Exception) and any(words in text for words in said)
+
+
+def nearest(word: str, known: Iterable[str], otherwise: str | None = None, cutoff: float = 0.6) -> str:
+    """The remedy for a name that is not known: "did you mean X?", else `otherwise`, else all there are."""
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=cutoff)
+    if close:
+        return f"did you mean {close[0]}?"
+    return otherwise if otherwise is not None else f"choose {', '.join(names)}"

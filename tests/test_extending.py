@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -11,16 +12,20 @@ import pytest
 import torch
 from tiny_run import tiny_llama_folder, tiny_recipe
 
+from neuroada_cli import hub
 from neuroada_cli.adapter import load as adapted
+from neuroada_cli.benchmarking.shapes import build
+from neuroada_cli.commands import bench, merge, select, train
 from neuroada_cli.commands import eval as evaluate
-from neuroada_cli.commands import merge, select, train
-from neuroada_cli.errors import RecipeError
+from neuroada_cli.errors import ModelError, RecipeError
 from neuroada_cli.hub import load_tokenizer
 from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.criteria import CRITERIA
 from neuroada_cli.selection.file import read_selection
 from neuroada_cli.tasks.registry import TASKS, get_task
 from neuroada_cli.tasks.task import PROTOCOLS
+from neuroada_cli.training import space
+from neuroada_cli.training.preflight import check
 from neuroada_cli.training.rows import prepare
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -95,10 +100,42 @@ def test_the_protocol_trains_and_scores_a_task_of_ours(tmp_path: Path, model: Pa
         evaluate.run(str(result.run_dir), quiet=True, tasks=["gsm8k"], out=tmp_path / "other")
 
 
-def test_the_peer_trains_and_merges(tmp_path: Path, model: Path) -> None:
+def test_the_method_is_planned_trained_merged_and_measured(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = tiny_recipe(model, tmp_path / "run", train={"method": "norms"})
+    gains = {n: p for n, p in hub.skeleton(model, "causal-lm").named_parameters() if "norm" in n}
+    expected = sum(parameter.numel() for parameter in gains.values())
+    planned = train.run(recipe, dry_run=True)
+    told = capsys.readouterr()
+    assert planned.trainable == expected
+    assert planned.peak_bytes > 0
+    assert f"{expected:,} of" in told.out
+    assert f"{expected:,} of" in told.err
+    checked = check(recipe, overwrite=False)
+    connections = checked.choice.connections  # places of all targets are stored, whatever trains
+    assert space.checkpoint_bytes(checked) >= 8 * connections + 3 * 4 * expected
     result = train.run(recipe, quiet=True)
+    assert result.trainable == expected
+    assert result.last is not None
+    saved = sum(file.stat().st_size for file in result.last.rglob("*") if file.is_file())
+    assert saved <= space.checkpoint_bytes(checked)
     out = merge.run(result.run_dir, tmp_path / "merged", quiet=True).out
     base, merged = (adapted.load(str(p), dtype="fp32").model.state_dict() for p in (model, out))
     changed = {name for name in base if not torch.equal(base[name], merged[name])}
     assert changed == {name for name in base if "norm" in name}
+    rows = bench.run(
+        model="pico", compare=("norms",), batch=2, sequence=16, rounds=1, warmup=0, quiet=True
+    ).rows
+    (measured,) = [row for row in rows if row.method == "norms"]
+    built = build("pico").model
+    assert measured.trainable == sum(p.numel() for n, p in built.named_parameters() if "norm" in n)
+    assert measured.predicted_bytes is not None
+
+
+def test_a_method_that_no_checkpoint_can_hold_is_not_merged(tmp_path: Path, model: Path) -> None:
+    METHODS["norms"] = dataclasses.replace(METHODS["norms"], unmergeable="was trained by norms, for a test")
+    result = train.run(tiny_recipe(model, tmp_path / "run", train={"method": "norms"}), quiet=True)
+    with pytest.raises(ModelError, match="was trained by norms, for a test"):
+        merge.run(result.run_dir, tmp_path / "merged", quiet=True)
+    assert not (tmp_path / "merged").exists()

@@ -16,8 +16,7 @@ from torch import Tensor
 from neuroada_cli import hub
 from neuroada_cli.errors import ModelError
 from neuroada_cli.foreign_text import short
-from neuroada_cli.methods import ADAPTERS, BY_SELECTION, METHODS, LoReft, NeuroAda
-from neuroada_cli.methods.loreft import blocks_of
+from neuroada_cli.methods import METHODS
 from neuroada_cli.recipe.schema import PeerSection
 from neuroada_cli.selection.file import check_format
 
@@ -107,17 +106,18 @@ def method_problem(
     Asked before anything is built: a rank may only take memory if tensors of that rank are there.
     inputs  module (LoReFT: block) -> what goes into it, where the base is known
     """
-    method = settings.get("method", NeuroAda.name)
-    if settings.get("quantization") is not None and method != NeuroAda.name:
+    method = method_of(settings)
+    facts = METHODS[method]
+    if settings.get("quantization") is not None and not facts.quantized:
         return f"{method} does not train on a quantised base"
     loose = next((module for module, delta_OK in deltas.items() if delta_OK.any()), None)
-    if method not in BY_SELECTION and loose is not None:
+    if not facts.chosen and loose is not None:
         return f"{loose} has deltas, which {method} does not train"
-    if method not in ADAPTERS:
+    if facts.added is None:
         return None
     rank = PeerSection.model_validate(settings.get("peer") or {}).rank
     try:
-        expected = _peer_shapes(method, rank, indices, inputs)
+        expected = facts.added(rank, {name: len(index_OK) for name, index_OK in indices.items()}, inputs)
     except ValueError as error:
         return str(error)
     for name, shape in expected.items():
@@ -130,31 +130,13 @@ def method_problem(
         if not fits:
             wanted = ", ".join(str(n or "*") for n in shape)
             return f"{name} is {list(found)}, rank {rank} makes it [{wanted}]"
-    mark = ".loreft." if method == LoReft.name else ".lora_"
-    odd = next((name for name in whole if mark in name and name not in expected), None)
+    odd = next((name for name in whole if str(facts.marks) in name and name not in expected), None)
     return None if odd is None else f"{odd} belongs to no target of {method}"
 
 
-def _peer_shapes(
-    method: str, rank: int, indices: Mapping[str, Tensor], inputs: Mapping[str, int] | None
-) -> dict[str, tuple[int, ...]]:
-    """Every parameter that one of ADAPTERS adds, with its shape; 0 is a size that only the base tells.
-
-    Raises ValueError for targets in which LoReFT finds no block.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name in blocks_of(indices) if method == LoReft.name else indices:
-        size = inputs[name] if inputs else 0
-        if method == LoReft.name:
-            shapes[f"{name}.loreft.rotate.parametrizations.weight.original"] = (rank, size)
-            shapes[f"{name}.loreft.source.weight"] = (rank, size)
-            shapes[f"{name}.loreft.source.bias"] = (rank,)
-            continue
-        shapes[f"{name}.lora_A.default.weight"] = (rank, size)
-        shapes[f"{name}.lora_B.default.weight"] = (len(indices[name]), rank)
-        if method == "dora":
-            shapes[f"{name}.lora_magnitude_vector.default.weight"] = (len(indices[name]),)
-    return shapes
+def method_of(settings: Mapping[str, Any]) -> str:
+    """The method that an adapter's checked settings name; the first adapters did not."""
+    return str(settings.get("method", "neuroada"))
 
 
 def modules_to_save(whole: Iterable[str]) -> list[str] | None:

@@ -29,12 +29,14 @@ from neuroada_cli.adapter.config import (
     CONFIG,
     PEFT_TASKS,
     check_config,
+    method_of,
     method_problem,
     modules_to_save,
 )
 from neuroada_cli.delta.index import size
 from neuroada_cli.errors import ModelError, NumericsError
-from neuroada_cli.methods import BY_SELECTION, NeuroAda
+from neuroada_cli.methods import METHODS
+from neuroada_cli.methods.facts import NEUROADA
 from neuroada_cli.selection.file import (
     MODULE,
     Selection,
@@ -196,7 +198,7 @@ def _check_names(
     if config["modules_to_save"] != modules_to_save(whole):
         raise ModelError("modules_to_save does not name the modules that are saved whole", where)
     both = sorted(name for name in whole if name.removesuffix(".weight") in indices)
-    if both and config["settings"].get("method") != "full":  # which trains everything whole
+    if both and not METHODS[method_of(config["settings"])].everything:
         raise ModelError(f"{both[0][:80]} is both adapted and trained whole", where)
 
 
@@ -272,8 +274,8 @@ def find_adapter(path: str | os.PathLike[str]) -> Path:
 def how_trained(adapter: Adapter) -> str:
     """For model cards, one line: which values trained by which method, on what, under whose rules."""
     selection, settings = adapter.selection, adapter.settings
-    method = settings.get("method", NeuroAda.name)
-    if method in BY_SELECTION:
+    method = method_of(settings)
+    if METHODS[method].chosen:
         count = sum(size(index_OK) for index_OK in selection.indices.values())
         what = (
             f"{selection.k} trained connections per output neuron in {len(selection.indices)} linear layers, "
@@ -281,7 +283,7 @@ def how_trained(adapter: Adapter) -> str:
         )
     else:
         what = f"{sum(tensor.numel() for tensor in adapter.whole.values()):,} parameters trained whole"
-    what += f", {PAPER if method == NeuroAda.name else f'by the baseline method `{method}`'}."
+    what += f", {PAPER if METHODS[method] is NEUROADA else f'by the baseline method `{method}`'}."
     rules = [f"task `{settings['task']}`"] if "task" in settings else []
     if "protocol" in settings and adapter.task == "causal-lm":
         rules += [f"protocol `{settings['protocol']}`", f"loss on {settings.get('loss_mask', 'unknown')}"]

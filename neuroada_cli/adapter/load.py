@@ -11,13 +11,13 @@ from torch import nn
 
 from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
-from neuroada_cli.adapter.config import method_problem
+from neuroada_cli.adapter.config import method_of, method_problem
 from neuroada_cli.adapter.folder import Adapter
 from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.model import attach, is_linear
 from neuroada_cli.errors import ModelError
-from neuroada_cli.methods import ADAPTERS, LoReft, build
-from neuroada_cli.methods.loreft import blocks_of
+from neuroada_cli.methods import METHODS
+from neuroada_cli.methods.facts import blocks_of
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.file import check_base, check_shapes
@@ -175,11 +175,11 @@ def put_on(model: nn.Module, adapter: Adapter, where: str) -> None:
 
     Raises ModelError naming the module or parameter that does not fit.
     """
-    method = str(adapter.settings.get("method", "neuroada"))
+    facts = METHODS[method_of(adapter.settings)]
     try:
-        if method in ADAPTERS:
+        if facts.added is not None:
             _refuse_misfit(model, adapter, where)
-            build(method, adapter.settings.get("peer")).attach(model, adapter.selection.indices)
+            facts.build(adapter.settings.get("peer")).attach(model, adapter.selection.indices)
         else:
             attach(model, adapter.selection.indices, adapter.deltas)
     except (TypeError, ValueError) as error:
@@ -192,13 +192,12 @@ def put_on(model: nn.Module, adapter: Adapter, where: str) -> None:
 
 
 def _refuse_misfit(model: nn.Module, adapter: Adapter, where: str) -> None:
-    """Layers of one of ADAPTERS are built for the base's sizes before anything is put into them."""
+    """Added layers are built for the base's sizes before anything is put into them."""
     shapes = {name: layer_shape(module) for name, module in model.named_modules() if is_linear(module)}
     check_shapes(adapter.selection, shapes, where)
     inputs = {name: shapes[name][1] for name in adapter.selection.indices}
-    if adapter.settings["method"] == LoReft.name:
-        width = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
-        inputs = dict.fromkeys(blocks_of(inputs), width)
+    width = getattr(model.config.get_text_config(), "hidden_size", 0)  # type: ignore[union-attr,operator]
+    inputs |= dict.fromkeys(blocks_of(inputs, strict=False), width)
     problem = method_problem(
         adapter.settings, adapter.selection.indices, adapter.deltas, adapter.whole, inputs
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from neuroada_cli.benchmarking.peers import folds
 from neuroada_cli.benchmarking.steps import (
     Contender,
     Guest,
@@ -36,7 +37,7 @@ from neuroada_cli.memory import (
     model_tensors,
     storage_bytes,
 )
-from neuroada_cli.methods import Method
+from neuroada_cli.methods.protocol import Method
 
 LARGEST = 1 << 16  # rows; a budget that holds more is no constraint
 
@@ -87,7 +88,7 @@ def footprint(
     model = copy_structure(base, lambda tensor: tensor.detach())
     model.train()
     flow_to_embeddings(model)
-    guest = Guest(model, indices if name in ("neuroada", "mask") else {})
+    guest = Guest(model, indices if folds(name) else {})
     step = StepMemory(model, method, lambda: method.attach(model, indices), _meter(model, load.device))
 
     def run(rows: int, steps: int) -> Breakdown:

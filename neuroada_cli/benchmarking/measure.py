@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from neuroada_cli import hub
 from neuroada_cli.benchmarking.footprint import Footprint, Load, footprint
-from neuroada_cli.benchmarking.peers import PEERS
+from neuroada_cli.benchmarking.peers import make, owns_weights, takes_k
 from neuroada_cli.benchmarking.steps import (
     Contender,
     RealRows,
@@ -26,11 +26,12 @@ from neuroada_cli.benchmarking.steps import (
     timing,
 )
 from neuroada_cli.benchmarking.tables import Row
-from neuroada_cli.delta.layout import layout_of
+from neuroada_cli.delta.layout import layer_shape, layout_of
 from neuroada_cli.delta.model import find_targets
 from neuroada_cli.loop.loss import count_targets
 from neuroada_cli.machine.allocator import keeping_freed_memory
 from neuroada_cli.memory import predict
+from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.choice import check_k
 from neuroada_cli.selection.criteria import choose
 
@@ -74,12 +75,12 @@ class Plan:
     def entries(self) -> list[tuple[str, int | None]]:
         """(method, K) in the order of the table: the floor, ours, the peers, full fine-tuning last."""
         peers = [name for name in dict.fromkeys(self.peers) if name not in ("floor", "neuroada")]
-        peers.sort(key=lambda name: name == "full")
+        peers.sort(key=owns_weights)
         ours: list[tuple[str, int | None]] = [("neuroada", k) for k in dict.fromkeys(self.ks)]
         return [("floor", None), *ours, *((name, self._k_of(name)) for name in peers)]
 
     def _k_of(self, peer: str) -> int | None:
-        return max(self.ks) if peer in ("mask", "scatter", "supertuning") else None
+        return max(self.ks) if takes_k(peer) else None
 
 
 def all_targets(
@@ -100,7 +101,7 @@ def measure(subject: Subject, plan: Plan, on_progress: Callable[[str], None] | N
     """
     tell = on_progress or (lambda _: None)
     for name, _ in plan.entries():
-        PEERS[name]()  # a missing package is told before anything is measured
+        make(name)  # a missing package is told before anything is measured
     indices = _indices(subject, plan)
     with keeping_freed_memory() if plan.device == "cpu" else contextlib.nullcontext():  # as `train` does
         timings, trainable = _times(subject, plan, indices, tell)
@@ -110,14 +111,14 @@ def measure(subject: Subject, plan: Plan, on_progress: Callable[[str], None] | N
         here = indices[k or max(plan.ks)]
         load = _load(subject, plan)
         predicted = _predicted(subject, plan, name, k)
-        print_ = footprint(name, PEERS[name](), subject.model, here, load, plan.budget)
+        print_ = footprint(name, make(name), subject.model, here, load, plan.budget)
         rows.append(_row(name, k, timings[place], trainable[place], print_, predicted, plan, subject))
     return rows
 
 
 def _indices(subject: Subject, plan: Plan) -> dict[int, dict[str, Tensor]]:
     """K -> module name -> the columns of largest magnitude."""
-    check_k({name: subject.model.get_submodule(name) for name in subject.targets}, max(plan.ks))
+    check_k({name: layer_shape(subject.model.get_submodule(name)) for name in subject.targets}, max(plan.ks))
     weights = {name: _weight_OI(subject.model.get_submodule(name)) for name in subject.targets}
     return {k: {name: choose(weight_OI, k) for name, weight_OI in weights.items()} for k in plan.ks}
 
@@ -135,7 +136,7 @@ def _times(
         tell(f"attaching {name}")
         torch.manual_seed(0)
         here = indices[k or max(plan.ks)]
-        contenders.append(contender(name, k, PEERS[name](), subject.model, here))
+        contenders.append(contender(name, k, make(name), subject.model, here))
     batch = _load(subject, plan).batch(plan.batch)
     total = plan.warmup + plan.rounds
 
@@ -167,11 +168,11 @@ def _predicted(subject: Subject, plan: Plan, name: str, k: int | None) -> int | 
         learnt, padded = count_targets(batch.labels_BS), not bool(batch.attention_BS.all())
     try:
         memory = predict(
-            subject.model, subject.targets, PEERS[name](), k or max(plan.ks), plan.batch, plan.sequence,
+            subject.model, subject.targets, make(name), k or max(plan.ks), plan.batch, plan.sequence,
             plan.dtype, learnt, device=plan.device, padded=padded, prepare=flow_to_embeddings,
         )  # fmt: skip
     except UNTRACEABLE:
-        if name in ("floor", "neuroada", "mask", "full"):
+        if name == "floor" or (name in METHODS and METHODS[name].predictable):
             raise
         return None
     return memory.peak

@@ -5,17 +5,18 @@ O = output neurons, I = inputs, K = chosen inputs per neuron
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuroada_cli.delta.layout import Layout, layout_of
-from neuroada_cli.errors import RecipeError
-from neuroada_cli.methods import METHODS, Method
+from neuroada_cli.errors import RecipeError, nearest
+from neuroada_cli.methods import METHODS
 from neuroada_cli.methods.peft import CONFIGS, Peft
+from neuroada_cli.methods.protocol import Method
 from neuroada_cli.methods.state import TrainedByName
 
 
@@ -72,22 +73,42 @@ class Scatter(TrainedByName):
         self.finish(model, whole)
 
 
-def _peft(name: str) -> Callable[[], Method]:
-    return lambda: Peft(name)
-
-
-PEERS: dict[str, Callable[[], Method]] = {
+EXTRA: dict[str, Callable[[], Method]] = {
     "floor": Floor,
-    **{name: METHODS[name] for name in ("neuroada", "mask", "full")},  # any model has what these train
     "scatter": Scatter,
-    **{name: _peft(name) for name in CONFIGS},
+    **{name: partial(Peft, name) for name in CONFIGS},  # at the bench's own sizes and data types
 }
 
 
+def peers() -> list[str]:
+    """All names: the floor, every method that trains without a fresh head or tiles, and the bench's own."""
+    trained = [name for name, facts in METHODS.items() if name != "head" and not facts.tiles]
+    return list(dict.fromkeys([*EXTRA, *trained]))
+
+
+def make(name: str) -> Method:
+    """A fresh method. Raises ResourceError for a package that is missing."""
+    return EXTRA[name]() if name in EXTRA else METHODS[name].build()
+
+
+def takes_k(name: str) -> bool:
+    """Whether its numbers follow from the connections per neuron."""
+    return name in ("scatter", "supertuning") or (name in METHODS and METHODS[name].chosen)
+
+
+def folds(name: str) -> bool:
+    """Whether it writes into chosen entries of weights that all methods share."""
+    return name in METHODS and METHODS[name].folds
+
+
+def owns_weights(name: str) -> bool:
+    """Whether it trains the model's own parameters, and so needs weights of its own."""
+    facts = METHODS.get(name)
+    return name not in EXTRA and facts is not None and not facts.folds and facts.marks is None
+
+
 def check_names(names: Sequence[str]) -> None:
-    """Raises RecipeError for a method that is not in PEERS."""
+    """Raises RecipeError for a method that there is not."""
     for name in names:
-        if name not in PEERS:
-            close = difflib.get_close_matches(name, PEERS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(PEERS)}"
-            raise RecipeError(f"{name!r} is not a method", "--compare", hint)
+        if name not in peers():
+            raise RecipeError(f"{name!r} is not a method", "--compare", nearest(name, peers()))

@@ -6,7 +6,6 @@ the inputs that random weights choose are spread evenly, where a trained model's
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from neuroada_cli.errors import RecipeError, ResourceError
+from neuroada_cli.errors import RecipeError, ResourceError, nearest
 
 Kind = Literal["generation", "classification"]
 
@@ -84,9 +83,7 @@ class Built:
 def check(name: str, layers: int | None) -> Shape:
     """The shape of that name. Raises RecipeError for an unknown one, or for more layers than it has."""
     if name not in SHAPES:
-        close = difflib.get_close_matches(name, SHAPES, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(SHAPES)}"
-        raise RecipeError(f"{name!r} is not a built-in shape", "--model", hint)
+        raise RecipeError(f"{name!r} is not a built-in shape", "--model", nearest(name, SHAPES))
     depth = SHAPES[name].sizes["num_hidden_layers"]
     if layers is not None and not 1 <= layers <= depth:
         raise RecipeError(f"{layers} layers, but {name} has {depth}", "--layers", f"choose 1..{depth}")

@@ -21,17 +21,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from neuroada_cli.benchmarking.peers import folds, owns_weights
 from neuroada_cli.data.batch import Batch, Encoded, collate
 from neuroada_cli.delta.layout import layout_of
+from neuroada_cli.errors import RecipeError
 from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.loop.optim import OptimSettings, adamw
 from neuroada_cli.loop.step import train_step
 from neuroada_cli.memory import copy_structure
-from neuroada_cli.methods import Method
+from neuroada_cli.methods.protocol import Method
 
 # Small enough that weights stay what they are over a bench; its value costs no time.
 SETTINGS = OptimSettings(lr=1e-6)
-OWN_WEIGHTS = ("full",)
 
 
 @dataclass
@@ -93,14 +94,17 @@ def contender(
     name: str, k: int | None, method: Method, base: nn.Module, indices: Mapping[str, Tensor]
 ) -> Contender:
     """Attach a method to its own module graph over the weights of `base`."""
-    if name in OWN_WEIGHTS:
+    if owns_weights(name):
         model = copy_structure(base, lambda tensor: tensor.detach().clone())
     else:
         model = copy_structure(base, lambda tensor: tensor.detach())
     model.train()
     flow_to_embeddings(model)
-    guest = Guest(model, indices if name in ("neuroada", "mask") else {})
-    method.attach(model, indices)
+    guest = Guest(model, indices if folds(name) else {})
+    try:
+        method.attach(model, indices)
+    except ValueError as error:
+        raise RecipeError(f"the model {error}", name, "choose another method") from None
     return Contender(name, k, method, model, adamw(model, method, SETTINGS), guest)
 
 
@@ -121,7 +125,7 @@ def trainable(name: str, optimizer: torch.optim.Optimizer, guest: Guest) -> int:
     """Numbers that a method may change: of the mask-based one only what the mask lets through."""
     if name == "floor":
         return 0
-    if name == "mask":
+    if folds(name):
         return guest.count
     return sum(p.numel() for group in optimizer.param_groups for p in group["params"])
 

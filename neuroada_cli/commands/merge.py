@@ -27,6 +27,7 @@ from rich.table import Table
 from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter import load as adapted
+from neuroada_cli.adapter.config import method_of
 from neuroada_cli.adapter.folder import Adapter
 from neuroada_cli.delta.quantized import KINDS as QUANTIZED_KINDS
 from neuroada_cli.errors import ModelError, NumericsError, OutputError, RecipeError
@@ -35,7 +36,7 @@ from neuroada_cli.hub.stored import main_dtype
 from neuroada_cli.merging import check as merge_check
 from neuroada_cli.merging.folder import carry_recipe, copy_companions, merged_config, model_card
 from neuroada_cli.merging.merge import FoldStats, Merge, Planned
-from neuroada_cli.methods import ADAPTERS, LoReft
+from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.file import check_base
 from neuroada_cli.show.numbers import describe_dtype, share
 
@@ -81,14 +82,18 @@ def run(
     _refuse_packed(dtype)
     folder = _find_adapter(Path(source))
     trained_adapter = adapter = adapters.read_adapter(folder)
-    _refuse_loreft(adapter, folder)
+    facts = METHODS[method_of(adapter.settings)]
+    if facts.unmergeable is not None:
+        raise ModelError(
+            facts.unmergeable, str(folder), "use it as it is: neuroada eval takes the run folder"
+        )
     _refuse_empty(adapter, folder)
     base_folder = _base_folder(adapter, base, trust_remote_code)
     _refuse_overlap(out, folder, base_folder)
     check_base(adapter.selection.fingerprint, base_folder)
 
     with files.Lock.on(out):
-        if adapter.settings.get("method") in ADAPTERS:
+        if facts.merged_layers:
             adapter = adapted.with_merged_layers(adapter, str(folder), base_folder, trust_remote_code)
         weights = hub.open_weights(base_folder)
         classifier = adapter.task == "sequence-classification"
@@ -203,16 +208,6 @@ def _refuse_overlap(out: Path, adapter: Path, base: Path) -> None:
             raise OutputError(f"lies inside {what}", str(out), "name a folder elsewhere")
         if here in folder.parents:
             raise OutputError(f"holds {what}", str(out), "name a folder elsewhere")
-
-
-def _refuse_loreft(adapter: Adapter, folder: Path) -> None:
-    if adapter.settings.get("method") == LoReft.name:
-        raise ModelError(
-            "was trained by loreft, which edits states of the prompt and no weight: no plain checkpoint can "
-            "hold that",
-            str(folder),
-            "use it as it is: neuroada eval takes the run folder",
-        )
 
 
 def _refuse_empty(adapter: Adapter, folder: Path) -> None:

@@ -7,32 +7,29 @@ O = output neurons, I = inputs, K = chosen inputs per neuron
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import nn
 
 from neuroada_cli import files, hub
-from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.errors import ModelError, OutputError, RecipeError
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.recipe.schema import Recipe
-from neuroada_cli.selection import from_files, overlap
-from neuroada_cli.selection.choice import check_criterion, connections, spread_of, target_layers
-from neuroada_cli.selection.criteria import DATA_CRITERIA
+from neuroada_cli.selection import overlap
+from neuroada_cli.selection.choice import Choice, check_criterion, choice_of
 from neuroada_cli.selection.file import Selection, check_base, read_selection, write_selection
 from neuroada_cli.selection.from_files import LayerChoice
 from neuroada_cli.selection.overlap import Overlap
 from neuroada_cli.show.numbers import share
 from neuroada_cli.tasks.registry import get_task
-from neuroada_cli.training.choose import select_for
+from neuroada_cli.training import choose
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -51,15 +48,14 @@ def run(recipe: Recipe, out: Path | None = None, overwrite: bool = False, quiet:
     if out.exists() and not overwrite:
         raise OutputError("exists", str(out), "name another file with --out, or give --overwrite")
     started = time.perf_counter()
-    base = _base(recipe)
+    base, choice = _base(recipe)
     # a training in the same run folder reads its selection there
     with files.Lock(recipe.run_path) if _lies_in(out, recipe.run_path) else files.Lock.on(out):
         files.clean_stale(out.parent, out.name)
-        selection, choices = _choose(recipe, base, quiet)
+        selection, choices = _choose(recipe, base, choice, quiet)
         write_selection(out, selection)
     if not quiet:
-        total = hub.total_parameters(base.folder)
-        _show(choices, recipe.select.criterion, total, out, time.perf_counter() - started)
+        _show(choices, recipe.select.criterion, base.parameters, out, time.perf_counter() - started)
     return out
 
 
@@ -85,15 +81,15 @@ def compare(
         raise RecipeError("takes two or more different names", "--compare", "like magnitude,gradient")
     if plot is not None and plot.suffix.lower() not in PICTURES:
         raise RecipeError(f"{plot.name} is no picture", "--plot", f"end it in {', '.join(PICTURES)}")
-    base = _base(recipe)
+    base, choice = _base(recipe)
     for name in names:
         if not Path(name).is_file():
             check_criterion(name)
-    selections = {name: _named(name, recipe, base, quiet) for name in names}
+    selections = {name: _named(name, recipe, base, choice, quiet) for name in names}
     first = names[0]
-    inputs = {name: layer_shape(base.skeleton.get_submodule(name))[1] for name in base.targets}
+    inputs = {name: columns for name, (_, columns) in choice.shapes.items()}
     for name, selection in selections.items():
-        if selection.indices.keys() != base.targets.keys():
+        if selection.indices.keys() != choice.targets.keys():
             raise ModelError("holds other layers than the recipe's targets", name)
     found = {name: overlap.overlaps(selections[first], selections[name], inputs, name) for name in names[1:]}
     if not quiet:
@@ -103,70 +99,40 @@ def compare(
     return found
 
 
-@dataclass(frozen=True)
-class _Base:
-    folder: Path
-    skeleton: nn.Module
-    targets: dict[str, nn.Module]
+def _base(recipe: Recipe) -> tuple[hub.Base, Choice]:
+    """The recipe's model as far as choosing needs it, and what it chooses there; no weight is read."""
+    task, model = get_task(recipe.data.task), recipe.model
+    folder = hub.resolve_model(model.path, model.revision, model.trust_remote_code)
+    base = hub.open_base(folder, task.model_task, task.num_labels, model.trust_remote_code)
+    choice = choice_of(recipe.select, base, recipe.seed)
+    choice.check()
+    return base, choice
 
 
-def _base(recipe: Recipe) -> _Base:
-    """The recipe's model as far as choosing needs it; no weight is read."""
-    task = get_task(recipe.data.task)
-    folder = hub.resolve_model(recipe.model.path, recipe.model.revision, recipe.model.trust_remote_code)
-    skeleton = hub.skeleton(folder, task.model_task, task.num_labels, recipe.model.trust_remote_code)
-    settings = recipe.select
-    targets = target_layers(
-        skeleton, hub.open_weights(folder), settings.targets, settings.exclude, settings.layers
-    )
-    check_criterion(settings.criterion)
-    connections(targets, spread_of(settings), recipe.seed)
-    return _Base(folder, skeleton, targets)
-
-
-def _named(name: str, recipe: Recipe, base: _Base, quiet: bool) -> Selection:
+def _named(name: str, recipe: Recipe, base: hub.Base, choice: Choice, quiet: bool) -> Selection:
     """A selection file, or what a criterion chooses."""
     if Path(name).is_file():
         selection = read_selection(Path(name))
-        check_base(selection.fingerprint, base.folder)
+        check_base(selection.fingerprint, base)
         return selection
-    settings = recipe.select.model_copy(update={"criterion": name})
-    return _choose(recipe.model_copy(update={"select": settings}), base, quiet)[0]
+    return _choose(recipe, base, dataclasses.replace(choice, criterion=name), quiet)[0]
 
 
-def _choose(recipe: Recipe, base: _Base, quiet: bool) -> tuple[Selection, list[LayerChoice]]:
-    settings, folder = recipe.select, base.folder
+def _choose(
+    recipe: Recipe, base: hub.Base, choice: Choice, quiet: bool
+) -> tuple[Selection, list[LayerChoice]]:
     choices: list[LayerChoice] = []
     console = Console(stderr=True)
-    what = f"selecting by {settings.criterion}"
+    what = f"selecting by {choice.criterion}"
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        step = bar.add_task(what, total=len(base.targets))
+        step = bar.add_task(what, total=len(choice.targets))
 
-        def on_layer(choice: LayerChoice) -> None:
-            choices.append(choice)
+        def on_layer(found: LayerChoice) -> None:
+            choices.append(found)
             bar.advance(step)
 
-        if settings.criterion in DATA_CRITERIA:
-            return _by_data(recipe, folder, list(base.targets), on_layer), choices
-        return from_files.select_indices(
-            folder, base.skeleton, base.targets, settings.k, settings.criterion, recipe.seed, on_layer,
-            recipe.model.quantization, hub.TORCH_DTYPES[recipe.model.dtype], settings.lift_rank,
-            spread_of(settings),
-        ), choices  # fmt: skip
-
-
-def _by_data(
-    recipe: Recipe, folder: Path, targets: list[str], on_layer: Callable[[LayerChoice], None]
-) -> Selection:
-    """The only kind of choice that reads training rows and runs the model."""
-    from neuroada_cli.training.rows import prepare
-
-    task = get_task(recipe.data.task)
-    tokenizer = hub.load_tokenizer(folder, recipe.model.trust_remote_code)
-    data = prepare(recipe.data, task, tokenizer, recipe.seed).data
-    device = hub.choose_device(recipe.device)
-    return select_for(recipe, task, folder, targets, data, tokenizer, device, on_layer)
+        return choose.select(recipe, base, choice, on_layer), choices
 
 
 def _show(choices: Sequence[LayerChoice], criterion: str, total: int, out: Path, seconds: float) -> None:

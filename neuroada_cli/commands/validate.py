@@ -13,7 +13,7 @@ from neuroada_cli.errors import RecipeError
 from neuroada_cli.foreign_text import printable, public
 from neuroada_cli.hub.packaged import PACKAGED
 from neuroada_cli.recipe.schema import Recipe
-from neuroada_cli.selection.choice import check_criterion, label, spread_of, target_layers, trainable_count
+from neuroada_cli.selection.choice import check_criterion, choice_of
 from neuroada_cli.selection.file import read_selection
 from neuroada_cli.show.numbers import share
 from neuroada_cli.tasks.registry import get_protocol, get_task, scored_tasks
@@ -52,10 +52,9 @@ def _model(recipe: Recipe, task: Task) -> str:
     if recipe.model.path not in PACKAGED and not Path(recipe.model.path).expanduser().exists():
         return f"K={select.k} by {select.criterion}; not on this machine, so not looked into"
     folder = hub.resolve_model(recipe.model.path, recipe.model.revision, recipe.model.trust_remote_code)
-    skeleton = hub.skeleton(folder, task.model_task, task.num_labels, recipe.model.trust_remote_code)
-    weights = hub.open_weights(folder)
-    targets = target_layers(skeleton, weights, select.targets, select.exclude, select.layers)
-    spread = spread_of(select)
-    count, total = trainable_count(targets, spread, recipe.seed), hub.total_parameters(folder)
+    base = hub.open_base(folder, task.model_task, task.num_labels, recipe.model.trust_remote_code)
+    choice = choice_of(select, base, recipe.seed)
+    choice.check()
+    count, total = choice.connections, base.parameters
     trains = f"{count:,} of {total:,} parameters train ({share(count, total)})"
-    return f"K={select.k} by {label(select.criterion, spread)} in {len(targets)} layers: {trains}"
+    return f"K={select.k} by {choice.label} in {len(choice.targets)} layers: {trains}"

@@ -5,10 +5,9 @@ O = output neurons, K = chosen inputs per neuron
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +17,7 @@ from neuroada_cli.delta.layout import is_conv1d
 from neuroada_cli.delta.linear import DeltaEmbedding, DeltaLayer, DeltaLinear
 from neuroada_cli.delta.quantized import QuantizedDeltaLinear, is_quantized
 from neuroada_cli.delta.triton_grad import last_transpose
+from neuroada_cli.errors import nearest
 
 ALL_LINEAR = "all-linear"
 
@@ -68,8 +68,7 @@ def _matches(entry: str, linear: Mapping[str, nn.Module]) -> set[str]:
     }
     if not found:
         kinds = sorted({name.rpartition(".")[2] for name in linear})
-        close = difflib.get_close_matches(entry, [*kinds, *linear], n=1)
-        hint = f"did you mean {close[0]}?" if close else f"this model has {', '.join(kinds[:12])}"
+        hint = nearest(entry, [*kinds, *linear], f"this model has {', '.join(kinds[:12])}")
         raise ValueError(f"{entry} matches no linear layer; {hint}")
     return found
 
@@ -89,10 +88,13 @@ def _in_blocks(name: str, linear: Mapping[str, nn.Module], layers: Sequence[int]
     return block_number(name) in layers
 
 
-def sharing_modules(model: nn.Module, name: str) -> list[str]:
-    """The names of the other modules that use the same weight as module `name` (tied embeddings)."""
-    users = _users_of_weights(model)[id(model.get_submodule(name).weight)]
-    return [other for other in users if other != name]
+def sharing_modules(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
+    """Module name -> the other modules that use the same weight (tied embeddings), in one walk."""
+    users = _users_of_weights(model)
+    return {
+        name: [other for other in users[id(model.get_submodule(name).weight)] if other != name]
+        for name in names
+    }
 
 
 def _users_of_weights(model: nn.Module) -> dict[int, list[str]]:

@@ -1,6 +1,7 @@
 """Model folders: finding them, checking them, reading their tensors, loading them.
 
     resolve_model     path, packaged model or hub id  ->  a local folder
+    open_base         its files and module graph, opened once
     open_weights      a folder's tensors by name, one in memory at a time
     fingerprint       what makes this base this base
     skeleton          the module graph without weights
@@ -10,6 +11,7 @@ This package is the only importer of transformers' loaders.
 """
 
 from neuroada_cli.files.safetensors_header import TensorInfo
+from neuroada_cli.hub.base import Base, open_base
 from neuroada_cli.hub.fingerprint import fingerprint
 from neuroada_cli.hub.loading import (
     TORCH_DTYPES,
@@ -30,12 +32,12 @@ from neuroada_cli.hub.weights import (
     shard_name,
     stored_name,
     tensor_name,
-    total_parameters,
 )
 
 __all__ = [
     "INDEX",
     "TORCH_DTYPES",
+    "Base",
     "LoadedModel",
     "Task",
     "TensorInfo",
@@ -47,6 +49,7 @@ __all__ = [
     "is_pooler",
     "load_model",
     "load_tokenizer",
+    "open_base",
     "open_weights",
     "read_config",
     "resolve_model",
@@ -54,5 +57,4 @@ __all__ = [
     "skeleton",
     "stored_name",
     "tensor_name",
-    "total_parameters",
 ]

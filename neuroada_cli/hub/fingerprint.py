@@ -16,7 +16,7 @@ from typing import Any
 
 from neuroada_cli.files.safetensors_header import TensorInfo
 from neuroada_cli.hub.resolve import read_config
-from neuroada_cli.hub.weights import open_weights
+from neuroada_cli.hub.weights import Weights, open_weights
 
 FORMAT = 1
 WHOLE_BYTES = 1 << 20  # tensors up to here are hashed in full
@@ -48,13 +48,14 @@ CONFIG_KEYS = (
 )
 
 
-def fingerprint(folder: Path) -> dict[str, Any]:
+def fingerprint(folder: Path, weights: Weights | None = None) -> dict[str, Any]:
     """{"format", "config": {key: value}, "tensors": n, "parameters": n, "layout": sha256, "content": sha256}.
 
+    weights  of the folder, where they are open already
     Raises ModelError for a folder whose weights cannot be read.
     """
     config = read_config(folder)
-    weights = open_weights(folder)
+    weights = open_weights(folder) if weights is None else weights
     layout, content = hashlib.sha256(), hashlib.sha256()
     parameters = 0
     open_files: dict[Path, BufferedReader] = {}

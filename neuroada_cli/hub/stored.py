@@ -37,7 +37,7 @@ def stored_names(weights: hub.Weights, skeleton: nn.Module, name: str) -> list[s
     Raises ModelError when there is none.
     """
     prefix = str(skeleton.base_model_prefix)
-    modules = [name, *sharing_modules(skeleton, name)]
+    modules = [name, *sharing_modules(skeleton, [name])[name]]
     found = [hub.stored_name(weights, f"{module}.weight", prefix) for module in modules]
     return list(dict.fromkeys(n for n in found if n)) or [hub.tensor_name(weights, name, prefix)]
 

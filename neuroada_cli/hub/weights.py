@@ -43,6 +43,12 @@ class Weights:
         return list(dict.fromkeys(info.file for info in self._infos.values()))
 
     @property
+    def parameters(self) -> int:
+        """How many numbers they hold (a tied weight is stored, and counted, once)."""
+        held = self._infos.values()
+        return sum(math.prod(info.shape) for info in held if info.dtype.is_floating_point)
+
+    @property
     def nbytes(self) -> int:
         return sum(info.nbytes for info in self._infos.values())
 
@@ -134,12 +140,6 @@ def open_weights(folder: Path) -> Weights:
 def shard_name(number: int, count: int) -> str:
     """The file name that transformers gives shard `number` (from 1) of `count`."""
     return SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-
-
-def total_parameters(folder: Path) -> int:
-    """How many numbers the weight files hold (a tied weight is stored, and counted, once)."""
-    weights = open_weights(folder)
-    return sum(math.prod(weights.info(n).shape) for n in weights if weights.info(n).dtype.is_floating_point)
 
 
 def tensor_name(weights: Weights, module_name: str, prefix: str) -> str:

@@ -26,7 +26,7 @@ from neuroada_cli.loop.rng import seed_everything
 from neuroada_cli.loop.signals import StopSignals
 from neuroada_cli.loop.step import StepStats, train_step
 from neuroada_cli.loop.validate import Evaluation, Metric, validate
-from neuroada_cli.methods import Method, NeuroAda
+from neuroada_cli.methods.protocol import Method, Reselects
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def train(
 
     indices  module name -> [O, K]: what may change in otherwise frozen weights (looked at after the first
              step and at every save, entry by entry at the end)
-    choose   weight -> what trains of it, for `settings.reselect_every` (NeuroAda only)
+    choose   weight -> what trains of it, for `settings.reselect_every` (of a method that reselects)
     Raises Stopped after a signal (a checkpoint is written first), NumericsError (nothing is written, the last
     checkpoint stays good), DataError for a step without any target; what torch raises when memory runs out.
     """
@@ -169,7 +169,7 @@ def train(
                 watch.check()
             every = settings.reselect_every
             due = every is not None and progress.step % every == 0 and progress.step < schedule.total
-            if due and choose and isinstance(method, NeuroAda):
+            if due and choose and isinstance(method, Reselects):
                 watch.check_all()
                 watch = FrozenWatch(model, method.reselect(model, choose, optimizer))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli.methods import Method
+from neuroada_cli.methods.protocol import Method
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from neuroada_cli.data.batch import Batch, listed
 from neuroada_cli.errors import DataError, NumericsError
 from neuroada_cli.loop.loss import Loss, count_targets
 from neuroada_cli.loop.optim import clip_gradients, set_lr
-from neuroada_cli.methods import Method
+from neuroada_cli.methods.protocol import Method
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from neuroada_cli.loop.linear_cross_entropy import is_frozen_linear, linear_cros
 from neuroada_cli.loop.loss import logits_are_final
 from neuroada_cli.loop.recomputing import enable_checkpointing
 from neuroada_cli.memory.tracker import Breakdown, StepMemory, TensorBytes, copy_structure
-from neuroada_cli.methods import Method
+from neuroada_cli.methods.protocol import Method
 
 
 def predict(

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from neuroada_cli.loop.optim import OptimSettings, adamw
-from neuroada_cli.methods import Method
+from neuroada_cli.methods.protocol import Method
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from neuroada_cli import files, hub
+from neuroada_cli.adapter.config import method_of
 from neuroada_cli.adapter.folder import RECIPE, Adapter, how_trained
 from neuroada_cli.merging.merge import Merge
-from neuroada_cli.methods import BY_SELECTION
+from neuroada_cli.methods import METHODS
 from neuroada_cli.show.numbers import describe_dtype, share
 
 # What transformers reads beside config and weights, and the terms under which the base may be passed on.
@@ -99,7 +100,7 @@ def model_card(adapter: Adapter, merge: Merge) -> str:
         matter += [f"base_model: {adapter.base}", "base_model_relation: finetune"]
     pipeline = "text-generation" if adapter.task == "causal-lm" else "text-classification"
     matter += [f"pipeline_tag: {pipeline}", "tags:", "- neuroada"]
-    sparse = stats.entries > 0 and adapter.settings.get("method", "neuroada") in BY_SELECTION
+    sparse = stats.entries > 0 and METHODS[method_of(adapter.settings)].chosen
     matter += ["- sparse-fine-tuning"] * sparse
     head = "\n".join(["---", *matter, "---"])
     rounded = " (rounded to the data type above, as for training)" if merge.cast else ""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
+from neuroada_cli.methods.facts import blocks_of
 from neuroada_cli.methods.state import TrainedByName
 
 ATTRIBUTE = "prompt_positions"  # of a model under LoReFT
@@ -158,24 +159,3 @@ def tell_prompts(model: nn.Module, lengths_B: Tensor | None) -> None:
     where = getattr(model, ATTRIBUTE, None)
     if where is not None:
         where.lengths_B = lengths_B
-
-
-def blocks_of(targets: Sequence[str] | Mapping[str, object]) -> list[str]:
-    """The blocks that hold these layers, each once: `model.layers.3` of `model.layers.3.mlp.up_proj`.
-
-    Raises ValueError when there is none.
-    """
-    blocks: dict[str, None] = {}
-    for name in targets:
-        parts = name.split(".")
-        numbers = [i for i, part in enumerate(parts) if part.isdecimal()]
-        if numbers:
-            blocks[".".join(parts[: numbers[0] + 1])] = None
-    if not blocks:
-        raise ValueError("has no numbered block among the targets, after which its states could be edited")
-    return list(blocks)
-
-
-def loreft_parameters(rank: int, width: int, blocks: int) -> int:
-    """How many numbers LoReFT trains: R and W [R, D] and b [R] of every block."""
-    return blocks * rank * (2 * width + 1)

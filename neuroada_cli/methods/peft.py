@@ -9,25 +9,16 @@ O = output neurons, I = inputs, K = chosen inputs per neuron
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli.errors import ResourceError
+from neuroada_cli.methods.facts import require_package
 from neuroada_cli.methods.state import TrainedByName
-
-
-def require_peft(name: str) -> None:
-    """Raises ResourceError, before any model is there, when the package peft is not installed."""
-    if importlib.util.find_spec("peft") is None:
-        raise ResourceError(
-            f"{name} needs the package peft, which is not installed",
-            fix="pip install 'neuroada-cli[peft]'",
-        )
 
 
 class Peft(TrainedByName):
@@ -38,7 +29,7 @@ class Peft(TrainedByName):
     """
 
     def __init__(self, name: str) -> None:
-        require_peft(name)
+        require_package("peft", name)
         self.name = name
 
     def attach(self, model: nn.Module, indices: Mapping[str, Tensor], whole: Sequence[str] = ()) -> None:
@@ -62,7 +53,7 @@ class Lora(TrainedByName):
     def __init__(
         self, name: str, rank: int = 8, alpha: float | None = None, dropout: float = 0.0, seed: int = 0
     ) -> None:
-        require_peft(name)
+        require_package("peft", name)
         self.name = name
         self._rank, self._alpha, self._dropout, self._seed = rank, alpha, dropout, seed
 
@@ -88,9 +79,7 @@ class Lora(TrainedByName):
         self.finish(model, whole)
 
 
-def lora_parameters(name: str, rank: int, shapes: Sequence[tuple[int, int]]) -> int:
-    """How many numbers LoRA (DoRA: and a magnitude per neuron) trains on layers of shape (O, I)."""
-    return sum(rank * (o + i) + (o if name == "dora" else 0) for o, i in shapes)
+lora, dora = partial(Lora, "lora"), partial(Lora, "dora")
 
 
 def _lora(rank: int, **more: Any) -> Callable[[nn.Module, Mapping[str, Tensor]], Any]:

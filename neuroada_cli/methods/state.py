@@ -92,7 +92,9 @@ def copy_exactly(target: Tensor, source: Tensor, name: str) -> None:
 
 
 class TrainedByName:
-    """What methods share that add or free whole parameters: those that ask for a gradient train."""
+    """What methods share that add or free whole parameters: those that ask for a gradient train, in their own
+    data type.
+    """
 
     name = "parameters"
     own_decay = False
@@ -102,7 +104,8 @@ class TrainedByName:
 
     def finish(self, model: nn.Module, whole: Sequence[str]) -> None:
         """Call at the end of `attach`."""
-        self._names = [name for name, p in model.named_parameters() if p.requires_grad]
+        trained = (name for name, p in model.named_parameters() if p.requires_grad)
+        self._names = [name for name in trained if name not in whole]
         self._whole = WholeParameters(model, whole)
 
     def _trained(self, model: nn.Module) -> dict[str, nn.Parameter]:

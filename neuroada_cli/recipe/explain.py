@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from neuroada_cli.errors import RecipeError
+from neuroada_cli.errors import RecipeError, nearest
 from neuroada_cli.recipe import strict_yaml
 from neuroada_cli.recipe.keys import _section_type, all_keys
 
@@ -54,13 +53,9 @@ def _explain(error: Any, path: tuple[str, ...], model: type[BaseModel]) -> tuple
     value = error.get("input")
     if error["type"] == "extra_forbidden":
         known = list(_fields_at(path[:-1], model))
-        close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.6)
         owner = next((k for k in all_keys(model) if k.rpartition(".")[2] == path[-1]), None)
-        if close:
-            return f"{key} is not a key", f"did you mean {close[0]}?"
-        if owner:
-            return f"{key} is not a key", f"did you mean {owner}?"
-        return f"{key} is not a key", f"known here: {', '.join(known)}" if known else None
+        otherwise = f"did you mean {owner}?" if owner else f"known here: {', '.join(known)}"
+        return f"{key} is not a key", nearest(path[-1], known, otherwise) if known or owner else None
     if error["type"] == "missing":
         return f"{key} is missing", "add it"
     if error["type"] == "value_error":  # our own combination checks already say what and what to do

@@ -7,7 +7,6 @@ pydantic and PyYAML).
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from neuroada_cli.errors import RecipeError
+from neuroada_cli.errors import RecipeError, nearest
 from neuroada_cli.recipe import strict_yaml
 from neuroada_cli.recipe.explain import validate
 from neuroada_cli.recipe.schema import Recipe
@@ -47,8 +46,7 @@ def find_recipe(name: str | os.PathLike[str]) -> Path:
         return bundled[path.stem]
     if path.is_dir():
         raise RecipeError("is a folder, not a recipe", str(path), "name a .yaml file")
-    close = difflib.get_close_matches(path.stem, bundled, n=1)
-    hint = f"did you mean {close[0]}?" if close else "`neuroada recipes` lists the bundled ones"
+    hint = nearest(path.stem, bundled, "`neuroada recipes` lists the bundled ones")
     raise RecipeError("no such recipe", str(path), hint)
 
 

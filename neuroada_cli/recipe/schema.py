@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from neuroada_cli.errors import nearest
 from neuroada_cli.foreign_text import HAS_SECRETS, INSTEAD, has_secrets
+from neuroada_cli.methods.facts import METHODS, MethodFacts
 
 # what the section `peer` is for, and the keys that are not for all of them
-PEER_METHODS = ("lora", "dora", "loreft")
-PEER_KEYS = {"alpha": ("lora", "dora"), "positions": ("loreft",)}
 Beta = Annotated[float, Field(ge=0, lt=1)]
 MOST_EPOCHS = 1_000_000  # beyond, the count of steps would leave the range of numbers
 
@@ -153,8 +154,7 @@ class OptimSection(Section):
 class TrainSection(Section):
     method: str = Field(
         "neuroada",
-        description="What trains: neuroada, mask, full, lora and dora (need peft), loreft, smt (with "
-        "select.tile), bitfit (all biases), head (only a fresh head, the control).",
+        description=f"What trains: {', '.join(facts.about for facts in METHODS.values() if facts.about)}.",
     )
     delta_dtype: Literal["fp32", "bf16"] = Field(
         "fp32", description="Type of neuroada's deltas and their optimizer state (published code: bf16)."
@@ -185,6 +185,13 @@ class TrainSection(Section):
     early_stop: int | None = Field(
         None, ge=1, description="Stop after this many evaluations without a better validation loss."
     )
+
+    @field_validator("method")
+    @classmethod
+    def _is_known(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(f"train.method={method[:80]} is not a method; {nearest(method, METHODS)}")
+        return method
 
 
 class PeerSection(Section):
@@ -240,31 +247,11 @@ class Recipe(Section):
         self.select.check()
         if self.train.epochs > MOST_EPOCHS:
             raise ValueError(f"train.epochs={self.train.epochs:g}: choose at most {MOST_EPOCHS:,}")
-        if self.peer is not None and self.train.method not in PEER_METHODS:
-            raise ValueError(
-                f"peer goes with train.method {' or '.join(PEER_METHODS)}, not {self.train.method}; remove it"
-            )
+        self._check_method(METHODS[self.train.method])
         if self.optim.warmup_steps is not None and self.optim.warmup_ratio > 0:
             raise ValueError("optim.warmup_ratio and optim.warmup_steps exclude each other; keep one")
-        if self.train.method == "smt" and self.select.tile is None and self.select.file is None:
-            raise ValueError("train.method=smt trains whole tiles; set select.tile (its paper: 256)")
         if self.train.reselect_every is not None:
             self._check_reselection()
-        if self.train.packing and self.train.method == "loreft":
-            raise ValueError("train.packing has no prompt per row for train.method=loreft to edit; remove it")
-        for key, methods in PEER_KEYS.items():
-            given = self.peer is not None and getattr(self.peer, key) != PeerSection.model_fields[key].default
-            if given and self.train.method not in methods:
-                raise ValueError(
-                    f"peer.{key} goes with {' or '.join(methods)}, not {self.train.method}; remove it"
-                )
-        if self.train.delta_dtype != "fp32" and self.train.method != "neuroada":
-            raise ValueError(f"train.delta_dtype is neuroada's, not {self.train.method}'s; remove it")
-        if self.model.quantization is not None and self.train.method != "neuroada":
-            raise ValueError(
-                f"train.method={self.train.method} cannot train weights in "
-                f"model.quantization={self.model.quantization}; use method neuroada, or leave it out"
-            )
         if self.model.quantization is not None and self.select.criterion in ("gradient", "snip"):
             raise ValueError(
                 f"select.criterion={self.select.criterion} needs gradients of weights, which "
@@ -276,10 +263,38 @@ class Recipe(Section):
             raise ValueError("data.format goes with data.task: instruct; remove it")
         return self
 
+    def _check_method(self, facts: MethodFacts) -> None:
+        """Settings that the method does not take."""
+        method = self.train.method
+        if self.peer is not None and not facts.peer:
+            known = _those(lambda facts: bool(facts.peer))
+            raise ValueError(f"peer goes with train.method {known}, not {method}; remove it")
+        for key, field in PeerSection.model_fields.items():
+            given = self.peer is not None and getattr(self.peer, key) != field.default
+            if given and key not in facts.peer:
+                known = _those(lambda facts, key=key: key in facts.peer)  # type: ignore[misc]
+                raise ValueError(f"peer.{key} goes with {known}, not {method}; remove it")
+        if facts.tiles and self.select.tile is None and self.select.file is None:
+            raise ValueError(f"train.method={method} trains whole tiles; set select.tile (its paper: 256)")
+        if self.train.packing and not facts.packs:
+            raise ValueError(
+                f"train.packing has no prompt per row for train.method={method} to edit; remove it"
+            )
+        if self.train.delta_dtype != "fp32" and not facts.delta_dtype:
+            known = _those(lambda facts: facts.delta_dtype)
+            raise ValueError(f"train.delta_dtype is {known}'s, not {method}'s; remove it")
+        if self.model.quantization is not None and not facts.quantized:
+            known = _those(lambda facts: facts.quantized)
+            raise ValueError(
+                f"train.method={method} cannot train weights in "
+                f"model.quantization={self.model.quantization}; use method {known}, or leave it out"
+            )
+
     def _check_reselection(self) -> None:
-        section = self.select
+        section, method = self.select, self.train.method
+        known = _those(lambda facts: facts.reselects)
         for wrong, why in (
-            (self.train.method != "neuroada", f"is neuroada's, not {self.train.method}'s"),
+            (not METHODS[method].reselects, f"is {known}'s, not {method}'s"),
             (self.model.quantization is not None, "does not go with model.quantization"),
             (section.criterion not in ("magnitude", "lift", "reverse"), "goes with magnitude, lift, reverse"),
             (section.file is not None, "does not go with select.file"),
@@ -295,3 +310,8 @@ class Recipe(Section):
     @property
     def run_path(self) -> Path:
         return Path(self.run_dir) if self.run_dir else Path("runs") / self.name
+
+
+def _those(which: Callable[[MethodFacts], bool]) -> str:
+    """The methods of which something holds: "lora or dora"."""
+    return " or ".join(name for name, facts in METHODS.items() if which(facts))

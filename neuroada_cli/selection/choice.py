@@ -1,8 +1,13 @@
-"""What a recipe chooses: which layers, how many connections of each neuron."""
+"""What a recipe chooses: which layers, and how many connections of each neuron. Worked out once.
+
+O = output neurons, I = inputs, K = chosen inputs per neuron
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -11,14 +16,107 @@ from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.model import block_number, find_targets
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.recipe.schema import SelectSection
-from neuroada_cli.selection.criteria import CRITERIA, DATA_CRITERIA
+from neuroada_cli.selection.criteria import CRITERIA, DATA_CRITERIA, LIFT_RANK
 from neuroada_cli.selection.spread import Pool, Spread, counts, tiles_of
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What is to be chosen, for everybody who has to know: choosing itself, plan, space, dry run, validate.
+
+    targets    layer -> its module, on the meta device or loaded
+    spread     who gets how many connections
+    criterion  by what they are chosen;  rank  of `lift`
+    seed       of what is drawn at random
+    """
+
+    targets: Mapping[str, nn.Module]
+    spread: Spread = field(default_factory=Spread)
+    criterion: str = "magnitude"
+    rank: int = LIFT_RANK
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises RecipeError for a criterion that there is not, and for what does not fit the layers."""
+        check_criterion(self.criterion)
+        _ = self.counts
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Layer -> (O, I)."""
+        return {name: layer_shape(module) for name, module in self.targets.items()}
+
+    @cached_property
+    def counts(self) -> dict[str, Tensor]:
+        """Layer -> connections per neuron [O]. Raises RecipeError for what does not fit the layers."""
+        if self.spread.plain:
+            check_k(self.shapes, self.spread.k)
+        try:
+            return counts(self.spread, self.shapes, self.seed)
+        except ValueError as error:
+            raise RecipeError(str(error), "select") from None
+
+    @property
+    def connections(self) -> int:
+        """How many are chosen in all: K x (rows of all targets), where every neuron gets K."""
+        total = sum(int(count_O.sum()) for count_O in self.counts.values())
+        tile = self.spread.tile
+        return total if tile is None else tiles_of(total, tile) * tile**2
+
+    @property
+    def competes(self) -> bool:
+        """Whether weights compete across neurons, so that rows will differ as the weights do."""
+        return self.spread.tile is not None or self.spread.coverage != "neuron"
+
+    @property
+    def stored_k(self) -> dict[str, int] | None:
+        """Layer -> columns of its index: as many as its longest row has. None where only weights tell."""
+        if self.competes:
+            return None
+        return {name: max(1, int(count_O.max())) for name, count_O in self.counts.items()}
+
+    @property
+    def label(self) -> str:
+        """What a selection says of its rule: the criterion, and what is not the paper's about it."""
+        parts, spread = [self.criterion], self.spread
+        if spread.tile is not None:
+            parts.append(f"in {spread.tile} x {spread.tile} tiles")
+        if spread.coverage != "neuron":
+            parts.append(f"per {spread.coverage}")
+        if spread.neurons < 1:
+            parts.append(f"on {100 * spread.neurons:g} % of the neurons")
+        return " ".join(parts)
+
+    def pools(self) -> dict[str, Pool]:
+        """Layer -> the new, empty pool it competes in; empty where every neuron has its own connections."""
+        if not self.competes:
+            return {}
+        sums = {name: int(count_O.sum()) for name, count_O in self.counts.items()}
+        if self.spread.tile is not None:
+            return dict.fromkeys(sums, Pool(tiles_of(sum(sums.values()), self.spread.tile)))
+        totals: dict[object, int] = {}
+        for name, count in sums.items():
+            totals[self._group(name)] = totals.get(self._group(name), 0) + count
+        by_group = {key: Pool(total) for key, total in totals.items()}
+        return {name: by_group[self._group(name)] for name in sums}
+
+    def _group(self, name: str) -> object:
+        """What competes with a layer; layers outside the blocks compete by themselves."""
+        if self.spread.coverage == "model":
+            return None
+        number = block_number(name)
+        return name if self.spread.coverage == "matrix" or number is None else number
+
+
+def choice_of(section: SelectSection, base: hub.Base, seed: int) -> Choice:
+    """What a recipe's select section says about this base. Raises RecipeError for what matches nothing."""
+    targets = target_layers(base, section.targets, section.exclude, section.layers)
+    return Choice(targets, Spread.of(section), section.criterion, section.lift_rank, seed)
+
+
 def target_layers(
-    skeleton: nn.Module,
-    weights: hub.Weights,
-    include: Sequence[str],
+    base: hub.Base,
+    include: Sequence[str] = ("all-linear",),
     exclude: Sequence[str] = (),
     layers: Sequence[int] | None = None,
 ) -> dict[str, nn.Module]:
@@ -27,87 +125,24 @@ def target_layers(
     `all-linear` leaves out the output head, classification heads, and a pooler that the files lack.
     Raises RecipeError for an entry that matches nothing.
     """
-    prefix = skeleton.base_model_prefix
-    heads = hub.default_exclude(skeleton)
+    prefix = str(base.skeleton.base_model_prefix)
+    heads = hub.default_exclude(base.skeleton)
     heads += [
         name
-        for name, _ in skeleton.named_modules()
-        if hub.is_pooler(name) and hub.stored_name(weights, f"{name}.weight", str(prefix)) is None
+        for name, _ in base.skeleton.named_modules()
+        if hub.is_pooler(name) and hub.stored_name(base.weights, f"{name}.weight", prefix) is None
     ]
     try:
-        return find_targets(skeleton, include, exclude, layers, heads)
+        return find_targets(base.skeleton, include, exclude, layers, heads)
     except ValueError as error:
         raise RecipeError(str(error), "select") from None
 
 
-def connections(targets: Mapping[str, nn.Module], spread: Spread, seed: int) -> dict[str, Tensor]:
-    """Layer -> connections per neuron [O]. Raises RecipeError for what does not fit the layers."""
-    if spread.plain:
-        check_k(targets, spread.k)
-    try:
-        return counts(spread, {name: layer_shape(module) for name, module in targets.items()}, seed)
-    except ValueError as error:
-        raise RecipeError(str(error), "select") from None
-
-
-def trainable_count(targets: Mapping[str, nn.Module], spread: Spread, seed: int = 0) -> int:
-    """How many numbers train: K x (rows of all targets), where every neuron gets K."""
-    total = sum(int(count_O.sum()) for count_O in connections(targets, spread, seed).values())
-    return total if spread.tile is None else tiles_of(total, spread.tile) * spread.tile**2
-
-
-def spread_of(section: SelectSection) -> Spread:
-    """What a recipe's select section says about who gets how many connections."""
-    return Spread(
-        section.k,
-        section.coverage,
-        section.neurons,
-        section.keep_total,
-        section.k_per,
-        section.budget,
-        section.tile,
-    )
-
-
-def check_k(targets: Mapping[str, nn.Module], k: int) -> None:
+def check_k(shapes: Mapping[str, tuple[int, int]], k: int) -> None:
     """Raises RecipeError naming the first layer that has fewer than K inputs."""
-    for name, module in targets.items():
-        inputs = layer_shape(module)[1]
+    for name, (_, inputs) in shapes.items():
         if k > inputs:
             raise RecipeError(f"select.k={k}, but {name} has {inputs} inputs", fix=f"choose 1..{inputs}")
-
-
-def pools(spread: Spread, count_by_layer: Mapping[str, Tensor]) -> dict[str, Pool]:
-    """Layer -> the pool it competes in; empty where every neuron has its own."""
-    if spread.tile is not None:
-        total = sum(int(count_O.sum()) for count_O in count_by_layer.values())
-        return dict.fromkeys(count_by_layer, Pool(tiles_of(total, spread.tile)))
-    if spread.coverage == "neuron":
-        return {}
-
-    def group(name: str) -> object:
-        if spread.coverage == "model":
-            return None
-        number = block_number(name)  # layers outside the blocks compete by themselves
-        return name if spread.coverage == "matrix" or number is None else number
-
-    totals: dict[object, int] = {}
-    for name, count_O in count_by_layer.items():
-        totals[group(name)] = totals.get(group(name), 0) + int(count_O.sum())
-    by_group = {key: Pool(total) for key, total in totals.items()}
-    return {name: by_group[group(name)] for name in count_by_layer}
-
-
-def label(criterion: str, spread: Spread) -> str:
-    """What a selection's description calls its rule: the criterion, and what is not the paper's about it."""
-    parts = [criterion]
-    if spread.tile is not None:
-        parts.append(f"in {spread.tile} x {spread.tile} tiles")
-    if spread.coverage != "neuron":
-        parts.append(f"per {spread.coverage}")
-    if spread.neurons < 1:
-        parts.append(f"on {100 * spread.neurons:g} % of the neurons")
-    return " ".join(parts)
 
 
 def check_criterion(criterion: str) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from neuroada_cli import files, hub
+from neuroada_cli.delta.index import size
 from neuroada_cli.errors import ModelError
 from neuroada_cli.files import strict_json
 from neuroada_cli.foreign_text import short
@@ -46,6 +47,16 @@ class Selection:
     criterion: str
     fingerprint: dict[str, Any]
     tied: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def connections(self) -> int:
+        """How many are chosen in all."""
+        return sum(size(index_OK) for index_OK in self.indices.values())
+
+    @property
+    def stored_k(self) -> dict[str, int]:
+        """Module name -> columns of its index: as many as its longest row has."""
+        return {name: index_OK.shape[1] for name, index_OK in self.indices.items()}
 
 
 def write_selection(path: str | os.PathLike[str], selection: Selection) -> None:
@@ -172,12 +183,13 @@ def check_format(about: Mapping[str, Any], where: str) -> None:
         raise ModelError(f"has format {number}, this version reads up to {FORMAT}", where, "update neuroada")
 
 
-def check_base(fingerprint: Mapping[str, Any], folder: Path) -> None:
-    """Whether the model in `folder` is the one that `fingerprint` was taken of.
+def check_base(fingerprint: Mapping[str, Any], base: Path | hub.Base) -> None:
+    """Whether a base, or the model in a folder, is the one that `fingerprint` was taken of.
 
     Raises ModelError naming the first difference.
     """
-    found = hub.fingerprint(folder)
+    folder = base if isinstance(base, Path) else base.folder
+    found = hub.fingerprint(base) if isinstance(base, Path) else base.fingerprint
     if found == fingerprint:
         return
     theirs, ours = fingerprint.get("config"), found["config"]

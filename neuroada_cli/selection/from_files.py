@@ -9,22 +9,22 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from neuroada_cli import hub
 from neuroada_cli.delta.index import filled, size
-from neuroada_cli.delta.layout import layer_shape, layout_of
+from neuroada_cli.delta.layout import layout_of
 from neuroada_cli.delta.model import sharing_modules
 from neuroada_cli.delta.quantized import round_trip
 from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.stored import check_weight, stored_names
-from neuroada_cli.selection.choice import check_criterion, connections, label, pools
-from neuroada_cli.selection.criteria import LIFT_RANK, choose, low_rank, score
+from neuroada_cli.selection.choice import Choice
+from neuroada_cli.selection.criteria import choose, low_rank, score
 from neuroada_cli.selection.file import Selection
-from neuroada_cli.selection.spread import Spread, by_counts, tile_means, whole_tiles
+from neuroada_cli.selection.spread import Pool, by_counts, tile_means, whole_tiles
 
 
 @dataclass(frozen=True)
@@ -44,70 +44,67 @@ class LayerChoice:
     nbytes: int
 
 
-def select_indices(
-    folder: Path,
-    skeleton: nn.Module,
-    targets: Mapping[str, nn.Module],
-    k: int,
-    criterion: str = "magnitude",
-    seed: int = 0,
+def select_from_files(
+    base: hub.Base,
+    choice: Choice,
     on_layer: Callable[[LayerChoice], None] | None = None,
     quantization: str | None = None,
     dtype: torch.dtype = torch.bfloat16,
-    rank: int = LIFT_RANK,
-    spread: Spread | None = None,
 ) -> Selection:
-    """The K connections of every neuron of the targets, read from the files of `folder`.
+    """The connections of every neuron of the targets, read from the base's files.
 
-    skeleton  the module graph the targets belong to (ties and the name prefix)
-    rank      of `lift`
-    spread    who gets how many, where that is not K for every neuron
-    seed      of `random`; every layer draws from its own stream, so neither order nor sharding matters
     on_layer  called after each layer, for progress and the table
     quantization, dtype  choose from the weights as bitsandbytes leaves them (computing in dtype), because
               those are what trains
-    Raises RecipeError for K or a criterion that does not fit, ModelError for weights that are missing,
-    misshapen, not finite or packed.
+    Every layer draws from a random stream of its own, so neither order nor sharding matters.
+    Raises RecipeError for what does not fit, ModelError for weights that are missing, misshapen, not finite
+    or packed.
     """
-    check_criterion(criterion)
-    spread = spread or Spread(k)
-    count_by_layer = connections(targets, spread, seed)
-    competing = pools(spread, count_by_layer)
-    weights = hub.open_weights(folder)
-    stored = {name: _stored(weights, skeleton, name) for name in targets}
+    choice.check()
+    weights, targets, spread = base.weights, choice.targets, choice.spread
+    competing = choice.pools()
+    stored = {name: stored_names(weights, base.skeleton, name)[0] for name in targets}
     indices: dict[str, Tensor] = {}
     for name in _in_file_order(weights, stored):
         check_weight(weights, stored[name], name, targets[name])
         weight_OI = layout_of(targets[name]).rows(weights.tensor(stored[name]))
         if quantization is not None:
             weight_OI = round_trip(weight_OI, quantization, dtype)
-        generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
+        generator = torch.Generator().manual_seed(choice.seed ^ zlib.crc32(name.encode()))
         try:
             if name in competing:
-                score_OI = score(weight_OI, criterion, generator, rank)
+                score_OI = score(weight_OI, choice.criterion, generator, choice.rank)
                 competing[name].add(
                     name, score_OI if spread.tile is None else tile_means(score_OI, spread.tile)
                 )
                 continue
-            indices[name] = _chosen(weight_OI, count_by_layer[name], criterion, generator, rank)
+            indices[name] = _chosen(weight_OI, choice.counts[name], choice.criterion, generator, choice.rank)
         except ValueError as error:
             raise ModelError(f"{name}: {error}", str(weights.info(stored[name]).file)) from None
         if on_layer is not None:
             on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
+    if competing:
+        indices = winners(choice, competing)
+        if on_layer is not None:
+            for name in indices:
+                weight_OI = layout_of(targets[name]).rows(weights.tensor(stored[name]))
+                on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
+    return as_selection(indices, choice, base.fingerprint, base.skeleton)
+
+
+def winners(choice: Choice, competing: Mapping[str, Pool]) -> dict[str, Tensor]:
+    """Layer -> what it won against the others; as tiles, layers without any are left out."""
+    found: dict[str, Tensor] = {}
     for pool in dict.fromkeys(competing.values()):
-        indices |= pool.indices()
-    if spread.tile is not None:
-        indices = as_whole_tiles(indices, spread.tile, targets)
-    if competing and on_layer is not None:
-        for name in indices:
-            weight_OI = layout_of(targets[name]).rows(weights.tensor(stored[name]))
-            on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
-    return as_selection(
-        {name: indices[name] for name in targets if name in indices},
-        label(criterion, spread),
-        folder,
-        skeleton,
-    )
+        found |= pool.indices()
+    tile = choice.spread.tile
+    if tile is None:
+        return found
+    return {
+        name: whole_tiles(tiles, tile, *choice.shapes[name])
+        for name, tiles in found.items()
+        if int(tiles.max()) >= 0
+    }
 
 
 def _chosen(
@@ -124,30 +121,18 @@ def _chosen(
     )
 
 
-def as_whole_tiles(
-    tiles: Mapping[str, Tensor], tile: int, targets: Mapping[str, nn.Module]
-) -> dict[str, Tensor]:
-    """Chosen tiles as connections; layers without any are left out."""
-    return {
-        name: whole_tiles(found, tile, *layer_shape(targets[name]))
-        for name, found in tiles.items()
-        if int(found.max()) >= 0
-    }
-
-
-def as_selection(indices: dict[str, Tensor], criterion: str, folder: Path, skeleton: nn.Module) -> Selection:
-    """The chosen columns with what ties them to their base."""
+def as_selection(
+    indices: Mapping[str, Tensor], choice: Choice, fingerprint: dict[str, Any], model: nn.Module
+) -> Selection:
+    """The chosen columns, in the order of the targets, with what ties them to their base."""
+    chosen = {name: indices[name] for name in choice.targets if name in indices}
     return Selection(
-        indices=indices,
-        k=max(index_OK.shape[1] for index_OK in indices.values()),
-        criterion=criterion,
-        fingerprint=hub.fingerprint(folder),
-        tied={name: others for name in indices if (others := sharing_modules(skeleton, name))},
+        indices=chosen,
+        k=max(index_OK.shape[1] for index_OK in chosen.values()),
+        criterion=choice.label,
+        fingerprint=fingerprint,
+        tied={name: others for name, others in sharing_modules(model, chosen).items() if others},
     )
-
-
-def _stored(weights: hub.Weights, skeleton: nn.Module, name: str) -> str:
-    return stored_names(weights, skeleton, name)[0]
 
 
 def _in_file_order(weights: hub.Weights, stored: Mapping[str, str]) -> list[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,11 @@ from neuroada_cli.errors import NumericsError
 from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.loop.recomputing import recomputing
 from neuroada_cli.selection import from_files
-from neuroada_cli.selection.choice import connections, label, pools
+from neuroada_cli.selection.choice import Choice
 from neuroada_cli.selection.criteria import DATA_CRITERIA, choose_by
 from neuroada_cli.selection.file import Selection
 from neuroada_cli.selection.from_files import LayerChoice
-from neuroada_cli.selection.spread import Spread, by_counts, tile_means
+from neuroada_cli.selection.spread import by_counts, tile_means
 
 GRADIENT_BYTES = 2 << 30
 
@@ -43,39 +43,35 @@ def _by_counts(weight_OI: Tensor, count_O: Tensor, criterion: str, measured: Ten
     return by_counts(count_O, rows)
 
 
-def select_by_data(
-    folder: Path,
+def select_from_rows(
+    fingerprint: dict[str, Any],
     model: nn.Module,
-    targets: Sequence[str],
-    k: int,
-    criterion: str,
+    choice: Choice,
     batches: Sequence[Batch],
     kind: str,
     on_layer: Callable[[LayerChoice], None] | None = None,
     budget: int = GRADIENT_BYTES,
-    spread: Spread | None = None,
-    seed: int = 0,
     gradient_checkpointing: bool = False,
 ) -> Selection:
-    """The K connections of every neuron by `gradient`, `snip` or `activation`.
+    """The connections of every neuron by `gradient`, `snip` or `activation`.
 
-    model    loaded from `folder`; its weights stay as they are, and nothing of it requires a gradient after
+    fingerprint  of the base that `model` was loaded from; its weights stay as they are, and nothing of it
+             requires a gradient after
     batches  of training rows; the loss is training's own, summed over all of them
     budget   bytes of fp32 gradients at a time (at least one layer's): gradient criteria take
              ceil(target weights x 4 / budget) passes over the batches
-    spread   who gets how many, where that is not K for every neuron;  seed  of what it draws
     gradient_checkpointing  recompute each block's activations in the backward pass, as training does
     A fresh head's gradient depends on its seed, so a selection under it does, too. Dropout is off.
-    Raises NumericsError where a score is not finite.
+    Raises RecipeError for what does not fit the layers, NumericsError where a score is not finite.
     """
-    modules = {name: model.get_submodule(name) for name in targets}
-    spread = spread or Spread(k)
-    count_by_layer = connections(modules, spread, seed)
+    choice.check()
+    criterion, spread = choice.criterion, choice.spread
+    modules = {name: model.get_submodule(name) for name in choice.targets}
     was_training = model.training
     model.eval().requires_grad_(False)
     evidence = _inputs if criterion == "activation" else _gradients
     indices: dict[str, Tensor] = {}
-    competing = pools(spread, count_by_layer)
+    competing = choice.pools()
 
     def tell(name: str, weight_OI: Tensor) -> None:
         if on_layer is not None:
@@ -92,19 +88,16 @@ def select_by_data(
                         name, score_OI if spread.tile is None else tile_means(score_OI, spread.tile)
                     )
                     continue
-                indices[name] = _by_counts(weight_OI, count_by_layer[name], criterion, measured)
+                indices[name] = _by_counts(weight_OI, choice.counts[name], criterion, measured)
             except ValueError as error:
                 raise NumericsError(f"{name}: {error} in calibration", fix="set model.dtype: fp32") from None
             tell(name, weight_OI)
-    for pool in dict.fromkeys(competing.values()):
-        indices |= pool.indices()
-    if spread.tile is not None:
-        indices = from_files.as_whole_tiles(indices, spread.tile, modules)
-    for name in indices if competing else ():
-        tell(name, layout_of(modules[name]).rows(_weight(modules[name]).detach()))
+    if competing:
+        indices |= from_files.winners(choice, competing)
+        for name in indices:
+            tell(name, layout_of(modules[name]).rows(_weight(modules[name]).detach()))
     model.train(was_training)
-    chosen = {name: indices[name] for name in targets if name in indices}
-    return from_files.as_selection(chosen, label(criterion, spread), folder, model)
+    return from_files.as_selection(indices, choice, fingerprint, model)
 
 
 def _weight(module: nn.Module) -> nn.Parameter:

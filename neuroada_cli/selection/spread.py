@@ -11,7 +11,7 @@ from __future__ import annotations
 import fnmatch
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import torch
@@ -43,6 +43,11 @@ class Spread:
     k_per: Mapping[str, int] = field(default_factory=dict)
     budget: int | None = None
     tile: int | None = None
+
+    @classmethod
+    def of(cls, section: object) -> Spread:
+        """What a recipe's select section says about it: the settings have the same names there."""
+        return cls(**{each.name: getattr(section, each.name) for each in fields(cls)})
 
     @property
     def plain(self) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from neuroada_cli.errors import RecipeError
+from neuroada_cli.errors import RecipeError, nearest
 from neuroada_cli.recipe import strict_yaml
 from neuroada_cli.recipe.explain import validate
 from neuroada_cli.recipe.load import bundled_folder
@@ -70,9 +69,7 @@ def load_suite(path: str | Path) -> Suite:
     file = Path(path)
     if not file.is_file():
         if str(path) not in bundled:
-            close = difflib.get_close_matches(str(path), bundled, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(bundled)}"
-            raise RecipeError("no such suite", str(path), hint)
+            raise RecipeError("no such suite", str(path), nearest(str(path), bundled))
         file = bundled[str(path)]
     values, lines = strict_yaml.parse(strict_yaml.read(file, str(path)), str(path))
     if not isinstance(values, dict):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
-from neuroada_cli.errors import RecipeError
+from neuroada_cli.errors import RecipeError, nearest
 from neuroada_cli.tasks import arithmetic, commonsense, due_dates, glue, gsm8k, instruct
 from neuroada_cli.tasks.task import PROTOCOLS, Protocol, Task
 
@@ -36,8 +35,7 @@ def get_task(name: str) -> Task:
     if name.lower() in GROUPS:
         members = ", ".join(GROUPS[name.lower()])
         raise RecipeError(f"{name} is a group of tasks, and this takes one task", fix=f"choose {members}")
-    close = difflib.get_close_matches(name.lower(), [*known, *GROUPS], n=1)
-    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(TASKS)}"
+    hint = nearest(name.lower(), [*known, *GROUPS], f"known: {', '.join(TASKS)}")
     raise RecipeError(f"{name} is not a task", fix=hint)
 
 

@@ -9,7 +9,6 @@ from typing import Literal
 
 from neuroada_cli import files, hub
 from neuroada_cli.errors import NumericsError, ResourceError, out_of_memory
-from neuroada_cli.methods import NeuroAda
 from neuroada_cli.training.plan import largest_step, predicted_memory
 from neuroada_cli.training.preflight import Checked
 
@@ -73,7 +72,7 @@ def _may_quantize(checked: Checked) -> bool:
     """Whether the recipe would still be one (`recipe/schema.py` says what does not go together)."""
     recipe = checked.recipe
     gradients = recipe.select.criterion in ("gradient", "snip")
-    fits = recipe.train.method == NeuroAda.name and not gradients and recipe.train.reselect_every is None
+    fits = checked.plan.facts.quantized and not gradients and recipe.train.reselect_every is None
     return fits and recipe.model.quantization is None
 
 
@@ -81,9 +80,9 @@ def _predicted(checked: Checked) -> str:
     """Only now, since it takes seconds that a run which fits need not spend."""
     if checked.recipe.model.quantization is not None:
         return ""
-    recipe, names = checked.recipe, list(checked.targets)
+    recipe = checked.recipe
     try:
-        found = predicted_memory(recipe, checked.plan, checked.rows, checked.skeleton, names, checked.device)
+        found = predicted_memory(recipe, checked.plan, checked.rows, checked.base, checked.device)
     except Exception:  # there is little memory left, and no advice is worth another failure
         return ""
     if found is None:

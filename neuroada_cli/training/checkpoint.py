@@ -24,7 +24,8 @@ from neuroada_cli.adapter.folder import Adapter, read_adapter, write_adapter
 from neuroada_cli.errors import ModelError, OutputError, UserError
 from neuroada_cli.loop import optimizer_state, rng
 from neuroada_cli.loop.loop import Progress
-from neuroada_cli.methods import Method, MethodState
+from neuroada_cli.methods.protocol import Method
+from neuroada_cli.methods.state import MethodState
 from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training.log import MetricsLog
 from neuroada_cli.training.saved_state import STATE, NewerFormat, SavedState, read_state

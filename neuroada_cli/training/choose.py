@@ -1,51 +1,61 @@
-"""The selection that a run trains on."""
+"""The selection that a run trains on: made here for `select` and for `train` alike."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from neuroada_cli import hub
 from neuroada_cli.data.batch import Batch, align_padding
 from neuroada_cli.loop.loop import Schedule, TrainData
 from neuroada_cli.recipe.schema import Recipe
-from neuroada_cli.selection.choice import spread_of
+from neuroada_cli.selection.choice import Choice
+from neuroada_cli.selection.criteria import DATA_CRITERIA
 from neuroada_cli.selection.file import Selection
-from neuroada_cli.selection.from_files import LayerChoice
-from neuroada_cli.selection.from_rows import select_by_data
-from neuroada_cli.tasks.task import Task
+from neuroada_cli.selection.from_files import LayerChoice, select_from_files
+from neuroada_cli.selection.from_rows import select_from_rows
+from neuroada_cli.tasks.registry import get_task
+from neuroada_cli.training.rows import prepare
 from neuroada_cli.training.settings import loop_settings
 
 
-def select_for(
+def select(
     recipe: Recipe,
-    task: Task,
-    folder: Path,
-    targets: Sequence[str],
-    data: TrainData,
-    tokenizer: Any,
-    device: str,
+    base: hub.Base,
+    choice: Choice,
     on_layer: Callable[[LayerChoice], None] | None = None,
+    data: TrainData | None = None,
+    tokenizer: Any = None,
+    device: str | None = None,
 ) -> Selection:
-    """`select_by_data` on the recipe's model and on the first micro-batches that its training would see.
+    """What the recipe chooses, by its own criterion or by that of `choice`; the model is only loaded, and
+    training rows only read, where the criterion asks for it.
 
-    Without `select.calibration_batches` these are the first epoch's: every training row once.
+    data, tokenizer, device  where they are there already
     """
-    settings = recipe.model
-    model = hub.load_model(
-        folder, task.model_task, settings.dtype, device, task.num_labels, settings.attention,
-        seed=recipe.seed, trust_remote_code=settings.trust_remote_code, quantization=settings.quantization,
-    ).model  # fmt: skip
+    if choice.criterion not in DATA_CRITERIA:
+        dtype = hub.TORCH_DTYPES[recipe.model.dtype]
+        return select_from_files(base, choice, on_layer, recipe.model.quantization, dtype)
+    tokenizer = tokenizer or hub.load_tokenizer(base.folder, recipe.model.trust_remote_code)
+    task = get_task(recipe.data.task)
+    data = data or prepare(recipe.data, task, tokenizer, recipe.seed).data
+    model = load(recipe, base, device or hub.choose_device(recipe.device)).model
     if data.kind != "generation":
         data = dataclasses.replace(data, pad_id=align_padding(model, tokenizer))
-    section = recipe.select
-    batches = first_batches(Schedule(data, loop_settings(recipe)), section.calibration_batches)
-    return select_by_data(
-        folder, model, targets, section.k, section.criterion, batches, data.kind, on_layer,
-        spread=spread_of(section), seed=recipe.seed,
-        gradient_checkpointing=recipe.train.gradient_checkpointing,
+    batches = first_batches(Schedule(data, loop_settings(recipe)), recipe.select.calibration_batches)
+    recompute = recipe.train.gradient_checkpointing
+    return select_from_rows(
+        base.fingerprint, model, choice, batches, data.kind, on_layer, gradient_checkpointing=recompute
+    )
+
+
+def load(recipe: Recipe, base: hub.Base, device: str) -> hub.LoadedModel:
+    """The recipe's model with its weights."""
+    settings, task = recipe.model, get_task(recipe.data.task)
+    return hub.load_model(
+        base.folder, task.model_task, settings.dtype, device, task.num_labels, settings.attention,
+        seed=recipe.seed, trust_remote_code=settings.trust_remote_code, quantization=settings.quantization,
     )  # fmt: skip
 
 

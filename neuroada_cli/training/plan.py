@@ -1,97 +1,78 @@
-"""What a run is going to do, told before it does it: size, steps, data, a row with its loss mask, memory."""
+"""How large a run is: what trains, for how many steps, in how much memory. No weight is read for it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
-from torch import nn
+import torch
 
 from neuroada_cli import hub, memory
-from neuroada_cli.data.batch import preview
-from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.errors import RecipeError
-from neuroada_cli.foreign_text import printable, shown
-from neuroada_cli.methods import ADAPTERS, BY_SELECTION, build
-from neuroada_cli.recipe.load import to_yaml
+from neuroada_cli.methods import MethodFacts, Sizes, facts_of
 from neuroada_cli.recipe.schema import Recipe
-from neuroada_cli.show.numbers import share
+from neuroada_cli.selection.choice import Choice
+from neuroada_cli.selection.file import Selection
 from neuroada_cli.training.rows import PreparedRows
-
-PREVIEW_CHARACTERS = 1200
+from neuroada_cli.training.settings import loop_settings
 
 
 @dataclass(frozen=True)
 class Plan:
-    """trainable and total count parameters (a fresh head is known only once the model is loaded).
+    """trainable counts numbers (a fresh head is known only once the model is loaded).
 
+    facts     of the method
+    sizes     what its numbers follow from; sizes.total are the parameters of the model
     stored_k  layer -> connections kept per neuron: a layer's rows are as long as its longest. None where that
               is known only once weights were read, or nothing is trained by connections
     """
 
+    facts: MethodFacts
+    sizes: Sizes
     trainable: int
-    total: int
     steps: int
     stored_k: Mapping[str, int] | None = None
 
-
-def check_positions(skeleton: nn.Module, longest: int) -> None:
-    """Raises RecipeError when a row is longer than the positions that the model has."""
-    config = skeleton.config
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if limit is None:
-        return
-    for name, module in skeleton.named_modules():
-        # RoBERTa's positions start behind the padding token's, so it takes fewer than its config says
-        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
-            limit = min(limit, module.num_embeddings - module.padding_idx - 1)
-    if longest > limit:
-        raise RecipeError(
-            f"a row has {longest} tokens, but the model takes {limit}", fix=f"set data.max_length: {limit}"
-        )
+    @property
+    def total(self) -> int:
+        return self.sizes.total
 
 
-def show(recipe: Recipe, plan: Plan, rows: PreparedRows, tokenizer: Any, console: Console) -> None:
-    """A few lines and one training row, with learnt tokens standing out."""
-    counts, held = rows.train_report, rows.validation_report
-    cut = f", {counts.truncated} cut at {rows.max_length}" if counts.truncated else ""
-    lines = [
-        f"{plan.trainable:,} of {plan.total:,} parameters train ({share(plan.trainable, plan.total)})",
-        f"{counts.rows:,} rows from {rows.train_source}; longest {counts.longest} tokens{cut}",
-        f"validation: {held.rows:,} rows from {rows.validation_source}" if held else "no validation rows",
-        f"{plan.steps:,} optimizer steps of {recipe.train.batch_size} rows",
-    ]
-    if rows.dropped:
-        lines.insert(2, f"{rows.dropped:,} rows left out: test sets ask them, too")
-    for line in lines:
-        console.print(shown(line), highlight=False, soft_wrap=True)
-    if counts.truncated:
-        console.print("cut rows never show the model their end: raise data.max_length", style="yellow")
-    warmup = recipe.optim.warmup_steps
-    if warmup is not None and warmup > plan.steps:
-        console.print(
-            f"the learning rate will not reach its peak: optim.warmup_steps={warmup} of {plan.steps} steps",
-            style="yellow",
-        )
-    if rows.data.kind == "generation":
-        learnt = 100 * counts.targets / counts.tokens
-        text = preview(rows.data.train[0], tokenizer)
-        text.truncate(PREVIEW_CHARACTERS, overflow="ellipsis")
-        console.print(Panel(text, title="first row", subtitle=f"{learnt:.0f} % of all tokens are learnt"))
+def make_plan(
+    recipe: Recipe, base: hub.Base, choice: Choice, given: Selection | None, rows: PreparedRows
+) -> Plan:
+    """The plan of a run. Raises RecipeError for a method that finds nothing to train in this model."""
+    facts = facts_of(recipe.train.method)
+    width = getattr(base.skeleton.config.get_text_config(), "hidden_size", 0)  # type: ignore[union-attr,operator]
+    sizes = Sizes(
+        choice.shapes,
+        chosen=given.connections if given is not None else choice.connections,
+        total=base.parameters,
+        width=width,
+        rank=recipe.peer.rank if recipe.peer else Sizes.rank,
+    )
+    try:
+        trainable = facts.count(sizes) if facts.count is not None else _counted(facts, base, choice)
+    except ValueError as error:
+        where = f"train.method={recipe.train.method}"
+        raise RecipeError(f"{base.folder} {error}", where, "choose another method") from None
+    steps = loop_settings(recipe).total_steps(len(rows.data.train))
+    stored_k = None
+    if facts.chosen:
+        stored_k = given.stored_k if given is not None else choice.stored_k
+    return Plan(facts, sizes, trainable, steps, stored_k)
 
 
-def _k(recipe: Recipe, plan: Plan, skeleton: nn.Module, targets: Sequence[str]) -> int | Mapping[str, int]:
-    """Connections kept per neuron; where that is not known yet, their mean, below which it cannot be."""
-    if plan.stored_k is not None:
-        return plan.stored_k
-    if recipe.train.method not in BY_SELECTION:
-        return recipe.select.k
-    rows = sum(layer_shape(skeleton.get_submodule(name))[0] for name in targets)
-    return max(1, round(plan.trainable / rows))
+def _counted(facts: MethodFacts, base: hub.Base, choice: Choice) -> int:
+    """How many numbers the method trains of a copy of the model that has no weights."""
+    model = memory.copy_structure(base.skeleton, torch.empty_like)
+    indices = {
+        name: torch.empty(rows, 1, dtype=torch.int32, device="meta")
+        for name, (rows, _) in choice.shapes.items()
+    }
+    method = facts.build()
+    method.attach(model, indices)
+    return sum(parameter.numel() for parameter in method.parameters(model))
 
 
 def largest_step(recipe: Recipe, rows: PreparedRows) -> tuple[int, int]:
@@ -101,18 +82,18 @@ def largest_step(recipe: Recipe, rows: PreparedRows) -> tuple[int, int]:
 
 
 def predicted_memory(
-    recipe: Recipe, plan: Plan, rows: PreparedRows, skeleton: nn.Module, targets: Sequence[str], device: str
+    recipe: Recipe, plan: Plan, rows: PreparedRows, base: hub.Base, device: str
 ) -> memory.Breakdown | None:
     """Of the largest step, without reading a weight; None where it is not predicted."""
-    if recipe.train.method in ADAPTERS:  # PEFT's set-up looks at values, which a prediction does not have
+    if not plan.facts.predictable:
         return None
     counts = rows.train_report
     micro, longest = largest_step(recipe, rows)
     return memory.predict(
-        skeleton,
-        plan.stored_k or targets,
-        build(recipe.train.method),
-        _k(recipe, plan, skeleton, targets),
+        base.skeleton,
+        plan.stored_k or plan.sizes.shapes,
+        plan.facts.build(),
+        _k(recipe, plan),
         batch=micro,
         sequence=longest,
         dtype=hub.TORCH_DTYPES[recipe.model.dtype],
@@ -123,41 +104,10 @@ def predicted_memory(
     )
 
 
-def show_dry_run(
-    recipe: Recipe, plan: Plan, rows: PreparedRows, skeleton: nn.Module, targets: Sequence[str], device: str
-) -> memory.Breakdown | None:
-    """The resolved recipe and the predicted memory, on standard output; no weight is read.
-
-    Returns None where the memory is not predicted.
-    """
-    console = Console()
-    console.print(printable(to_yaml(recipe), keep="\n"), highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"{plan.trainable:,} of {plan.total:,} parameters train; {plan.steps:,} steps", highlight=False
-    )
-    predicted = predicted_memory(recipe, plan, rows, skeleton, targets, device)
-    if predicted is None:
-        console.print(f"no prediction of memory for {recipe.train.method}")
-        return None
-    micro, longest = largest_step(recipe, rows)
-    unknown = plan.stored_k is None and recipe.train.method in BY_SELECTION
-    kind = "at least" if unknown else "an estimate"
-    console.print(f"Predicted memory: {micro} x {longest} tokens, {kind}", highlight=False)
-    if unknown:
-        console.print(
-            "rows are stored as long as the longest of their layer, known after `neuroada select`",
-            highlight=False,
-            soft_wrap=True,
-        )
-    table = Table()
-    table.add_column("what")
-    table.add_column("GB", justify="right")
-    for what, nbytes in (
-        ("weights", predicted.weights),
-        (f"what {recipe.train.method} adds", predicted.state),
-        ("activations", predicted.activations),
-        ("peak", predicted.peak),
-    ):
-        table.add_row(what, f"{nbytes / 1e9:.3f}")
-    console.print(table)
-    return predicted
+def _k(recipe: Recipe, plan: Plan) -> int | Mapping[str, int]:
+    """Connections kept per neuron; where that is not known yet, their mean, below which it cannot be."""
+    if plan.stored_k is not None:
+        return plan.stored_k
+    if not plan.facts.chosen:
+        return recipe.select.k
+    return max(1, round(plan.trainable / sum(rows for rows, _ in plan.sizes.shapes.values())))

@@ -9,10 +9,6 @@ import os
 from pathlib import Path
 
 from neuroada_cli import files, hub
-from neuroada_cli.delta.index import size
-from neuroada_cli.delta.layout import layer_shape
-from neuroada_cli.methods import BY_SELECTION, Full, Mask, NeuroAda, Smt
-from neuroada_cli.selection.choice import spread_of, trainable_count
 from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training.preflight import Checked
 
@@ -39,28 +35,15 @@ def require(checked: Checked) -> None:
 
 def checkpoint_bytes(checked: Checked) -> int:
     """One checkpoint: what was learnt, where it is, and AdamW's two moments. A fresh head is not counted."""
-    return _tensor_bytes(checked) + _tokenizer_bytes(checked.folder) + SMALL_BYTES
+    return _tensor_bytes(checked) + _tokenizer_bytes(checked.base.folder) + SMALL_BYTES
 
 
 def _tensor_bytes(checked: Checked) -> int:
-    train, n = checked.recipe.train, checked.plan.trainable
-    itemsize = hub.TORCH_DTYPES[checked.recipe.model.dtype].itemsize
-    chosen = _connections(checked) * (4 + 4)  # an adapter holds value and index of each, whatever trains
-    if train.method in (NeuroAda.name, Smt.name):
-        return chosen + n * 2 * (4 if train.delta_dtype == "fp32" else 2)
-    if train.method == Mask.name:  # moments of every weight of the targets
-        shapes = [layer_shape(module) for module in checked.targets.values()]
-        return chosen + itemsize * (n + 2 * sum(outputs * inputs for outputs, inputs in shapes))
-    return chosen + n * 3 * (itemsize if train.method == Full.name else 4)
-
-
-def _connections(checked: Checked) -> int:
-    if checked.recipe.train.method in BY_SELECTION:
-        return checked.plan.trainable
-    if checked.given is not None:
-        return sum(size(index_OK) for index_OK in checked.given.indices.values())
-    spread = spread_of(checked.recipe.select)
-    return trainable_count(checked.targets, spread, checked.recipe.seed)
+    """Value and index of every connection, whatever trains, and what the method keeps beside them."""
+    recipe, plan = checked.recipe, checked.plan
+    weight = hub.TORCH_DTYPES[recipe.model.dtype].itemsize
+    delta = 4 if recipe.train.delta_dtype == "fp32" else 2
+    return plan.sizes.chosen * (4 + 4) + plan.facts.moments(plan.trainable, plan.sizes, weight, delta)
 
 
 def _tokenizer_bytes(folder: Path) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import pico_bert, pico_llama
+from tiny_choice import selected
 from tiny_tokenizer import SIZE, byte_tokenizer
 
 from neuroada_cli import files, hub
@@ -26,8 +27,6 @@ from neuroada_cli.commands import merge
 from neuroada_cli.errors import DataError, ModelError, NumericsError, OutputError, RecipeError, Stopped
 from neuroada_cli.evaluation.records import Records
 from neuroada_cli.recipe.load import recipe_from, to_yaml
-from neuroada_cli.selection import from_files
-from neuroada_cli.selection.choice import target_layers
 
 NEW = 5
 
@@ -73,9 +72,7 @@ def base(tmp_path: Path) -> Path:
 def adapter_folder(base: Path, folder: Path, task: str = "causal-lm", recipe: str | None = None) -> Path:
     """An adapter as training leaves it, with random deltas in place of trained ones."""
     labels = None if task == "causal-lm" else 2
-    skeleton = hub.skeleton(base, task, labels)
-    layers = target_layers(skeleton, hub.open_weights(base), ["all-linear"])
-    selection = from_files.select_indices(base, skeleton, layers, 2)
+    selection = selected(base, k=2, task=task, num_labels=labels)
     generator = torch.Generator().manual_seed(5)
     adapter = adapters.Adapter(
         selection=selection,

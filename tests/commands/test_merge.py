@@ -15,6 +15,7 @@ import torch
 from conftest import pico_bert, pico_gpt2, pico_llama
 from privilege import lock_folder, unprivileged
 from safetensors.torch import load_file, save_file
+from tiny_choice import selected
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -30,8 +31,6 @@ from neuroada_cli.commands import merge
 from neuroada_cli.delta import model as delta
 from neuroada_cli.errors import ModelError, NumericsError, OutputError, ResourceError, UserError
 from neuroada_cli.merging.folder import merged_config
-from neuroada_cli.selection import from_files
-from neuroada_cli.selection.choice import target_layers
 from neuroada_cli.selection.file import Selection
 
 AUTO = {
@@ -62,9 +61,7 @@ def train(
     settings: dict[str, object] | None = None,
 ) -> Trained:
     """What a run leaves behind, with random deltas in place of trained ones."""
-    skeleton = hub.skeleton(base, task, num_labels)
-    layers = target_layers(skeleton, hub.open_weights(base), targets)
-    selection = from_files.select_indices(base, skeleton, layers, k)
+    selection = selected(base, targets, k, task=task, num_labels=num_labels)
     loaded = hub.load_model(base, task, dtype, num_labels=num_labels, seed=1)
     generator = torch.Generator().manual_seed(5)
     deltas = {

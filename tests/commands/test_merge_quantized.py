@@ -9,18 +9,17 @@ import pytest
 import torch
 from conftest import pico_llama
 from safetensors.torch import load_file
+from tiny_choice import selected
 from tiny_tokenizer import byte_tokenizer
 from transformers import AutoModelForCausalLM
 
-from neuroada_cli import files, hub
+from neuroada_cli import files
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter import load as adapted
 from neuroada_cli.adapter.folder import Adapter
 from neuroada_cli.commands import merge
 from neuroada_cli.delta.quantized import QuantizedDeltaLinear, dequantize
 from neuroada_cli.errors import RecipeError
-from neuroada_cli.selection import from_files
-from neuroada_cli.selection.choice import target_layers
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 TOKENS = torch.arange(40).view(2, 20)
@@ -34,9 +33,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     model = pico_llama(hidden_size=64, intermediate_size=128, vocabulary=512)
     model.to(torch.bfloat16).save_pretrained(base)
     byte_tokenizer().save_pretrained(base)
-    skeleton = hub.skeleton(base, "causal-lm")
-    targets = target_layers(skeleton, hub.open_weights(base), ["all-linear"])
-    selection = from_files.select_indices(base, skeleton, targets, 3, quantization=request.param)
+    selection = selected(base, k=3, quantization=request.param)
     chance = torch.Generator().manual_seed(3)
     deltas = {name: 0.3 * torch.randn(i.shape, generator=chance) for name, i in selection.indices.items()}
     settings = {"dtype": "bf16", "quantization": request.param, "task": "due_dates"}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import pico_bert, pico_gpt2, pico_llama
 from safetensors.torch import load_file, save_file
+from tiny_choice import selected
 from transformers import LlamaConfig
 
 from neuroada_cli import hub
@@ -16,8 +17,7 @@ from neuroada_cli.commands.select import group_choices
 from neuroada_cli.errors import ModelError, OutputError, RecipeError
 from neuroada_cli.recipe.load import recipe_from
 from neuroada_cli.recipe.schema import Recipe
-from neuroada_cli.selection import from_files
-from neuroada_cli.selection.choice import target_layers, trainable_count
+from neuroada_cli.selection.choice import Choice, target_layers
 from neuroada_cli.selection.file import read_selection
 from neuroada_cli.selection.from_files import LayerChoice
 from neuroada_cli.selection.spread import Spread
@@ -88,11 +88,7 @@ def test_sharding_does_not_matter(tmp_path: Path) -> None:
 
 def test_random_follows_the_seed(tmp_path: Path) -> None:
     base = saved(pico_llama(), tmp_path / "base")
-    skeleton = hub.skeleton(base, "causal-lm")
-    layers = target_layers(skeleton, hub.open_weights(base), ["all-linear"])
-    first, again, other = (
-        from_files.select_indices(base, skeleton, layers, 2, "random", seed).indices for seed in (1, 1, 2)
-    )
+    first, again, other = (selected(base, k=2, criterion="random", seed=seed).indices for seed in (1, 1, 2))
     name = "model.layers.0.self_attn.q_proj"
     assert torch.equal(first[name], again[name])
     assert not torch.equal(first[name], other[name])
@@ -216,9 +212,9 @@ def test_llama_7b_has_the_share_of_the_paper(tmp_path: Path) -> None:
         architectures=["LlamaForCausalLM"], hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
         num_attention_heads=32, vocab_size=32000, tie_word_embeddings=False,
     ).save_pretrained(tmp_path)  # fmt: skip
-    skeleton = hub.skeleton(tmp_path, "causal-lm")
-    layers = target_layers(skeleton, hub.Weights(tmp_path, {}, {}), ["all-linear"])
-    total = sum(parameter.numel() for parameter in skeleton.parameters())
-    assert trainable_count(layers, Spread(1)) == 1_359_872
-    assert share(trainable_count(layers, Spread(1)), total) == "0.020 %"
-    assert share(trainable_count(layers, Spread(20)), total) == "0.404 %"
+    base = hub.Base(tmp_path, hub.skeleton(tmp_path, "causal-lm"), hub.Weights(tmp_path, {}, {}))
+    layers = target_layers(base)
+    total = sum(parameter.numel() for parameter in base.skeleton.parameters())
+    assert Choice(layers, Spread(1)).connections == 1_359_872
+    assert share(Choice(layers, Spread(1)).connections, total) == "0.020 %"
+    assert share(Choice(layers, Spread(20)).connections, total) == "0.404 %"

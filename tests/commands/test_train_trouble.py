@@ -20,7 +20,7 @@ from neuroada_cli import files, hub
 from neuroada_cli.commands import train
 from neuroada_cli.errors import NumericsError, ResourceError, UserError
 from neuroada_cli.loop import loop
-from neuroada_cli.methods import NeuroAda
+from neuroada_cli.methods.neuroada import NeuroAda
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.training import advice, space

@@ -22,7 +22,7 @@ from neuroada_cli.delta.model import delta_layers
 from neuroada_cli.delta.reselection import places, union
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.loop.optim import OptimSettings, adamw, set_lr
-from neuroada_cli.methods import NeuroAda
+from neuroada_cli.methods.neuroada import NeuroAda
 from neuroada_cli.selection.criteria import choose
 
 OUTPUTS, INPUTS, K = 6, 12, 2

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import pico_llama
 from tiny_adapter import tiny_adapter, tiny_selection, write
+from tiny_choice import selected
 from tiny_run import tiny_llama_folder, tiny_recipe, tiny_tokenizer
 
 from neuroada_cli import files, hub
@@ -31,8 +32,6 @@ from neuroada_cli.evaluation.records import Records
 from neuroada_cli.evaluation.run import Prediction, summarise
 from neuroada_cli.loop.loop import Progress
 from neuroada_cli.methods import METHODS
-from neuroada_cli.selection import from_files
-from neuroada_cli.selection.choice import target_layers
 from neuroada_cli.selection.file import read_selection, write_selection
 from neuroada_cli.tasks.registry import TASKS
 from neuroada_cli.training import folder as run_folder
@@ -105,7 +104,7 @@ def _link_state(folder: Path) -> str:
 
 @functools.cache
 def _training() -> tuple[RunCheckpoints, tuple[object, object, object]]:
-    model, method = pico_llama(), METHODS["neuroada"]()
+    model, method = pico_llama(), METHODS["neuroada"].build()
     modules = {name: m for name, m in model.named_modules() if name.endswith("up_proj")}
     selection = tiny_selection()
     indices = {
@@ -155,9 +154,7 @@ def _run_state(folder: Path) -> str:
 
 def _prepare_merge(folder: Path) -> None:
     base = tiny_llama_folder(folder / "base")
-    skeleton, weights = hub.skeleton(base, "causal-lm"), hub.open_weights(base)
-    targets = target_layers(skeleton, weights, ["up_proj"])
-    selection = from_files.select_indices(base, skeleton, targets, 2)
+    selection = selected(base, ["up_proj"], 2)
     deltas = {name: torch.full(index_OK.shape, 0.5) for name, index_OK in selection.indices.items()}
     with files.atomic_folder(folder / "adapter") as temporary:
         write_adapter(temporary, Adapter(selection, deltas, {}, str(base), None, "causal-lm"))

@@ -22,7 +22,7 @@ def grown(steps: int, tmp_path: Path) -> tuple[int, int]:
     """(bytes, file descriptors) that the process grew by in `steps` steps, after 1,000 to warm up."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4))
-    method = METHODS["neuroada"]()
+    method = METHODS["neuroada"].build()
     method.attach(model, {name: choose(model.get_submodule(name).weight.detach(), 2) for name in ("0", "2")})
     optimizer = torch.optim.AdamW(method.parameters(model), lr=1e-3)
     memory = Path("/dev/shm")  # every line of the log is synced, which a disk would take its time for

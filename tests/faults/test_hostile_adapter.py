@@ -14,10 +14,11 @@ import torch
 import yaml
 from conftest import pico_llama
 from counting import record
+from tiny_choice import selected
 from tiny_run import tiny_tokenizer
 from trees import tree
 
-from neuroada_cli import files, hub
+from neuroada_cli import files
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter import load as adapted
 from neuroada_cli.adapter.folder import Adapter
@@ -26,8 +27,6 @@ from neuroada_cli.data import sources
 from neuroada_cli.errors import DataError, ModelError, OutputError
 from neuroada_cli.files.manifest import seal
 from neuroada_cli.recipe.load import load_recipe
-from neuroada_cli.selection import from_files
-from neuroada_cli.selection.choice import target_layers
 
 HOME = "http://127.0.0.1:9/rows.json"  # where it would call; nobody listens there
 EVIL = "import pathlib\npathlib.Path({bomb!r}).write_text('went off')\nfrom transformers import "
@@ -137,10 +136,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_adapters(place: Path, kind: str | None) -> None:
     base = place / "base"
-    targets = target_layers(hub.skeleton(base, "causal-lm"), hub.open_weights(base), ["all-linear"])
-    selection = from_files.select_indices(
-        base, hub.skeleton(base, "causal-lm"), targets, 2, quantization=kind
-    )
+    selection = selected(base, k=2, quantization=kind)
     deltas = {name: torch.full(index_OK.shape, 0.25) for name, index_OK in selection.indices.items()}
     settings = {"dtype": "bf16", "quantization": kind, "task": "commonsense"}
     adapter = Adapter(selection, deltas, {}, str(base), None, "causal-lm", settings)

@@ -15,14 +15,13 @@ import torch
 from counting import record, scale
 from test_mutations import PREFIX, independent, is_one_line
 from tiny_adapter import TENSORS
+from tiny_choice import selected
 from tiny_run import tiny_llama_folder
 
-from neuroada_cli import files, hub
+from neuroada_cli import files
 from neuroada_cli.adapter.folder import Adapter, write_adapter
 from neuroada_cli.commands import merge
 from neuroada_cli.errors import ModelError, NumericsError
-from neuroada_cli.selection import from_files
-from neuroada_cli.selection.choice import target_layers
 
 Array = np.ndarray[Any, Any]
 WHOLE = "model.norm.weight"
@@ -65,9 +64,7 @@ def test_accepted_mutants_merge_to_what_numpy_folds(tmp_path: Path) -> None:
 
 def adapter_of(base: Path, folder: Path) -> Path:
     """Small deltas on inner layers of a base that is there, and a norm that was trained whole."""
-    skeleton = hub.skeleton(base, "causal-lm")
-    targets = target_layers(skeleton, hub.open_weights(base), ["up_proj", "q_proj"])
-    selection = from_files.select_indices(base, skeleton, targets, 3)
+    selection = selected(base, ["up_proj", "q_proj"], 3)
     generator = torch.Generator().manual_seed(0)
     deltas = {n: 0.1 * torch.randn(i.shape, generator=generator) for n, i in selection.indices.items()}
     whole = {WHOLE: torch.linspace(0.5, 1.5, 32)}

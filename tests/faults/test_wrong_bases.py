@@ -11,16 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from counting import record
+from tiny_choice import selected
 from tiny_run import tiny_llama_folder, tiny_recipe
 from torch import Tensor
 
-from neuroada_cli import files, hub
+from neuroada_cli import files
 from neuroada_cli.adapter.folder import Adapter, write_adapter
 from neuroada_cli.commands import merge, train
 from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.fingerprint import CONFIG_KEYS, WHOLE_BYTES
-from neuroada_cli.selection import from_files
-from neuroada_cli.selection.choice import target_layers
 
 BASES = 1_000
 Tensors = dict[str, Tensor]
@@ -164,9 +163,7 @@ def test_tensors_so_large_that_only_samples_of_them_are_hashed(tmp_path: Path) -
 
 def adapter_of(base: Path, folder: Path) -> Path:
     """One connection per neuron of one layer whose weight takes 4 MiB."""
-    skeleton = hub.skeleton(base, "causal-lm")
-    targets = target_layers(skeleton, hub.open_weights(base), ["up_proj"])
-    selection = from_files.select_indices(base, skeleton, targets, 1)
+    selection = selected(base, ["up_proj"])
     deltas = {name: torch.full(index_OK.shape, 1e-3) for name, index_OK in selection.indices.items()}
     with files.atomic_folder(folder) as temporary:
         write_adapter(temporary, Adapter(selection, deltas, {}, str(base), None, "causal-lm"))

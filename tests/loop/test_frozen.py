@@ -20,7 +20,7 @@ C = "transformer.h.0.attn.c_attn"  # GPT-2's transposed layer, 32 inputs and 96 
 def watched(method_name: str, gpt2: bool = False) -> tuple[nn.Module, FrozenWatch, str]:
     model, name, outputs = (pico_gpt2(), C, 96) if gpt2 else (pico_llama(), Q, 32)
     indices = {name: torch.arange(outputs, dtype=torch.int32)[:, None] % 32}
-    METHODS[method_name]().attach(model, indices)
+    METHODS[method_name].build().attach(model, indices)
     return model, FrozenWatch(model, indices), name
 
 
@@ -59,7 +59,7 @@ def test_a_frozen_norm_or_embedding_that_moves_is_named() -> None:
 
 def test_what_trains_in_full_is_not_watched() -> None:
     model = pico_llama()
-    METHODS["full"]().attach(model, {})
+    METHODS["full"].build().attach(model, {})
     watch = FrozenWatch(model, {})
     with torch.no_grad():
         model.model.norm.weight.add_(1)

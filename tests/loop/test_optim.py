@@ -70,7 +70,7 @@ def test_a_warmup_in_steps_goes_from_the_recipe_to_the_run() -> None:
 
 def test_groups_decay_and_rates() -> None:
     model, settings = pico_bert(), OptimSettings(lr=1e-2, head_lr=1e-3, weight_decay=0.1)
-    method = METHODS["neuroada"]()
+    method = METHODS["neuroada"].build()
     index_OK = torch.zeros(32, 1, dtype=torch.int32)
     method.attach(model, {"bert.encoder.layer.0.attention.self.query": index_OK}, ["classifier.weight"])
     optimizer = adamw(model, method, settings)
@@ -81,7 +81,7 @@ def test_groups_decay_and_rates() -> None:
 
 
 def test_adamw_leaves_the_decay_of_masked_weights_to_the_method() -> None:
-    model, method = pico_bert(), METHODS["mask"]()
+    model, method = pico_bert(), METHODS["mask"].build()
     index_OK = torch.zeros(32, 1, dtype=torch.int32)
     method.attach(model, {"bert.encoder.layer.0.attention.self.query": index_OK})
     (group,) = adamw(model, method, OptimSettings(lr=1e-2, weight_decay=0.1)).param_groups

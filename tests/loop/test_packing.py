@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 from neuroada_cli.data.batch import IGNORED, Encoded, collate, pack
 from neuroada_cli.errors import ModelError
 from neuroada_cli.loop.loss import check_packing, count_targets, token_loss
-from neuroada_cli.methods import build
+from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.criteria import choose
 
 ROWS = [
@@ -49,7 +49,7 @@ def test_loss_and_gradients_are_those_of_padded_rows(make: Any, attention: str) 
             name for name, m in model.named_modules() if name.endswith(("up_proj", "down_proj", "c_fc"))
         ]
         assert layers
-        method = build("neuroada")
+        method = METHODS["neuroada"].build()
         weights = {name: model.get_submodule(name).weight.detach() for name in layers}
         turned = make is pico_gpt2  # Conv1D keeps its weight as [I, O]
         method.attach(model, {name: choose(w.T if turned else w, 2) for name, w in weights.items()})

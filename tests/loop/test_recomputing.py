@@ -29,6 +29,8 @@ from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.loop.recomputing import FLAG, recomputing
 from neuroada_cli.memory import TensorBytes, model_tensors
 from neuroada_cli.selection import from_rows
+from neuroada_cli.selection.choice import Choice
+from neuroada_cli.selection.spread import Spread
 
 DROPOUT = 0.3
 
@@ -114,21 +116,19 @@ def test_a_model_that_cannot_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def chosen(wanted: bool, criterion: str) -> tuple[dict[str, Tensor], int]:
     """(the selection of a deep model with dropout, the peak of tensor bytes while it was made)."""
     model = pico_llama(num_hidden_layers=8, attention_dropout=DROPOUT)
-    names = list(find_targets(model, ["all-linear"], ["lm_head"]))
+    choice = Choice(find_targets(model, ["all-linear"], ["lm_head"]), Spread(3), criterion)
     batch = random_batch(96, "generation", 8, 48, "cpu")
     with TensorBytes(model_tensors(model)) as meter:
-        selection = from_rows.select_by_data(
-            Path("nowhere"), model, names, 3, criterion, [batch], "generation", budget=1,
-            gradient_checkpointing=wanted,
+        selection = from_rows.select_from_rows(
+            {}, model, choice, [batch], "generation", budget=1, gradient_checkpointing=wanted
         )  # fmt: skip
     return selection.indices, meter.peak
 
 
 @pytest.mark.parametrize("criterion", ["gradient", "snip"])
 def test_choosing_takes_less_memory_and_chooses_the_same(
-    criterion: str, monkeypatch: pytest.MonkeyPatch
+    criterion: str,
 ) -> None:
-    monkeypatch.setattr("neuroada_cli.hub.fingerprint", lambda _: {})
     kept, most = chosen(False, criterion)
     recomputed, peak = chosen(True, criterion)
     assert peak < 0.6 * most

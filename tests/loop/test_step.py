@@ -112,7 +112,7 @@ def test_equals_a_dense_reference_step_by_step(name: str) -> None:
     base = PICO_MODELS[name]()
     indices = select(base)
     expected, expected_deltas = dense_reference(base, indices, kind)
-    model, method = copy.deepcopy(base), METHODS["neuroada"]()
+    model, method = copy.deepcopy(base), METHODS["neuroada"].build()
     method.attach(model, indices)
     stats = run(model, method, kind, OptimSettings(lr=2e-2, warmup_ratio=0.2, weight_decay=0.1))
     assert_close([s.loss for s in stats], expected, rtol=1e-3, atol=1e-4)
@@ -131,7 +131,7 @@ def test_accumulation_is_normalised_by_targets_not_by_micro_batches() -> None:
     """Rows have 1 to 4 targets, so a mean of means would differ in the first loss already."""
     found = {}
     for micro in (8, 4, 1):
-        model, method = pico_llama(), METHODS["neuroada"]()
+        model, method = pico_llama(), METHODS["neuroada"].build()
         method.attach(model, select(model))
         stats = run(model, method, "generation", OptimSettings(lr=1e-2), micro=micro, batch=8)
         found[micro] = stats, method.state(model).deltas
@@ -157,7 +157,7 @@ def test_golden_losses() -> None:
 
 
 def golden_losses() -> list[float]:
-    model, method = pico_llama(), METHODS["neuroada"]()
+    model, method = pico_llama(), METHODS["neuroada"].build()
     method.attach(model, select(model))
     return [s.loss for s in run(model, method, "generation", OptimSettings(lr=1e-2, warmup_ratio=0.2))]
 
@@ -166,7 +166,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
     """The first block's input asks for no gradient (embeddings are frozen); its deltas do."""
     losses = []
     for checkpointing in (False, True):
-        model, method = pico_llama(attention_dropout=0.2), METHODS["neuroada"]()
+        model, method = pico_llama(attention_dropout=0.2), METHODS["neuroada"].build()
         method.attach(model, select(model))
         if checkpointing:
             enable_checkpointing(model)
@@ -178,7 +178,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
 
 
 def test_nan_stops_before_the_update_and_names_step_and_rows() -> None:
-    model, method = pico_llama(), METHODS["neuroada"]()
+    model, method = pico_llama(), METHODS["neuroada"].build()
     method.attach(model, select(model))
     optimizer = adamw(model, method, OptimSettings(lr=1e-2))
     with torch.no_grad():
@@ -196,7 +196,7 @@ def test_nan_stops_before_the_update_and_names_step_and_rows() -> None:
 
 
 def test_infinite_gradients_stop_too() -> None:
-    model, method = pico_llama(), METHODS["neuroada"]()
+    model, method = pico_llama(), METHODS["neuroada"].build()
     method.attach(model, select(model))
     model.model.layers[0].self_attn.q_proj.delta.register_hook(lambda grad: grad * float("inf"))
     optimizer = adamw(model, method, OptimSettings(lr=1e-2))
@@ -206,7 +206,7 @@ def test_infinite_gradients_stop_too() -> None:
 
 
 def test_gradients_that_are_all_zero_are_an_error_at_the_first_step() -> None:
-    model, method = pico_bert(), METHODS["neuroada"]()
+    model, method = pico_bert(), METHODS["neuroada"].build()
     with torch.no_grad():
         model.classifier.weight.zero_()
     method.attach(model, select(model))
@@ -217,7 +217,7 @@ def test_gradients_that_are_all_zero_are_an_error_at_the_first_step() -> None:
 
 
 def test_a_step_without_targets_is_a_data_error() -> None:
-    model, method = pico_llama(), METHODS["neuroada"]()
+    model, method = pico_llama(), METHODS["neuroada"].build()
     method.attach(model, select(model))
     optimizer = adamw(model, method, OptimSettings(lr=1e-2))
     masked = [Encoded(row.input_ids, [IGNORED] * len(row), row.row) for row in rows(2)]

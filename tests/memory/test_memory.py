@@ -10,7 +10,7 @@ from conftest import pico_bert, pico_gpt2, pico_llama
 from torch import Tensor, nn
 
 from neuroada_cli.benchmarking.measure import all_targets
-from neuroada_cli.benchmarking.peers import PEERS
+from neuroada_cli.benchmarking.peers import make as make_peer
 from neuroada_cli.benchmarking.steps import random_batch
 from neuroada_cli.delta.layout import is_conv1d
 from neuroada_cli.delta.sampled_grad import BACKENDS
@@ -32,7 +32,7 @@ def indices_of(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
 
 def measured(model: nn.Module, method_name: str, kind: str) -> Breakdown:
     model.train()
-    method = PEERS[method_name]()
+    method = make_peer(method_name)
     indices = indices_of(model, all_targets(model))
     step = StepMemory(model, method, lambda: method.attach(model, indices), TensorBytes())
     batch = random_batch(96, kind, ROWS, LENGTH, "cpu")
@@ -52,7 +52,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 def test_the_prediction_equals_the_measurement(name: str, method: str) -> None:
     make, kind = MODELS[name]
     real = measured(make(), method, kind)
-    guess = predict(make(), all_targets(make()), PEERS[method](), K, ROWS, LENGTH)
+    guess = predict(make(), all_targets(make()), make_peer(method), K, ROWS, LENGTH)
     assert guess.weights == real.weights
     assert guess.peak == pytest.approx(real.peak, rel=0.1)
     assert guess.state == pytest.approx(real.state, rel=0.1)
@@ -61,7 +61,7 @@ def test_the_prediction_equals_the_measurement(name: str, method: str) -> None:
 def test_the_prediction_needs_no_weights() -> None:
     with torch.device("meta"):
         skeleton = pico_llama()
-    guess = predict(skeleton, all_targets(skeleton), PEERS["neuroada"](), K, ROWS, LENGTH, torch.bfloat16)
+    guess = predict(skeleton, all_targets(skeleton), make_peer("neuroada"), K, ROWS, LENGTH, torch.bfloat16)
     loaded = pico_llama().to(torch.bfloat16)
     # .to() above also rounds RoPE's frequencies, a handful of bytes
     assert guess.peak == pytest.approx(measured(loaded, "neuroada", "generation").peak, rel=0.1)
@@ -71,7 +71,7 @@ def test_the_prediction_needs_no_weights() -> None:
 def test_the_prediction_sees_what_costs_memory() -> None:
     def peak(method: str = "neuroada", k: int = K, rows: int = ROWS, **options: object) -> int:
         model = pico_llama(vocabulary=4000)
-        return predict(model, all_targets(model), PEERS[method](), k, rows, LENGTH, **options).peak  # type: ignore[arg-type]
+        return predict(model, all_targets(model), make_peer(method), k, rows, LENGTH, **options).peak  # type: ignore[arg-type]
 
     assert peak(k=1) < peak(k=20)
     assert peak("neuroada") < peak("mask") < peak("full")
@@ -85,7 +85,7 @@ def test_checkpointing_lowers_the_prediction() -> None:
 
     def peak(on: bool) -> int:
         targets = all_targets(model)
-        method = PEERS["neuroada"]()
+        method = make_peer("neuroada")
         return predict(model, targets, method, K, 32, LENGTH, gradient_checkpointing=on).peak
 
     assert peak(True) < 0.7 * peak(False)
@@ -94,7 +94,7 @@ def test_checkpointing_lowers_the_prediction() -> None:
 def test_predicting_leaves_no_back_end_behind() -> None:
     before = set(BACKENDS)
     with pytest.raises(AttributeError):
-        predict(pico_llama(), ["no.such.layer"], PEERS["neuroada"](), K, ROWS, LENGTH)
+        predict(pico_llama(), ["no.such.layer"], make_peer("neuroada"), K, ROWS, LENGTH)
     assert set(BACKENDS) == before
 
 

@@ -14,8 +14,8 @@ from conftest import PICO_MODELS, pico_gpt2, pico_llama
 from torch import Tensor, nn
 
 from neuroada_cli.delta.layout import is_conv1d, layer_shape
-from neuroada_cli.methods import Method, build
-from neuroada_cli.methods.peft import lora_parameters
+from neuroada_cli.methods import METHODS, Sizes
+from neuroada_cli.methods.protocol import Method
 from neuroada_cli.recipe.load import recipe_from
 
 pytest.importorskip("peft")
@@ -34,7 +34,9 @@ def adapted(
 ) -> tuple[nn.Module, Method]:
     """A tiny model with the method on it, its parts random: at the start B is 0 and nothing would be seen."""
     model = PICO_MODELS[name]()
-    method = build(method_name, {"rank": RANK, "alpha": alpha, "dropout": dropout, "positions": 7}, seed=5)
+    method = METHODS[method_name].build(
+        {"rank": RANK, "alpha": alpha, "dropout": dropout, "positions": 7}, seed=5
+    )
     method.attach(model, {target: torch.zeros(0) for target in TARGETS[name]})
     torch.manual_seed(1)
     with torch.no_grad():
@@ -93,7 +95,8 @@ def test_the_targets_and_nothing_else_are_adapted_in_the_number_that_is_announce
     magnitudes = sum(outputs for outputs, _ in shapes) if method_name == "dora" else 0
     expected = sum(RANK * (outputs + inputs) for outputs, inputs in shapes) + magnitudes
     assert sum(p.numel() for p in method.parameters(model)) == expected
-    assert lora_parameters(method_name, RANK, shapes) == expected
+    sizes = Sizes(dict(zip(TARGETS[name], shapes, strict=True)), rank=RANK)
+    assert METHODS[method_name].count(sizes) == expected
 
 
 def test_a_layer_whose_name_only_ends_like_a_target_s_stays_as_it_is() -> None:
@@ -104,7 +107,7 @@ def test_a_layer_whose_name_only_ends_like_a_target_s_stays_as_it_is() -> None:
             self.inner.proj, self.inner.axproj = nn.Linear(4, 4), nn.Linear(4, 4)
 
     model = Nested()
-    build("lora", {"rank": 2}).attach(model, {"proj": torch.zeros(0)})
+    METHODS["lora"].build({"rank": 2}).attach(model, {"proj": torch.zeros(0)})
     assert [name for name, module in model.named_modules() if hasattr(module, "lora_A")] == ["proj"]
 
 
@@ -140,7 +143,7 @@ def test_it_starts_at_the_base_and_at_the_seed_s_own_draw(make: Any, method_name
         model = make()
         torch.manual_seed(stream)
         before = torch.get_rng_state()
-        method = build(method_name, {"rank": RANK}, seed=5)
+        method = METHODS[method_name].build({"rank": RANK}, seed=5)
         method.attach(model, targets)
         assert torch.equal(torch.get_rng_state(), before)
         torch.testing.assert_close(model(input_ids=tokens_BS).logits, make()(input_ids=tokens_BS).logits)
@@ -154,7 +157,7 @@ def test_a_recipe_says_rank_alpha_and_dropout() -> None:
         "peer": {"rank": RANK, "alpha": 1.5, "dropout": 0.4},
     })  # fmt: skip
     assert recipe.peer is not None
-    model, method = pico_llama(), build("lora", recipe.peer.model_dump(), seed=recipe.seed)
+    model, method = pico_llama(), METHODS["lora"].build(recipe.peer.model_dump(), seed=recipe.seed)
     method.attach(model, {target: torch.zeros(0) for target in TARGETS["llama"]})
     layer: Any = model.get_submodule(TARGETS["llama"][0])
     assert layer.scaling["default"] == 1.5 / RANK

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from neuroada_cli.data.batch import Encoded, collate
 from neuroada_cli.loop.loss import token_loss
-from neuroada_cli.methods import build
-from neuroada_cli.methods.loreft import blocks_of, loreft_parameters, prompt_ends, tell_prompts
+from neuroada_cli.methods import METHODS
+from neuroada_cli.methods.facts import Sizes, blocks_of
+from neuroada_cli.methods.loreft import prompt_ends, tell_prompts
 
 TARGETS = {f"model.layers.{n}.mlp.{kind}_proj": torch.zeros(0) for n in range(2) for kind in ("up", "down")}
 RANK, POSITIONS = 3, 2
 
 
 def edited(model: nn.Module, dropout: float = 0.0) -> Any:
-    method = build("loreft", {"rank": RANK, "dropout": dropout, "positions": POSITIONS}, seed=5)
+    method = METHODS["loreft"].build({"rank": RANK, "dropout": dropout, "positions": POSITIONS}, seed=5)
     method.attach(model, TARGETS)
     with torch.no_grad():
         for block in model.model.layers:  # type: ignore[union-attr]
@@ -158,10 +159,14 @@ def test_rows_stay_orthonormal_and_the_base_stays() -> None:
 
 def test_it_trains_as_many_numbers_as_the_paper_counts() -> None:
     """0.031 % of LLaMA-7B at rank 8: 32 blocks of 4,096."""
-    assert loreft_parameters(8, 4096, 32) == 2_097_408
+    count = METHODS["loreft"].count
+    assert count is not None
+    assert count(Sizes({f"h.{n}.up": (1, 1) for n in range(32)}, width=4096, rank=8)) == 2_097_408
     model = pico_llama()
     method = edited(model)
-    assert sum(p.numel() for p in method.parameters(model)) == loreft_parameters(RANK, 32, 2)
+    assert sum(p.numel() for p in method.parameters(model)) == count(
+        Sizes({"h.0.up": (1, 1), "h.1.up": (1, 1)}, width=32, rank=RANK)
+    )
 
 
 def test_the_random_start_is_the_seed_s_alone() -> None:
@@ -196,7 +201,7 @@ def test_an_encoder_is_edited_at_the_ends_of_the_whole_row() -> None:
     model = pico_bert()
     targets = {f"bert.encoder.layer.{n}.output.dense": torch.zeros(0) for n in range(2)}
     plain_BC = model(input_ids=torch.tensor([[5, 6, 7, 8, 9]])).logits
-    build("loreft", {"rank": 2}, seed=0).attach(model, targets)
+    METHODS["loreft"].build({"rank": 2}, seed=0).attach(model, targets)
     assert blocks_of(targets) == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
     edited_BC = model(input_ids=torch.tensor([[5, 6, 7, 8, 9]])).logits
     padded_BC = model(

@@ -13,7 +13,9 @@ from torch.testing import assert_close
 
 from neuroada_cli.delta.layout import is_conv1d
 from neuroada_cli.delta.model import find_targets
-from neuroada_cli.methods import METHODS, Method, MethodState, build
+from neuroada_cli.methods import METHODS
+from neuroada_cli.methods.protocol import Method
+from neuroada_cli.methods.state import MethodState
 from neuroada_cli.selection.criteria import choose
 
 K = 3
@@ -55,7 +57,7 @@ def test_mask_and_neuroada_train_the_same_weights(name: str, decay: float) -> No
     base = PICO_MODELS[name]()
     indices, trained = select(base), {}
     for method_name in ("neuroada", "mask"):
-        model, method = copy.deepcopy(base), METHODS[method_name]()
+        model, method = copy.deepcopy(base), METHODS[method_name].build()
         method.attach(model, indices)
         run(model, method, decay=decay)
         trained[method_name] = method.state(model).deltas
@@ -71,7 +73,7 @@ def test_mask_and_neuroada_train_the_same_weights(name: str, decay: float) -> No
 def test_everything_outside_the_selection_keeps_its_bits(method_name: str, dtype: torch.dtype) -> None:
     base = pico_llama().to(dtype)
     indices = select(base)
-    model, method = copy.deepcopy(base), METHODS[method_name]()
+    model, method = copy.deepcopy(base), METHODS[method_name].build()
     method.attach(model, indices)
     run(model, method, decay=0.1)
     for name, before in base.named_parameters():
@@ -88,7 +90,7 @@ def test_everything_outside_the_selection_keeps_its_bits(method_name: str, dtype
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bitfit_trains_the_biases_and_a_fresh_head_and_nothing_else(dtype: torch.dtype) -> None:
-    model, method = pico_bert().to(dtype), METHODS["bitfit"]()
+    model, method = pico_bert().to(dtype), METHODS["bitfit"].build()
     method.attach(model, select(model), whole=["classifier.weight", "classifier.bias"])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     run(model, method)
@@ -102,7 +104,7 @@ def test_bitfit_trains_the_biases_and_a_fresh_head_and_nothing_else(dtype: torch
 
 
 def test_head_trains_only_what_is_fresh() -> None:
-    model, method = pico_bert(), METHODS["head"]()
+    model, method = pico_bert(), METHODS["head"].build()
     fresh = ["classifier.weight", "classifier.bias"]
     method.attach(model, select(model), whole=fresh)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -113,14 +115,14 @@ def test_head_trains_only_what_is_fresh() -> None:
 
 def test_baselines_without_anything_to_train_say_so() -> None:
     with pytest.raises(ValueError, match="no bias"):
-        METHODS["bitfit"]().attach(pico_llama(), {})
+        METHODS["bitfit"].build().attach(pico_llama(), {})
     with pytest.raises(ValueError, match="no fresh head"):
-        METHODS["head"]().attach(pico_bert(), {})
+        METHODS["head"].build().attach(pico_bert(), {})
 
 
 def test_full_trains_everything() -> None:
     base = pico_llama()
-    model, method = copy.deepcopy(base), METHODS["full"]()
+    model, method = copy.deepcopy(base), METHODS["full"].build()
     method.attach(model, {})
     run(model, method)
     before = dict(base.named_parameters())
@@ -134,14 +136,14 @@ def test_full_trains_everything() -> None:
 def test_a_saved_state_restores_every_bit(method_name: str, dtype: torch.dtype) -> None:
     base = pico_bert().to(dtype)
     indices, whole = select(base), ["classifier.weight", "classifier.bias"]
-    first, method = copy.deepcopy(base), METHODS[method_name]()
+    first, method = copy.deepcopy(base), METHODS[method_name].build()
     method.attach(first, indices, whole)
     run(first, method)
     state = method.state(first)
     saved = MethodState(
         *({n: t.clone() for n, t in part.items()} for part in (state.deltas, state.whole, state.exact))
     )
-    second, other = copy.deepcopy(base), METHODS[method_name]()
+    second, other = copy.deepcopy(base), METHODS[method_name].build()
     other.attach(second, indices, whole)
     other.load_state(second, saved)
     for a, b in zip(first.state_dict().items(), second.state_dict().items(), strict=True):
@@ -156,7 +158,7 @@ def test_a_saved_state_restores_every_bit(method_name: str, dtype: torch.dtype) 
 
 @pytest.mark.parametrize("method_name", METHODS)
 def test_a_state_of_another_selection_is_refused(method_name: str) -> None:
-    model, method = pico_bert(), METHODS[method_name]()
+    model, method = pico_bert(), METHODS[method_name].build()
     method.attach(model, select(model), ["classifier.weight"] if method_name == "head" else [])
     state = method.state(model)
     for part in (state.deltas, state.exact, state.whole):
@@ -168,7 +170,7 @@ def test_a_state_of_another_selection_is_refused(method_name: str) -> None:
 
 def test_whole_parameters_add_up_small_updates_in_bf16() -> None:
     """An update of 1e-5 is lost on a bf16 weight of 1; the fp32 master keeps 300 of them."""
-    model, method = pico_bert().bfloat16(), METHODS["neuroada"]()
+    model, method = pico_bert().bfloat16(), METHODS["neuroada"].build()
     with torch.no_grad():
         model.classifier.weight.fill_(1.0)
     method.attach(model, select(model), ["classifier.weight"])
@@ -184,7 +186,7 @@ def test_whole_parameters_add_up_small_updates_in_bf16() -> None:
 
 
 def test_whole_gradients_of_micro_batches_add_up_in_fp32() -> None:
-    model, method = pico_bert().bfloat16(), METHODS["neuroada"]()
+    model, method = pico_bert().bfloat16(), METHODS["neuroada"].build()
     method.attach(model, select(model), ["classifier.bias"])
     (master,) = method.whole_parameters()
     single: list[Tensor] = []
@@ -204,7 +206,7 @@ def test_whole_gradients_of_micro_batches_add_up_in_fp32() -> None:
 def test_biases_of_targets_train_when_named() -> None:
     base = pico_bert()
     indices = select(base)
-    model, method = copy.deepcopy(base), METHODS["neuroada"]()
+    model, method = copy.deepcopy(base), METHODS["neuroada"].build()
     biases = [f"{name}.bias" for name in indices]
     method.attach(model, indices, biases)
     run(model, method)
@@ -218,7 +220,7 @@ def test_bf16_deltas_train_and_are_saved_exactly() -> None:
     model = pico_llama()
     rows = model.get_submodule("model.layers.0.mlp.up_proj").weight.shape[0]
     indices = {"model.layers.0.mlp.up_proj": torch.arange(2, dtype=torch.int32).repeat(rows, 1)}
-    method = build("neuroada", delta_dtype="bf16")
+    method = METHODS["neuroada"].build(delta_dtype="bf16")
     method.attach(model, indices)
     optimizer = torch.optim.AdamW(method.parameters(model), lr=1e-2)
     model(torch.arange(3, 9)[None]).logits.square().mean().backward()

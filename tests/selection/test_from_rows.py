@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from neuroada_cli.loop.loop import Schedule
 from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection import from_rows
+from neuroada_cli.selection.choice import Choice
 from neuroada_cli.selection.criteria import CRITERIA, DATA_CRITERIA, choose, low_rank, top_k_stable
 from neuroada_cli.selection.file import read_selection
 from neuroada_cli.selection.from_files import LayerChoice
@@ -44,6 +46,10 @@ def batches(kind: str) -> list[Batch]:
             Batch(tokens_BS, attention_BS, torch.tensor([0, 1]) if labels is None else labels, [0, 1])
         )
     return made
+
+
+def choice(model: nn.Module, names: Sequence[str], criterion: str, spread: Spread | None = None) -> Choice:
+    return Choice({name: model.get_submodule(name) for name in names}, spread or Spread(K), criterion)
 
 
 @pytest.fixture(autouse=True)
@@ -91,8 +97,8 @@ def test_equals_the_dense_way_however_the_layers_are_grouped(name: str, criterio
     grads, norms = dense_evidence(model, names, kind)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     told: list[LayerChoice] = []
-    chosen = from_rows.select_by_data(
-        Path("nowhere"), model, names, K, criterion, batches(kind), kind, told.append, budget
+    chosen = from_rows.select_from_rows(
+        {}, model, choice(model, names, criterion), batches(kind), kind, told.append, budget
     )
     for layer in names:
         module = model.get_submodule(layer)
@@ -119,11 +125,17 @@ def test_weights_of_a_matrix_block_or_model_compete_by_the_dense_score(coverage:
     names = list(find_targets(model, ["all-linear"], ["lm_head"]))
     grads, norms = dense_evidence(model, names, "generation")
     told: list[LayerChoice] = []
-    chosen = from_rows.select_by_data(
-        Path("nowhere"), model, names, K, criterion, batches("generation"), "generation", told.append, 1,
-        Spread(K, coverage),  # type: ignore[arg-type]
-    )  # fmt: skip
-    assert {choice.module for choice in told} == set(names)
+    spread = Spread(K, coverage)  # type: ignore[arg-type]
+    chosen = from_rows.select_from_rows(
+        {},
+        model,
+        choice(model, names, criterion, spread),
+        batches("generation"),
+        "generation",
+        told.append,
+        1,
+    )
+    assert {layer.module for layer in told} == set(names)
     groups: dict[str, list[str]] = {}
     for name in names:
         key = {"matrix": name, "block": name.split(".")[2], "model": ""}[coverage]
@@ -183,10 +195,8 @@ def test_tiles_are_those_of_the_model_with_the_largest_mean_gradient(
     kind = "classification" if name == "bert" else "generation"
     names = list(find_targets(model, ["all-linear"], ["classifier" if name == "bert" else "lm_head"]))
     grads, _ = dense_evidence(model, names, kind)
-    chosen = from_rows.select_by_data(
-        Path("nowhere"), model, names, 1, "gradient", batches(kind), kind, budget=budget,
-        spread=Spread(tile=tile, budget=640),
-    )  # fmt: skip
+    tiles = choice(model, names, "gradient", Spread(tile=tile, budget=640))
+    chosen = from_rows.select_from_rows({}, model, tiles, batches(kind), kind, budget=budget)
     assert_best_tiles(chosen.indices, {layer: grad.abs() for layer, grad in grads.items()}, tile, wanted)
     assert len(chosen.indices) > 1
     weights = {layer: layout_of(m).rows(m.weight.detach()).abs() for layer, m in modules_of(model, names)}
@@ -210,8 +220,9 @@ def test_only_a_group_of_layers_ever_asks_for_gradients(monkeypatch: pytest.Monk
         return real(model, batch)
 
     monkeypatch.setitem(LOSSES, "generation", watched)
-    from_rows.select_by_data(
-        Path("nowhere"), model, names, K, "gradient", batches("generation"), "generation", budget=largest
+    rows = batches("generation")
+    from_rows.select_from_rows(
+        {}, model, choice(model, names, "gradient"), rows, "generation", budget=largest
     )
     assert 0 < max(at_once) <= largest
     assert len(at_once) == 2 * len(from_rows.groups({n: model.get_submodule(n) for n in names}, largest))
@@ -222,10 +233,9 @@ def test_a_gradient_that_is_not_finite_names_the_layer() -> None:
     with torch.no_grad():
         model.model.norm.weight[0] = float("inf")
     names = list(find_targets(model, ["q_proj"]))
+    rows = batches("generation")
     with pytest.raises(NumericsError, match="q_proj: a score is NaN"):
-        from_rows.select_by_data(
-            Path("nowhere"), model, names, K, "gradient", batches("generation"), "generation"
-        )
+        from_rows.select_from_rows({}, model, choice(model, names, "gradient"), rows, "generation")
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -289,11 +299,11 @@ def test_train_and_select_choose_alike(
 def summed_gradients(recipe: Recipe) -> dict[str, Tensor]:
     """Gradients of the loss of all training rows of a recipe, one row at a time, added up."""
     checked = check(recipe, overwrite=False)
-    model = hub.load_model(checked.folder, checked.task.model_task, "fp32").model.eval()
+    model = hub.load_model(checked.base.folder, checked.task.model_task, "fp32").model.eval()
     model.requires_grad_(True)
     for row in checked.rows.data.train:
         LOSSES["generation"](model, collate([row], checked.rows.data.pad_id))[0].backward()
-    return {name: model.get_submodule(name).weight.grad for name in checked.targets}
+    return {name: model.get_submodule(name).weight.grad for name in checked.choice.targets}
 
 
 @pytest.mark.parametrize("spread", [{"k": 2}, {"tile": 8, "budget": 640}])

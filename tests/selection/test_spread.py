@@ -11,7 +11,8 @@ from torch import nn
 
 from neuroada_cli.delta.index import filled, size
 from neuroada_cli.delta.linear import DeltaLinear
-from neuroada_cli.methods import Mask, NeuroAda
+from neuroada_cli.methods.mask import Mask
+from neuroada_cli.methods.neuroada import NeuroAda
 from neuroada_cli.selection.criteria import choose
 from neuroada_cli.selection.spread import Pool, Spread, by_counts, counts, tile_means, whole_tiles
 

@@ -15,10 +15,10 @@ from neuroada_cli.commands import select
 from neuroada_cli.delta.index import size
 from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.memory import StepMemory, TensorBytes
-from neuroada_cli.methods import build
+from neuroada_cli.methods import METHODS
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.file import Selection, read_selection
-from neuroada_cli.training import plan as plans
+from neuroada_cli.training import dry_run
 from neuroada_cli.training.preflight import check
 
 AT_LEAST = "tokens, at least"
@@ -30,10 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def predicted_state(recipe: Recipe) -> int:
-    checked = check(recipe, overwrite=False)
-    found = plans.show_dry_run(
-        recipe, checked.plan, checked.rows, checked.skeleton, list(checked.targets), checked.device
-    )
+    found = dry_run.dry_run(check(recipe, overwrite=False))
     assert found is not None
     return found.state
 
@@ -41,7 +38,7 @@ def predicted_state(recipe: Recipe) -> int:
 def measured_state(recipe: Recipe, selection: Selection) -> int:
     """What the recipe's method really keeps beside the weights."""
     loaded = hub.load_model(Path(recipe.model.path), "causal-lm", "fp32").model.train()
-    method = build(recipe.train.method)
+    method = METHODS[recipe.train.method].build()
     step = StepMemory(loaded, method, lambda: method.attach(loaded, selection.indices), TensorBytes())
     batch = random_batch(96, "generation", 2, 16, "cpu")
     return step.run(lambda: LOSSES["generation"](loaded, batch)[0]).state
@@ -92,5 +89,5 @@ def test_a_warmup_longer_than_the_run_is_told(steps: int, told: bool, model: Pat
     recipe = tiny_recipe(model, tmp_path / "run", optim={"warmup_ratio": 0, "warmup_steps": steps})
     checked = check(recipe, overwrite=False)
     console = Console(record=True, quiet=False, file=(tmp_path / "shown").open("w"), width=200)
-    plans.show(recipe, checked.plan, checked.rows, checked.tokenizer, console)
+    dry_run.show(recipe, checked.plan, checked.rows, checked.tokenizer, console)
     assert ("optim.warmup_steps=13 of 12 steps" in console.export_text()) == told

@@ -1,0 +1,89 @@
+"""What a run is going to do, told before it does it: size, steps, data, a row with its loss mask, memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from neuroada_cli import memory
+from neuroada_cli.data.batch import preview
+from neuroada_cli.foreign_text import printable, shown
+from neuroada_cli.recipe.load import to_yaml
+from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.show.numbers import share
+from neuroada_cli.training.plan import Plan, largest_step, predicted_memory
+from neuroada_cli.training.preflight import Checked
+from neuroada_cli.training.rows import PreparedRows
+
+PREVIEW_CHARACTERS = 1200
+
+
+def show(recipe: Recipe, plan: Plan, rows: PreparedRows, tokenizer: Any, console: Console) -> None:
+    """A few lines and one training row, with learnt tokens standing out."""
+    counts, held = rows.train_report, rows.validation_report
+    cut = f", {counts.truncated} cut at {rows.max_length}" if counts.truncated else ""
+    lines = [
+        f"{plan.trainable:,} of {plan.total:,} parameters train ({share(plan.trainable, plan.total)})",
+        f"{counts.rows:,} rows from {rows.train_source}; longest {counts.longest} tokens{cut}",
+        f"validation: {held.rows:,} rows from {rows.validation_source}" if held else "no validation rows",
+        f"{plan.steps:,} optimizer steps of {recipe.train.batch_size} rows",
+    ]
+    if rows.dropped:
+        lines.insert(2, f"{rows.dropped:,} rows left out: test sets ask them, too")
+    for line in lines:
+        console.print(shown(line), highlight=False, soft_wrap=True)
+    if counts.truncated:
+        console.print("cut rows never show the model their end: raise data.max_length", style="yellow")
+    warmup = recipe.optim.warmup_steps
+    if warmup is not None and warmup > plan.steps:
+        console.print(
+            f"the learning rate will not reach its peak: optim.warmup_steps={warmup} of {plan.steps} steps",
+            style="yellow",
+        )
+    if rows.data.kind == "generation":
+        learnt = 100 * counts.targets / counts.tokens
+        text = preview(rows.data.train[0], tokenizer)
+        text.truncate(PREVIEW_CHARACTERS, overflow="ellipsis")
+        console.print(Panel(text, title="first row", subtitle=f"{learnt:.0f} % of all tokens are learnt"))
+
+
+def dry_run(checked: Checked) -> memory.Breakdown | None:
+    """The resolved recipe and the predicted memory, on standard output; no weight is read.
+
+    Returns None where the memory is not predicted.
+    """
+    recipe, plan = checked.recipe, checked.plan
+    console = Console()
+    console.print(printable(to_yaml(recipe), keep="\n"), highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"{plan.trainable:,} of {plan.total:,} parameters train; {plan.steps:,} steps", highlight=False
+    )
+    predicted = predicted_memory(recipe, plan, checked.rows, checked.base, checked.device)
+    if predicted is None:
+        console.print(f"no prediction of memory for {recipe.train.method}")
+        return None
+    micro, longest = largest_step(recipe, checked.rows)
+    unknown = plan.stored_k is None and plan.facts.chosen
+    kind = "at least" if unknown else "an estimate"
+    console.print(f"Predicted memory: {micro} x {longest} tokens, {kind}", highlight=False)
+    if unknown:
+        console.print(
+            "rows are stored as long as the longest of their layer, known after `neuroada select`",
+            highlight=False,
+            soft_wrap=True,
+        )
+    table = Table()
+    table.add_column("what")
+    table.add_column("GB", justify="right")
+    for what, nbytes in (
+        ("weights", predicted.weights),
+        (f"what {recipe.train.method} adds", predicted.state),
+        ("activations", predicted.activations),
+        ("peak", predicted.peak),
+    ):
+        table.add_row(what, f"{nbytes / 1e9:.3f}")
+    console.print(table)
+    return predicted

@@ -1,0 +1,228 @@
+"""Training itself, once everything is checked: selection, model, loop, and what is left behind.
+
+K = chosen inputs per neuron
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from neuroada_cli import files
+from neuroada_cli.adapter import folder as adapters
+from neuroada_cli.adapter.folder import Adapter
+from neuroada_cli.data.batch import align_padding
+from neuroada_cli.errors import RecipeError, UserError
+from neuroada_cli.loop.loop import Progress, train
+from neuroada_cli.loop.loss import check_packing
+from neuroada_cli.machine import environment
+from neuroada_cli.machine.allocator import keeping_freed_memory
+from neuroada_cli.machine.memory import peak_memory
+from neuroada_cli.methods.protocol import Method
+from neuroada_cli.methods.state import MethodState
+from neuroada_cli.recipe.load import to_yaml
+from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.selection.criteria import choose as choose_in
+from neuroada_cli.selection.file import Selection, check_base, write_selection
+from neuroada_cli.tasks.registry import get_protocol
+from neuroada_cli.training import choose, picture
+from neuroada_cli.training import folder as run_folder
+from neuroada_cli.training.advice import advised
+from neuroada_cli.training.checkpoint import RunCheckpoints
+from neuroada_cli.training.live import LiveReport
+from neuroada_cli.training.log import MetricsLog, read_metrics
+from neuroada_cli.training.preflight import Checked
+from neuroada_cli.training.settings import loop_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run left behind; after a dry run there are no folders, steps are those to come.
+
+    best        the checkpoint with the best evaluation; None without validation rows
+    best_value  its validation loss, or the task's metric
+    loss        mean training loss of the last step
+    peak_bytes  of memory; of a dry run: predicted
+    """
+
+    run_dir: Path
+    best: Path | None = None
+    last: Path | None = None
+    steps: int
+    seconds: float = 0.0
+    peak_bytes: int
+    trainable: int
+    total: int
+    best_value: float | None = None
+    loss: float | None = None
+
+
+def fit(checked: Checked, source: Path | None, console: Console) -> TrainResult:
+    """Train into the recipe's run folder, which the caller holds the lock of.
+
+    source  the checkpoint to go on from; None: from the start
+    """
+    recipe, run_dir, started = checked.recipe, checked.recipe.run_path, time.perf_counter()
+    with advised(checked, "choosing connections"):
+        selection = _selection(checked, source, console)
+    with advised(checked, "loading the model"):
+        model, method, trainable = _attached(checked, selection)
+    data = checked.rows.data
+    if recipe.train.packing:
+        check_packing(model, data.train)
+    if data.kind != "generation":
+        data = dataclasses.replace(data, pad_id=align_padding(model, checked.tokenizer))
+    if source is None:
+        _begin(recipe, run_dir, selection)
+    log = MetricsLog(run_dir / run_folder.METRICS)
+    checkpoints = RunCheckpoints(
+        run_dir,
+        adapter=lambda state: _adapter(checked, selection, state, data.pad_id),
+        tokenizer=checked.tokenizer,
+        recipe_yaml=to_yaml(recipe),
+        recipe=recipe.model_dump(mode="json"),
+        data=checked.rows.hashes,
+        keep=recipe.train.keep,
+        log_position=log.settled,
+        cut_log=log.cut,
+        source=source,
+    )
+    device = torch.device(checked.device)
+    indices = selection.indices if checked.plan.facts.chosen else {}
+    try:
+        keeping = keeping_freed_memory() if checked.device == "cpu" else contextlib.nullcontext()
+        with advised(checked, "training"), keeping, LiveReport(log, device, console) as report:
+            settings, section = loop_settings(recipe), recipe.select
+            again = partial(choose_in, k=section.k, criterion=section.criterion, rank=section.lift_rank)
+            progress = train(model, method, data, settings, checkpoints, report, indices, again)
+    except UserError:
+        with contextlib.suppress(UserError):  # the picture matters less than what went wrong
+            _draw(checked)
+        raise
+    _draw(checked)
+    return _result(checked, progress, trainable, time.perf_counter() - started, peak_memory(device))
+
+
+def _selection(checked: Checked, source: Path | None, console: Console) -> Selection:
+    """Stored once and reused ever after: the checkpoint's, the given one, or a new one."""
+    if source is not None:
+        selection = adapters.read_adapter(source).selection
+        check_base(selection.fingerprint, checked.base)
+        return selection
+    if checked.given is not None:
+        return checked.given
+    with console.status("choosing connections"):
+        return choose.select(
+            checked.recipe,
+            checked.base,
+            checked.choice,
+            data=checked.rows.data,
+            tokenizer=checked.tokenizer,
+            device=checked.device,
+        )
+
+
+def _attached(checked: Checked, selection: Selection) -> tuple[nn.Module, Method, int]:
+    """(model with the method on it, the method, how many numbers train)."""
+    recipe, facts = checked.recipe, checked.plan.facts
+    loaded = choose.load(recipe, checked.base, checked.device)
+    model, reselects = loaded.model, recipe.train.reselect_every is not None
+    peer = recipe.peer.model_dump() if recipe.peer else None
+    method: Method = facts.build(peer, recipe.seed, recipe.train.delta_dtype, reselects)
+    for name in selection.indices:
+        if f"{name}.weight" in loaded.fresh:
+            raise RecipeError(f"{name} is new and trains whole", "select.targets", "leave it out")
+    whole = list(loaded.fresh)
+    if recipe.train.train_bias:
+        biases = (f"{name}.bias" for name in selection.indices)
+        parameters = dict(model.named_parameters())
+        whole += [name for name in biases if name in parameters and name not in whole]
+    try:
+        method.attach(model, selection.indices, whole)
+    except ValueError as error:
+        raise RecipeError(
+            f"the model {error}", f"train.method={recipe.train.method}", "choose another method"
+        ) from None
+    adapted = sum(parameter.numel() for parameter in method.parameters(model))
+    if reselects:  # a resumed selection holds what rests, too
+        adapted = checked.plan.trainable
+    elif facts.chosen:
+        adapted = selection.connections
+    return model, method, adapted + sum(parameter.numel() for parameter in method.whole_parameters())
+
+
+def _begin(recipe: Recipe, run_dir: Path, selection: Selection) -> None:
+    """Only now, with everything known to be right, may a former run go.
+
+    The facts come first: by them the folder is known for a run's if this is killed in between.
+    """
+    run_folder.clear(run_dir)
+    files.write_json(run_dir / run_folder.ENVIRONMENT, environment.facts())
+    files.write_text(run_dir / run_folder.RECIPE, to_yaml(recipe))
+    write_selection(run_dir / run_folder.SELECTION, selection)
+
+
+def _adapter(checked: Checked, selection: Selection, state: MethodState, pad_id: int) -> Adapter:
+    recipe, task = checked.recipe, checked.task
+    path = Path(recipe.model.path).expanduser()
+    if state.indices is not None:
+        longest = max(index_OK.shape[1] for index_OK in state.indices.values())
+        selection = dataclasses.replace(selection, indices=state.indices, k=longest)
+    deltas = state.deltas or {name: torch.zeros(i.shape) for name, i in selection.indices.items()}
+    settings = {
+        "method": recipe.train.method,
+        "peer": recipe.peer.model_dump() if recipe.peer else None,
+        "dtype": recipe.model.dtype,
+        "quantization": recipe.model.quantization,
+        "task": task.name,
+        "protocol": recipe.data.protocol,
+        "loss_mask": get_protocol(recipe.data.protocol).loss_mask,
+        "num_labels": task.num_labels,
+        "labels": list(task.labels),
+        "pad_token_id": pad_id if task.num_labels is not None else None,
+    }
+    return Adapter(
+        selection,
+        deltas,
+        state.whole,
+        base=str(path.resolve()) if path.is_dir() else recipe.model.path,
+        revision=recipe.model.revision,
+        task=task.model_task,
+        settings=settings,
+    )
+
+
+def _draw(checked: Checked) -> None:
+    recipe = checked.recipe
+    size = f", K={recipe.select.k}" if checked.plan.facts.chosen else ""
+    title = f"{recipe.name}: {recipe.train.method}{size}, {recipe.data.task}"
+    entries = read_metrics(recipe.run_path / run_folder.METRICS)
+    picture.draw(entries, recipe.run_path / run_folder.PICTURE, title)
+
+
+def _result(
+    checked: Checked, progress: Progress, trainable: int, seconds: float, peak_bytes: int
+) -> TrainResult:
+    run_dir = checked.recipe.run_path
+    entries = read_metrics(run_dir / run_folder.METRICS)
+    losses = [entry["loss"] for entry in entries if entry["kind"] == "train"]
+    return TrainResult(
+        run_dir=run_dir,
+        best=run_dir / f"checkpoint-{progress.best_step}" if progress.best_step is not None else None,
+        last=run_dir / f"checkpoint-{progress.saved}",
+        steps=progress.step,
+        seconds=seconds,
+        peak_bytes=peak_bytes,
+        trainable=trainable,
+        total=checked.plan.total,
+        best_value=progress.best,
+        loss=losses[-1] if losses else None,
+    )
