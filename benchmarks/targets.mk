@@ -5,7 +5,7 @@
 bench-op: setup  ## back-ends of the sampled gradient by shape; also rewrites delta/backend_table.json
 	$(BIN)/python benchmarks/op.py --write
 
-bench-cpu: setup  ## a training step against its peers on the CPU, about 12 minutes on two cores
+bench-cpu: setup  ## a training step against its peers on the CPU, about 20 minutes on two cores
 	$(BIN)/python benchmarks/cpu.py
 
 bench-io: setup  ## select against reading, merge against cp, attach and switch, on a 2 GB model made on the spot

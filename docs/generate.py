@@ -98,6 +98,8 @@ def _parameters(function: Callable[..., None]) -> tuple[dict[str, str], dict[str
     arguments, options = {}, {}
     hints = typing.get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
+        if hints[name] is typer.Context:  # what was given, not something to give
+            continue
         kind, info = typing.get_args(hints[name])
         default = parameter.default
         if isinstance(info, typer.models.ArgumentInfo):

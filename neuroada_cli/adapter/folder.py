@@ -50,14 +50,15 @@ from neuroada_cli.selection.file import (
 
 __all__ = [
     "Adapter",
+    "AdapterFolder",
     "Selection",
     "check_base",
     "check_shapes",
     "find_adapter",
     "how_trained",
+    "open_adapter",
     "read_adapter",
     "read_selection",
-    "verify_adapter",
     "write_adapter",
     "write_selection",
 ]
@@ -135,14 +136,41 @@ def write_adapter(
     files.write_text(folder / "README.md", _model_card(adapter))
 
 
-def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
-    """An adapter folder, verified against its manifest.
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter folder whose files are those that were written: hashed once, when it was opened.
+
+    manifest  its "files" map each name to {"sha256", "size"}
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+
+
+def open_adapter(folder: str | os.PathLike[str], also: tuple[str, ...] = ()) -> AdapterFolder:
+    """Compare a folder with its manifest, file by file.
+
+    also  names that it has to hold besides what every adapter does
+    Nothing that is read of it (config, tensors, recipe, tokenizer) may be left out of the manifest.
+    Raises ModelError for a folder that is none, and for whatever differs.
+    """
+    folder = Path(folder)
+    if not os.path.isfile(folder / CONFIG):
+        raise ModelError("is not an adapter folder", str(folder), f"it has no {CONFIG}")
+    read = {entry.name for entry in os.scandir(folder) if ALSO_READ.fullmatch(entry.name)}
+    if os.path.isdir(folder / TEMPLATES):
+        read |= {f"{TEMPLATES}/{entry.name}" for entry in os.scandir(folder / TEMPLATES)}
+    manifest = files.verify_folder(folder, needed=(CONFIG, TENSORS, *sorted(read), *also))
+    return AdapterFolder(folder, manifest)
+
+
+def read_adapter(source: str | os.PathLike[str] | AdapterFolder) -> Adapter:
+    """The adapter in a folder, which is opened for it where that was not done already.
 
     Raises ModelError, naming module and row, for anything that `write_adapter` would not have written.
     """
-    folder = Path(folder)
+    folder = (source if isinstance(source, AdapterFolder) else open_adapter(source)).folder
     where = str(folder)
-    verify_adapter(folder)
     config = files.read_json(folder / CONFIG)
     task = check_config(config, f"{where}/{CONFIG}")
     tensors, metadata = files.read_tensors(folder / TENSORS)
@@ -167,20 +195,6 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
         task,
         config["settings"],
     )
-
-
-def verify_adapter(folder: Path) -> dict[str, Any]:
-    """The manifest of an adapter folder, whose files are those that were written.
-
-    Nothing that is read of it (config, tensors, recipe, tokenizer) may be left out of the manifest.
-    Raises ModelError for a folder that is none, and for whatever differs.
-    """
-    if not os.path.isfile(folder / CONFIG):
-        raise ModelError("is not an adapter folder", str(folder), f"it has no {CONFIG}")
-    read = {entry.name for entry in os.scandir(folder) if ALSO_READ.fullmatch(entry.name)}
-    if os.path.isdir(folder / TEMPLATES):
-        read |= {f"{TEMPLATES}/{entry.name}" for entry in os.scandir(folder / TEMPLATES)}
-    return files.verify_folder(folder, needed=(CONFIG, TENSORS, *sorted(read)))
 
 
 def _check_names(

@@ -12,12 +12,12 @@ from torch import nn
 from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter.config import method_of, method_problem
-from neuroada_cli.adapter.folder import Adapter
+from neuroada_cli.adapter.folder import Adapter, AdapterFolder
 from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.model import attach, is_linear
+from neuroada_cli.delta.names import blocks_of
 from neuroada_cli.errors import ModelError
 from neuroada_cli.methods import METHODS
-from neuroada_cli.methods.facts import blocks_of
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.file import check_base, check_shapes
@@ -40,6 +40,22 @@ class Adapted:
     fresh: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Target:
+    """What the user named, looked at once: an adapter or run folder, or anything else by its name.
+
+    adapter  its folder, verified; None for what is no adapter
+    """
+
+    name: str
+    adapter: AdapterFolder | None
+
+
+def find_target(name: str) -> Target:
+    """Raises ModelError for an adapter folder that is not what was written."""
+    return Target(name, adapters.open_adapter(adapters.find_adapter(name)) if is_adapter(name) else None)
+
+
 def is_adapter(target: str) -> bool:
     """Whether `target` is an adapter or run folder."""
     try:
@@ -49,18 +65,17 @@ def is_adapter(target: str) -> bool:
     return True
 
 
-def recipe_of(target: str) -> Recipe | None:
+def recipe_of(target: Target) -> Recipe | None:
     """The recipe that an adapter, or a folder that was merged from one, was trained with.
 
     None where there is none, and for a model folder that we did not write, whatever lies in it. The folder
     may come from a stranger: its recipe says what was trained, but never that code may run.
     Raises ModelError for a recipe that is not the one that was written, RecipeError for one that is none.
     """
-    if is_adapter(target):
-        folder = adapters.find_adapter(target)
-        adapters.verify_adapter(folder)
-    elif files.is_ours(target):
-        folder = Path(target)
+    if target.adapter is not None:
+        folder = target.adapter.folder
+    elif files.is_ours(target.name):
+        folder = Path(target.name)
     else:
         return None
     file = files.own_file(folder, adapters.RECIPE)
@@ -71,7 +86,7 @@ def recipe_of(target: str) -> Recipe | None:
 
 
 def load(
-    target: str,
+    target: str | Target,
     task: hub.Task | None = None,
     dtype: str | None = None,
     device: str = "cpu",
@@ -83,15 +98,16 @@ def load(
 ) -> Adapted:
     """Load `target` ready to answer.
 
-    target  adapter or run folder, model folder, packaged model, or hub id
+    target  adapter or run folder, model folder, packaged model, or hub id; or one that was looked at
     task    of a plain model; an adapter knows its own
     dtype   default: what training saw, of a merged folder what it was merged to, else bf16 for language
             models on any device, fp32 for classifiers
     base    where an adapter's base lies now; default: where training found it
     Raises ModelError for anything missing, broken, or a base that is not the adapter's.
     """
-    if not is_adapter(target):
-        folder = hub.resolve_model(target, revision, trust_remote_code)
+    target = find_target(target) if isinstance(target, str) else target
+    if target.adapter is None:
+        folder = hub.resolve_model(target.name, revision, trust_remote_code)
         kind: hub.Task = task or "causal-lm"
         usual = "bf16" if kind == "causal-lm" else "fp32"
         loaded = hub.load_model(
@@ -101,8 +117,8 @@ def load(
         tokenizer = hub.load_tokenizer(folder, trust_remote_code)
         identity = {"model": hub.fingerprint(folder)}
         return Adapted(loaded.model, tokenizer, folder, None, identity, tuple(loaded.fresh))
-    place = adapters.find_adapter(target)
-    adapter = adapters.read_adapter(place)
+    place = target.adapter.folder
+    adapter = adapters.read_adapter(target.adapter)
     if task is not None and task != adapter.task:
         raise ModelError(f"was trained for {adapter.task}, not for {task}", str(place), "choose its own task")
     folder = hub.resolve_model(base or adapter.base, None if base else adapter.revision, trust_remote_code)
@@ -114,7 +130,7 @@ def load(
     )  # fmt: skip
     put_on(loaded.model, adapter, str(place))
     tokenizer = _tokenizer(place, folder, trust_remote_code)
-    manifest = adapters.verify_adapter(place)["files"]
+    manifest = target.adapter.manifest["files"]
     identity = {
         "model": adapter.selection.fingerprint,
         "adapter_sha256": manifest[adapters.TENSORS]["sha256"],
@@ -152,15 +168,14 @@ def _merged_dtype(folder: Path) -> str | None:
     return next((name for name, dtype in hub.TORCH_DTYPES.items() if f"torch.{stated}" == str(dtype)), None)
 
 
-def tokenizer_of(target: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+def tokenizer_of(target: Target, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The tokenizer that `load` would come with, without the model."""
-    if not is_adapter(target):
-        return hub.load_tokenizer(hub.resolve_model(target, revision, trust_remote_code), trust_remote_code)
-    place = adapters.find_adapter(target)
-    adapter = adapters.read_adapter(place)
-    return _tokenizer(
-        place, hub.resolve_model(adapter.base, adapter.revision, trust_remote_code), trust_remote_code
-    )
+    if target.adapter is None:
+        folder = hub.resolve_model(target.name, revision, trust_remote_code)
+        return hub.load_tokenizer(folder, trust_remote_code)
+    adapter = adapters.read_adapter(target.adapter)
+    base = hub.resolve_model(adapter.base, adapter.revision, trust_remote_code)
+    return _tokenizer(target.adapter.folder, base, trust_remote_code)
 
 
 def _tokenizer(adapter: Path, base: Path, trust_remote_code: bool) -> Any:
@@ -197,7 +212,7 @@ def _refuse_misfit(model: nn.Module, adapter: Adapter, where: str) -> None:
     check_shapes(adapter.selection, shapes, where)
     inputs = {name: shapes[name][1] for name in adapter.selection.indices}
     width = getattr(model.config.get_text_config(), "hidden_size", 0)  # type: ignore[union-attr,operator]
-    inputs |= dict.fromkeys(blocks_of(inputs, strict=False), width)
+    inputs |= dict.fromkeys(blocks_of(inputs), width)
     problem = method_problem(
         adapter.settings, adapter.selection.indices, adapter.deltas, adapter.whole, inputs
     )

@@ -82,7 +82,7 @@ EXTRA: dict[str, Callable[[], Method]] = {
 
 def peers() -> list[str]:
     """All names: the floor, every method that trains without a fresh head or tiles, and the bench's own."""
-    trained = [name for name, facts in METHODS.items() if name != "head" and not facts.tiles]
+    trained = [name for name, facts in METHODS.items() if not facts.only_fresh and not facts.tiles]
     return list(dict.fromkeys([*EXTRA, *trained]))
 
 

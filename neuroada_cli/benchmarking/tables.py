@@ -10,7 +10,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from neuroada_cli import files
+from neuroada_cli.show import figures
 from neuroada_cli.show.numbers import share
 
 
@@ -128,11 +128,7 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
 
     Raises ResourceError when the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = figures.new_figure(8, 5)
     axes = figure.add_subplot()
     for row, (dx, dy) in zip(rows, _offsets(rows), strict=True):
         ours, floor = row.method == "neuroada", row.method == "floor"
@@ -152,9 +148,7 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     axes.grid(alpha=0.25)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    kind = path.suffix.lower().removeprefix(".") or "png"
-    with files.atomic_file(path) as temporary, open(temporary, "wb") as stream:
-        canvas.print_figure(stream, format=kind, dpi=150)
+    figures.save(figure, path)
 
 
 def _offsets(rows: Sequence[Row]) -> list[tuple[int, int]]:

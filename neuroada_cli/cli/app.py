@@ -14,19 +14,18 @@ from typing import Annotated
 import typer
 
 from neuroada_cli import __version__, failures
+from neuroada_cli.cli.bench import bench
+from neuroada_cli.cli.evaluate import eval_
 from neuroada_cli.cli.options import (
     DataDirOption,
-    Dtype,
     OverwriteOption,
     RecipeArgument,
     SetOption,
     load,
     merged_default,
     parse_bytes,
-    parse_counts,
     run_folder,
     split,
-    suite_overrides,
 )
 from neuroada_cli.cli.recipes import recipes_app
 from neuroada_cli.errors import RecipeError
@@ -218,176 +217,8 @@ def merge(
     )
 
 
-@app.command(name="eval")
-def eval_(
-    target: Annotated[
-        str | None, typer.Argument(metavar="TARGET", help="A model, adapter or run folder, or a hub id.")
-    ] = None,
-    tasks: Annotated[
-        str, typer.Option("--tasks", metavar="A,B", help="Tasks to score; default: those of the recipe.")
-    ] = "",
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", help="Recipe with the settings; default: the one of the run.")
-    ] = None,
-    protocol: Annotated[
-        str | None, typer.Option("--protocol", help="Prompts and scoring rules; default: reft.")
-    ] = None,
-    predictions: Annotated[
-        Path | None,
-        typer.Option("--predictions", help="Score this JSONL: instruction, prediction and answer a row."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Results folder; default TARGET/eval.")] = None,
-    overrides: SetOption = [],  # noqa: B006
-    data_dir: DataDirOption = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows a task.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows at once.")] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", min=1, help="Default: the protocol's own number.")
-    ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Load the weights as this.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the model's folder brings.")
-    ] = False,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Score a base model, an adapter or a merged folder by the papers' own rules.
-
-    \b
-    neuroada eval out/ --tasks boolq,piqa
-    neuroada eval runs/llama7b_math --limit 200
-    neuroada eval --predictions theirs.jsonl --protocol reft
-    """
-    names = tuple(split(tasks))
-    if predictions is not None:
-        idle = {
-            "TARGET": target, "--recipe": recipe, "--set": overrides or None, "--data-dir": data_dir,
-            "--limit": limit, "--batch-size": batch_size, "--max-new-tokens": max_new_tokens,
-            "--device": device, "--dtype": dtype, "--overwrite": (overwrite and out is None) or None,
-            "--trust-remote-code": trust_remote_code or None,
-        }  # fmt: skip
-        if given := [option for option, value in idle.items() if value is not None]:
-            raise RecipeError(f"takes no {', '.join(given)}", "--predictions", "leave it out")
-        if len(names) > 1:
-            raise RecipeError("scores one task", "--predictions", "name one with --tasks, or none")
-        from neuroada_cli.commands import eval as command
-
-        command.run_predictions(predictions, names[0] if names else None, protocol or "reft", out, overwrite)
-        return
-    if target is None:
-        raise RecipeError("nothing to score", "eval", "name a model folder, a run folder or a hub id")
-    if overrides and recipe is None:
-        raise RecipeError("has nothing to override without a recipe", "--set", "add --recipe RECIPE")
-    loaded = load(recipe, overrides, data_dir) if recipe is not None else None
-    from neuroada_cli.commands import eval as command
-
-    command.run(
-        target,
-        recipe=loaded,
-        tasks=names,
-        protocol=protocol,
-        out=out,
-        data_dir=str(data_dir) if data_dir is not None else None,
-        limit=limit,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        device=device,
-        dtype=dtype,
-        overwrite=overwrite,
-        trust_remote_code=trust_remote_code,
-    )
-
-
-@app.command()
-def bench(
-    recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="Measure this recipe's model and K.")
-    ] = None,
-    model: Annotated[
-        str, typer.Option("--model", help="Without a recipe: a built-in shape with random weights.")
-    ] = "smollm2-135m",
-    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Use only so many blocks.")] = None,
-    compare: Annotated[
-        str, typer.Option("--compare", metavar="A,B", help="Peers: mask, full, scatter, lora, dora, shira, …")
-    ] = "mask",
-    k: Annotated[
-        str | None,
-        typer.Option("--k", metavar="N,M", help="Connections per neuron; default: the recipe's, or 1."),
-    ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Rows per step.")] = 4,
-    sequence: Annotated[int, typer.Option("--seq", min=2, help="Tokens per row.")] = 256,
-    real_rows: Annotated[
-        bool, typer.Option("--real-rows", help="The recipe's own training rows, instead of random tokens.")
-    ] = False,
-    data_dir: DataDirOption = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds measured.")] = 8,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds left out first.")] = 2,
-    dtype: Annotated[
-        Dtype | None, typer.Option("--dtype", help="Of the weights; default: the recipe's, or fp32.")
-    ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")] = None,
-    memory_budget: Annotated[
-        str | None, typer.Option("--memory-budget", help="Like 40GB: also find the largest batch that fits.")
-    ] = None,
-    suite: Annotated[
-        str | None,
-        typer.Option("--suite", metavar="NAME", help="Run an experiment over recipes, methods and seeds."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Of a suite; default runs/suites/NAME.")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Of a suite: runs at once.")] = 1,
-    keep_runs: Annotated[
-        bool, typer.Option("--keep-runs", help="Of a suite: keep the checkpoints of finished runs.")
-    ] = False,
-    reuse: Annotated[
-        Path | None,
-        typer.Option("--reuse", metavar="FILE", help="Of a suite: take equal runs from this results.json."),
-    ] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
-    plot_out: Annotated[Path | None, typer.Option("--plot", help="Draw time against memory here.")] = None,
-    overrides: SetOption = [],  # noqa: B006
-) -> None:
-    """Time and memory of a training step against its peers and the frozen floor, in the same run.
-
-    \b
-    neuroada bench --compare mask
-    neuroada bench commonsense15k --real-rows --batch 16
-    neuroada bench --model llama-7b --layers 2 --k 1,20 --compare mask,lora --plot bench.png
-    neuroada bench --suite glue --jobs 2
-    """
-    if suite is not None:
-        if recipe is not None:
-            raise RecipeError("takes its recipes from its own file", "--suite", "leave RECIPE out")
-        from neuroada_cli.suites.schema import load_suite
-
-        wanted, extra = load_suite(suite), suite_overrides(overrides, data_dir)
-        from neuroada_cli.suites import runner
-
-        runner.run(wanted, out, extra, jobs, keep_runs, reuse)
-        return
-    if overrides and recipe is None:
-        raise RecipeError("has nothing to override without a recipe", "--set", "name a recipe")
-    loaded = load(recipe, overrides, data_dir) if recipe is not None else None
-    counts = parse_counts(k, "--k") if k is not None else None
-    budget = parse_bytes(memory_budget, "--memory-budget")
-    from neuroada_cli.commands import bench as command
-
-    command.run(
-        recipe=loaded,
-        model=model,
-        layers=layers,
-        compare=tuple(split(compare)),
-        k=counts,
-        batch=batch,
-        sequence=sequence,
-        rounds=rounds,
-        warmup=warmup,
-        dtype=dtype,
-        device=device,
-        json_out=json_out,
-        plot_out=plot_out,
-        memory_budget=budget,
-        real_rows=real_rows,
-    )
+app.command(name="eval")(eval_)
+app.command(name="bench")(bench)
 
 
 @app.command()

@@ -43,17 +43,33 @@ def load(
 
 def suite_overrides(overrides: list[str], data_dir: Path | None = None) -> dict[str, Any]:
     """--set words as recipe key -> value, for every recipe of a suite. Raises RecipeError."""
-    from neuroada_cli.recipe import strict_yaml
+    from neuroada_cli.recipe.load import read_override
 
     given: dict[str, Any] = {} if data_dir is None else {"data.data_dir": str(data_dir)}
-    for word in overrides:
-        key, equals, raw = word.partition("=")
-        if not equals or not key.strip():
-            raise RecipeError(
-                f"--set {word} is not of the form section.key=value", fix="write e.g. optim.lr=3e-4"
+    return given | dict(read_override(word) for word in overrides)
+
+
+def given_options(context: typer.Context) -> set[str]:
+    """What was written on the command line: arguments by their name in the help, options by their longest."""
+    found = set()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is not None and source.name == "COMMANDLINE":
+            found.add(
+                max(parameter.opts, key=len) if parameter.opts[0].startswith("-") else _shown(parameter)
             )
-        given[key.strip()], _ = strict_yaml.parse(raw, f"--set {word}")
-    return given
+    return found
+
+
+def _shown(argument: Any) -> str:
+    return str(argument.metavar or argument.name).strip("[]").upper()
+
+
+def refuse_idle(context: typer.Context, by: str, *used: str) -> None:
+    """Raises RecipeError naming what was given beside `by` and would have no effect."""
+    idle = sorted(given_options(context) - {by, *used})
+    if idle:
+        raise RecipeError(f"takes no {', '.join(idle)}", by, "leave it out")
 
 
 def merged_default(folder: Path) -> Path:

@@ -19,12 +19,12 @@ from neuroada_cli.benchmarking.steps import RealRows
 from neuroada_cli.benchmarking.tables import Row
 from neuroada_cli.errors import OutputError, RecipeError, ResourceError
 from neuroada_cli.machine.load import machine
+from neuroada_cli.show.figures import check_ending
 
 if TYPE_CHECKING:  # so that built-in shapes need neither pydantic nor PyYAML (`benchmarks/gpu.py`)
     from neuroada_cli.recipe.schema import Recipe
 
 NOISY = 0.1  # spread between the quartiles of a ratio that makes it worthless
-PICTURES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def run(
 
 def _check_outputs(json_out: Path | None, plot_out: Path | None) -> None:
     """An output that cannot be written is told before minutes of measuring."""
-    if plot_out is not None and plot_out.suffix.lower() not in PICTURES:
-        raise RecipeError(f"{plot_out.name} is no picture", "--plot", f"end it in {', '.join(PICTURES)}")
+    check_ending(plot_out, "--plot")
     for path, option in ((json_out, "--json"), (plot_out, "--plot")):
         if path is not None and path.is_dir():
             raise OutputError(f"{path} is a folder", option, "name a file")

@@ -16,7 +16,6 @@ from rich.console import Console
 
 from neuroada_cli import __version__, files, hub
 from neuroada_cli.adapter import load as adapted
-from neuroada_cli.adapter.folder import find_adapter
 from neuroada_cli.data.sources import refuse_foreign
 from neuroada_cli.errors import DataError, OutputError, RecipeError, Stopped, Terminated
 from neuroada_cli.evaluation import display, foreign
@@ -87,13 +86,14 @@ def run(
     if target.endswith((".yaml", ".yml")):
         recipe = recipe or load_recipe(target)
         target = recipe.model.path
-    named, trained = recipe, adapted.recipe_of(target)
+    found = adapted.find_target(target)
+    named, trained = recipe, adapted.recipe_of(found)
     recipe = named or trained
     trusted = trust_remote_code or (recipe is not None and recipe.model.trust_remote_code)
     settings = _settings(recipe, trained, protocol, batch_size, max_new_tokens)
     chosen = _chosen_tasks(tasks, recipe)
     device = hub.choose_device(device or (recipe.device if recipe else None))
-    records = Records(Path(out) if out is not None else _default_folder(target))
+    records = Records(Path(out) if out is not None else _default_folder(found))
     if not overwrite:
         records.refuse_finished([task.name for task in chosen])
     data_dir = data_dir or (recipe.data.data_dir if recipe else None)
@@ -110,7 +110,7 @@ def run(
             data,
             data_dir,
             limit,
-            lambda: _tokenizer_of(target, recipe, trusted),
+            lambda: _tokenizer_of(found, recipe, trusted),
             learnt,
         )
         for task in chosen
@@ -122,7 +122,7 @@ def run(
     display.tell_unscored([job.task for job in jobs], settings.rules.name, console)
 
     with console.status("loading the model"):
-        subject = _load(target, recipe, trained, chosen[0], device, dtype, trusted)
+        subject = _load(found, recipe, trained, chosen[0], device, dtype, trusted)
     if subject.fresh:
         console.print(
             f"{shown(', '.join(subject.fresh))}: random, in none of the files, so scores are chance"
@@ -135,8 +135,8 @@ def run(
             None if overwrite else records.finished(j.task.name, a) for j, a in zip(jobs, abouts, strict=True)
         ]
         for job, about, before in zip(jobs, abouts, done, strict=True):
-            found, scores = before or _score(job, settings, subject, about, records, console)
-            result.predictions[job.task.name], result.results[job.task.name] = found, scores
+            rows, scores = before or _score(job, settings, subject, about, records, console)
+            result.predictions[job.task.name], result.results[job.task.name] = rows, scores
     console.print(display.table(result.results, f"{shown(target)}   protocol {settings.rules.name}"))
     console.print(f"predictions and results: {shown(records.folder)}", soft_wrap=True)
     return result
@@ -231,15 +231,15 @@ def _refuse_foreign(recipe: Recipe, data_dir: str | None, split: str, source: st
         refuse_foreign(source, split, data_dir or recipe.data.data_dir)
 
 
-def _tokenizer_of(target: str, recipe: Recipe | None, trusted: bool) -> Any:
+def _tokenizer_of(target: adapted.Target, recipe: Recipe | None, trusted: bool) -> Any:
     return adapted.tokenizer_of(target, recipe.model.revision if recipe else None, trusted)
 
 
-def _default_folder(target: str) -> Path:
+def _default_folder(target: adapted.Target) -> Path:
     """Beside what we wrote ourselves; nothing is ever put into a foreign model folder."""
-    place = Path(target)
-    if adapted.is_adapter(target):
-        checkpoint = find_adapter(target).resolve()
+    place = Path(target.name)
+    if target.adapter is not None:
+        checkpoint = target.adapter.folder.resolve()
         in_run = (checkpoint.parent / "metrics.jsonl").is_file()  # where pruning removes old checkpoints
         if checkpoint == place.resolve() and in_run:
             return _within(checkpoint.parent, "eval", checkpoint.name)
@@ -262,7 +262,7 @@ def _within(folder: Path, *parts: str) -> Path:
 
 
 def _load(
-    target: str,
+    target: adapted.Target,
     recipe: Recipe | None,
     trained: Recipe | None,
     task: Task,
@@ -272,7 +272,7 @@ def _load(
 ) -> adapted.Adapted:
     """Whatever was trained knows its data type; a base gets the recipe's."""
     model = recipe.model if recipe else None
-    named = model.dtype if model and recipe is not trained and not adapted.is_adapter(target) else None
+    named = model.dtype if model and recipe is not trained and target.adapter is None else None
     return adapted.load(
         target,
         task.model_task,

@@ -81,7 +81,8 @@ def run(
     out = Path(out)
     _refuse_packed(dtype)
     folder = _find_adapter(Path(source))
-    trained_adapter = adapter = adapters.read_adapter(folder)
+    verified = adapters.open_adapter(folder)
+    trained_adapter = adapter = adapters.read_adapter(verified)
     facts = METHODS[method_of(adapter.settings)]
     if facts.unmergeable is not None:
         raise ModelError(
@@ -115,9 +116,11 @@ def run(
             files.write_text(temporary / "README.md", model_card(trained_adapter, merge))
             difference = None
             if packed is not None:
-                difference = merge_check.measure(
-                    folder, temporary, str(base_folder), trust_remote_code=trust_remote_code
-                ) | {"onto": onto}
+                target_of = adapted.Target(str(source), verified)
+                found = merge_check.measure(
+                    target_of, temporary, str(base_folder), trust_remote_code=trust_remote_code
+                )
+                difference = found | {"onto": onto}
                 files.write_json(temporary / "merge_report.json", difference)
     result = MergeResult(out, merge.stats, target, merge.parameters, nbytes, time.perf_counter() - started)
     if not quiet:

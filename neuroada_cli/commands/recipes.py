@@ -56,7 +56,7 @@ def show(name: str, resolved: bool = False) -> None:
 
 def copy(name: str, out: Path | None = None, overwrite: bool = False) -> Path:
     """Copy a recipe to `out` (a file or folder; default the current one). Raises RecipeError, OutputError."""
-    from neuroada_cli.files import write_text
+    from neuroada_cli import files  # which imports torch
 
     source = find_recipe(name)
     target = out if out is not None else Path(source.name)
@@ -64,6 +64,6 @@ def copy(name: str, out: Path | None = None, overwrite: bool = False) -> Path:
         target = target / source.name
     if target.exists() and not overwrite:
         raise OutputError("exists", str(target), "name another file, or add --overwrite")
-    write_text(target, source.read_text(encoding="utf-8"))
+    files.write_text(target, source.read_text(encoding="utf-8"))
     print(f"{target}: train it with `neuroada train {target}`")
     return target

@@ -27,11 +27,10 @@ from neuroada_cli.selection.choice import Choice, check_criterion, choice_of
 from neuroada_cli.selection.file import Selection, check_base, read_selection, write_selection
 from neuroada_cli.selection.from_files import LayerChoice
 from neuroada_cli.selection.overlap import Overlap
+from neuroada_cli.show.figures import check_ending
 from neuroada_cli.show.numbers import share
 from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.training import choose
-
-PICTURES = (".png", ".svg", ".pdf")
 
 
 def run(recipe: Recipe, out: Path | None = None, overwrite: bool = False, quiet: bool = False) -> Path:
@@ -79,8 +78,7 @@ def compare(
     """
     if len(names) < 2 or len(set(names)) < len(names):
         raise RecipeError("takes two or more different names", "--compare", "like magnitude,gradient")
-    if plot is not None and plot.suffix.lower() not in PICTURES:
-        raise RecipeError(f"{plot.name} is no picture", "--plot", f"end it in {', '.join(PICTURES)}")
+    check_ending(plot, "--plot")
     base, choice = _base(recipe)
     for name in names:
         if not Path(name).is_file():

@@ -14,7 +14,7 @@ from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.training import dry_run as preview
 from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training import space
-from neuroada_cli.training.checkpoint import check_unchanged, newest_complete
+from neuroada_cli.training.checkpoint import check_unchanged, newest_opened
 from neuroada_cli.training.fit import TrainResult, fit
 from neuroada_cli.training.preflight import check
 
@@ -60,11 +60,11 @@ def run(
     space.require(checked)
     with files.Lock(run_dir):
         run_folder.check(run_dir, resume, overwrite, recipe_file)
-        source = newest_complete(run_dir) if resume else None
+        source = newest_opened(run_dir) if resume else None
         if resume:
             files.clean_stale(run_dir)  # what a killed run left half written; a fresh start clears it anyway
         if source is not None:
-            check_unchanged(source, checked.recipe.model_dump(mode="json"), checked.rows.hashes)
+            check_unchanged(source.folder, checked.recipe.model_dump(mode="json"), checked.rows.hashes)
         elif resume:
             console.print("no checkpoint yet: training starts at the beginning")
         result = fit(checked, source, console)

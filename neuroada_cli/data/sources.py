@@ -14,6 +14,7 @@ import urllib.parse
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -226,12 +227,14 @@ def _fetch(url: str, kept: Path) -> None:
     """The hub client's downloader: it retries, resumes and honours the user's proxies."""
     from huggingface_hub.file_download import http_get
 
-    with files.atomic_file(kept) as temporary, temporary.open("wb") as file:
+    def fill(file: BinaryIO) -> None:
         try:
             http_get(url, file)
         except Exception as error:  # whatever a foreign server brings about
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise DataError(f"cannot be fetched: {reason}", url) from error
+
+    files.write_binary(kept, fill)
 
 
 def _from_hub(address: str, split: str, source: str, places: list[Path]) -> list[Row]:

@@ -6,7 +6,6 @@ O = output neurons, K = chosen inputs per neuron
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from neuroada_cli.delta.layout import is_conv1d
 from neuroada_cli.delta.linear import DeltaEmbedding, DeltaLayer, DeltaLinear
+from neuroada_cli.delta.names import block_number
 from neuroada_cli.delta.quantized import QuantizedDeltaLinear, is_quantized
 from neuroada_cli.delta.triton_grad import last_transpose
 from neuroada_cli.errors import nearest
@@ -71,12 +71,6 @@ def _matches(entry: str, linear: Mapping[str, nn.Module]) -> set[str]:
         hint = nearest(entry, [*kinds, *linear], f"this model has {', '.join(kinds[:12])}")
         raise ValueError(f"{entry} matches no linear layer; {hint}")
     return found
-
-
-def block_number(name: str) -> int | None:
-    """The first number in a module's name: the block it belongs to, None outside the blocks."""
-    number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
-    return int(number[1]) if number else None
 
 
 def _in_blocks(name: str, linear: Mapping[str, nn.Module], layers: Sequence[int]) -> bool:

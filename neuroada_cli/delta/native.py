@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from neuroada_cli.machine.cache import cache_folder
+from neuroada_cli.machine.processor import cpu_lines, cpu_name
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp"]
@@ -33,11 +34,7 @@ GATHER_LIMIT = 1  # up to this K, picking while walking the tokens beats transpo
 
 def _cpu() -> str:
     """What -march=native depends on: a library built on one machine must not be loaded on another."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            return "".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
-    except OSError:
-        return platform.processor() + platform.machine()
+    return "".join(sorted(set(cpu_lines("model name", "flags")))) or cpu_name() + platform.machine()
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from neuroada_cli.data.batch import pad_id, token_ids
 from neuroada_cli.errors import DataError, NumericsError
+from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.tasks.task import Decoding
 
 # (numbers of the rows just done, their completions, tokens generated)
@@ -160,14 +161,3 @@ def _refuse_unfit(model: Any, encoded: list[list[int]], max_new_tokens: int) -> 
             if longest < context
             else "choose a model with a longer context, or leave this task out",
         )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode; afterwards in the mode it was in."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

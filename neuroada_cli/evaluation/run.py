@@ -11,7 +11,8 @@ from torch import nn
 
 from neuroada_cli.data.batch import Encoded, Example, align_padding, collate, encode
 from neuroada_cli.errors import NumericsError
-from neuroada_cli.evaluation.generate import evaluating, generate
+from neuroada_cli.evaluation.generate import generate
+from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.tasks.metrics import METRICS
 from neuroada_cli.tasks.task import PROTOCOLS, Decoding, Scoring, Task, decoding_of
 

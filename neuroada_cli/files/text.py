@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from neuroada_cli.errors import ModelError, UserError
 from neuroada_cli.files import strict_json
@@ -79,6 +80,24 @@ def read_jsonl(path: str | os.PathLike[str], nbytes: int | None = None) -> list[
         except ValueError as problem:
             raise ModelError(f"not valid JSON: {problem}", f"{path}:{number}") from None
     return values
+
+
+def cut(path: Path, nbytes: int) -> None:
+    """Forget what a log holds behind its first so many bytes. Raises ResourceError."""
+    with explained(path):
+        os.truncate(path, nbytes)
+
+
+def open_log(path: Path) -> BinaryIO:
+    """A plain log of another process, to be added to. Raises ResourceError."""
+    with explained(path):
+        return path.open("ab")
+
+
+def write_binary(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """What `fill` writes into the file it is given, all or nothing. Raises what it raises, ResourceError."""
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        fill(file)
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -64,7 +64,7 @@ def validate(
     predictions: list[float] = []
     labels: list[float] = []
     sums: list[tuple[Tensor, list[int]]] = []  # by batch, with its rows
-    with _evaluating(model):
+    with evaluating(model):
         for batch in batches:
             if stop is not None and stop.requested is not None:
                 return None
@@ -94,7 +94,8 @@ def validate(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode; afterwards in the mode it was in."""
     training = model.training
     model.eval()
     try:

@@ -8,6 +8,7 @@ import sys
 from importlib import metadata
 
 from neuroada_cli import __version__
+from neuroada_cli.machine.processor import cpu_name, usable_cores
 
 PACKAGES = (
     "torch", "transformers", "datasets", "safetensors", "numpy", "pydantic", "peft", "bitsandbytes",
@@ -36,15 +37,7 @@ def _version(package: str) -> str:
 
 
 def _processor() -> str:
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-        name = models[0] if models else name
-    except OSError:
-        pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores usable"
+    return f"{cpu_name()}, {usable_cores()} cores usable"
 
 
 def _memory() -> str:

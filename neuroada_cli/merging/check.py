@@ -25,16 +25,17 @@ ROWS, MAX_LENGTH = 16, 256
 
 
 def measure(
-    adapter_folder: Path, merged: Path, base: str, device: str = "cpu", trust_remote_code: bool = False
+    target: adapted.Target, merged: Path, base: str, device: str = "cpu", trust_remote_code: bool = False
 ) -> dict[str, Any]:
     """Compare logits of the adapter on its quantised base with those of the merged folder.
 
-    Returns {rows, source, tokens, mean_difference, largest_difference, logit_spread, same_first_choice};
-    differences are absolute, spread is the standard deviation of the trained logits.
+    Returns {rows, source, positions, mean_difference, largest_difference, logit_spread, same_first_choice,
+    kind}: positions are compared; differences are absolute, spread is the standard deviation of the trained
+    logits, kind the task's.
     """
-    trained = adapted.load(str(adapter_folder), device=device, base=base, trust_remote_code=trust_remote_code)
+    trained = adapted.load(target, device=device, base=base, trust_remote_code=trust_remote_code)
     assert trained.adapter is not None
-    rows, source, kind = _rows(adapter_folder, trained.adapter, trained.tokenizer)
+    rows, source, kind = _rows(target, trained.adapter, trained.tokenizer)
     before = _logits(trained.model, rows, trained.tokenizer, device)
     dtype = next(p.dtype for p in trained.model.parameters() if p.is_floating_point())
     task, labels = trained.adapter.task, trained.adapter.settings.get("num_labels")
@@ -55,11 +56,11 @@ def measure(
     }
 
 
-def _rows(folder: Path, adapter: Adapter, tokenizer: Any) -> tuple[list[Encoded], str, str]:
+def _rows(target: adapted.Target, adapter: Adapter, tokenizer: Any) -> tuple[list[Encoded], str, str]:
     """Rows of the task it was trained on, if they are here or in a known set; else what the package makes."""
     task, source, split = get_task("due_dates"), "due_dates", "validation"
     try:
-        recipe = adapted.recipe_of(str(folder))
+        recipe = adapted.recipe_of(target)
         if recipe is not None and (own := get_task(recipe.data.task)).family != "instruct":
             wanted = recipe.data.validation or recipe.data.train or own.sets.get("train")
             if wanted is not None:

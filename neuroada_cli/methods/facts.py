@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from neuroada_cli.delta.names import blocks_of
 from neuroada_cli.errors import RecipeError, ResourceError, nearest
 
 
@@ -45,6 +46,7 @@ class MethodFacts:
 
     make          what builds it: a callable, or "module:name", imported when it is needed
     about         what `train.method` says of it
+    only_fresh    only parameters that the base lacks train
     chosen        the chosen connections train, and nothing else
     everything    every parameter of the model trains
     peer          keys of the recipe's section `peer` that it takes
@@ -67,6 +69,7 @@ class MethodFacts:
 
     make: str | Callable[..., Any]
     about: str = ""
+    only_fresh: bool = False
     chosen: bool = False
     everything: bool = False
     peer: tuple[str, ...] = ()
@@ -136,20 +139,12 @@ def require_package(package: str, what: str) -> None:
 # Counting, shapes and bytes, as arithmetic
 
 
-def blocks_of(targets: Iterable[str], strict: bool = True) -> list[str]:
-    """The blocks that hold these layers, each once: `model.layers.3` of `model.layers.3.mlp.up_proj`.
-
-    Raises ValueError when there is none, with `strict`.
-    """
-    blocks: dict[str, None] = {}
-    for name in targets:
-        parts = name.split(".")
-        numbers = [i for i, part in enumerate(parts) if part.isdecimal()]
-        if numbers:
-            blocks[".".join(parts[: numbers[0] + 1])] = None
-    if strict and not blocks:
+def edited_blocks(targets: Iterable[str]) -> list[str]:
+    """The blocks after which LoReFT edits states. Raises ValueError when no target lies in one."""
+    blocks = blocks_of(targets)
+    if not blocks:
         raise ValueError("has no numbered block among the targets, after which its states could be edited")
-    return list(blocks)
+    return blocks
 
 
 def _lora_count(sizes: Sizes) -> int:
@@ -164,7 +159,7 @@ def _dora_count(sizes: Sizes) -> int:
 
 def _loreft_count(sizes: Sizes) -> int:
     """R and W [R, D] and b [R] of every block."""
-    return len(blocks_of(sizes.shapes)) * sizes.rank * (2 * sizes.width + 1)
+    return len(edited_blocks(sizes.shapes)) * sizes.rank * (2 * sizes.width + 1)
 
 
 def _lora_added(
@@ -188,7 +183,7 @@ def _loreft_added(
     rank: int, outputs: Mapping[str, int], inputs: Mapping[str, int] | None
 ) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
-    for block in blocks_of(outputs):
+    for block in edited_blocks(outputs):
         width = inputs[block] if inputs else 0
         shapes[f"{block}.loreft.rotate.parametrizations.weight.original"] = (rank, width)
         shapes[f"{block}.loreft.source.weight"] = (rank, width)
@@ -244,7 +239,9 @@ METHODS: dict[str, MethodFacts] = {
         count=lambda sizes: sizes.chosen, moments=_delta_moments,
     ),
     "bitfit": MethodFacts(f"{_HERE}.bitfit:BitFit", "bitfit (all biases)"),
-    "head": MethodFacts(f"{_HERE}.bitfit:Head", "head (only a fresh head, the control)", count=lambda _: 0),
+    "head": MethodFacts(
+        f"{_HERE}.bitfit:Head", "head (only a fresh head, the control)", only_fresh=True, count=lambda _: 0
+    ),
 }  # fmt: skip
 
 

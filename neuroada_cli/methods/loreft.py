@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from neuroada_cli.methods.facts import blocks_of
+from neuroada_cli.methods.facts import edited_blocks
 from neuroada_cli.methods.state import TrainedByName
 
 ATTRIBUTE = "prompt_positions"  # of a model under LoReFT
@@ -51,7 +51,7 @@ class LoReft(TrainedByName):
         width = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
-            for name in blocks_of(indices):
+            for name in edited_blocks(indices):
                 block = model.get_submodule(name)
                 device = next(block.parameters()).device
                 block.loreft = Intervention(width, self._rank, self._dropout).to(device)

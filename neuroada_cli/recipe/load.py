@@ -79,14 +79,19 @@ def to_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _apply_override(values: dict[str, Any], override: str, given: dict[tuple[str, ...], str]) -> None:
+def read_override(override: str) -> tuple[str, Any]:
+    """(key, value) of "section.key=value", the value as YAML. Raises RecipeError."""
     key, equals, raw = override.partition("=")
     if not equals or not key.strip():
         raise RecipeError(
             f"--set {override} is not of the form section.key=value", fix="write e.g. optim.lr=3e-4"
         )
+    return key.strip(), strict_yaml.parse(raw, f"--set {override}")[0]
+
+
+def _apply_override(values: dict[str, Any], override: str, given: dict[tuple[str, ...], str]) -> None:
+    key, value = read_override(override)
     parts = tuple(part.strip() for part in key.split("."))
-    value, _ = strict_yaml.parse(raw, f"--set {override}")
     here = values
     for part in parts[:-1]:
         below = here.setdefault(part, {})

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from neuroada_cli import hub
 from neuroada_cli.delta.layout import layer_shape
-from neuroada_cli.delta.model import block_number, find_targets
+from neuroada_cli.delta.model import find_targets
+from neuroada_cli.delta.names import block_number
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.recipe.schema import SelectSection
 from neuroada_cli.selection.criteria import CRITERIA, DATA_CRITERIA, LIFT_RANK

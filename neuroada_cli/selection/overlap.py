@@ -16,10 +16,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
-from neuroada_cli import files
 from neuroada_cli.delta.index import size
+from neuroada_cli.delta.names import block_number, split_at_block
 from neuroada_cli.errors import ModelError
 from neuroada_cli.selection.file import Selection
+from neuroada_cli.show import figures
 
 
 @dataclass(frozen=True)
@@ -77,42 +78,24 @@ def kinds_of(modules: Sequence[str]) -> dict[str, str]:
 
     Only the last part where that tells it from every other kind (`q_proj`, but `attention.output.dense`).
     """
-    tails = {module: ".".join(_split(module)[1]) for module in modules}
+    tails = {module: split_at_block(module)[1] for module in modules}
     lasts = [tail.rpartition(".")[2] for tail in {*tails.values()}]
     short = {last for last in lasts if lasts.count(last) == 1}
     return {m: last if (last := tail.rpartition(".")[2]) in short else tail for m, tail in tails.items()}
 
 
-def block(module: str) -> int | None:
-    """The first number in a name; None for a layer outside the blocks."""
-    return _split(module)[0]
-
-
-def _split(module: str) -> tuple[int | None, list[str]]:
-    """(block number, parts of the name behind it); without a number, all parts."""
-    parts = module.split(".")
-    place = next((n for n, part in enumerate(parts) if part.isdecimal()), None)
-    return (None, parts) if place is None else (int(parts[place]), parts[place + 1 :])
-
-
 def draw(first: str, compared: Mapping[str, Sequence[Overlap]], path: Path) -> None:
     """A heat map of blocks x kinds of layer per compared selection. Raises ResourceError."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     kind_of = kinds_of([entry.module for entries in compared.values() for entry in entries])
     kinds = list(dict.fromkeys(kind_of.values()))
-    numbers = {block(module) for module in kind_of}
+    numbers = {block_number(module) for module in kind_of}
     rows = [*sorted(n for n in numbers if n is not None), *([None] if None in numbers else [])]
-    figure = Figure(
-        figsize=(1.8 + 3.2 * len(compared), 2.2 + 0.16 * len(rows)), layout="constrained", dpi=150
-    )
-    FigureCanvasAgg(figure)
+    figure = figures.new_figure(1.8 + 3.2 * len(compared), 2.2 + 0.16 * len(rows))
     panels = figure.subplots(1, len(compared), squeeze=False, sharey=True)[0]
     for axis, (name, entries) in zip(panels, compared.items(), strict=True):
         grid = torch.full((len(rows), len(kinds)), float("nan"))
         for entry in entries:
-            grid[rows.index(block(entry.module)), kinds.index(kind_of[entry.module])] = entry.share
+            grid[rows.index(block_number(entry.module)), kinds.index(kind_of[entry.module])] = entry.share
         shown = axis.imshow(grid.numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower")
         axis.set_xticks(range(len(kinds)), kinds, rotation=60, ha="right", fontsize=8)
         axis.set_title(f"{Path(name).name} in {Path(first).name}", fontsize=10)
@@ -122,5 +105,4 @@ def draw(first: str, compared: Mapping[str, Sequence[Overlap]], path: Path) -> N
     )
     panels[0].set_ylabel("block")
     figure.colorbar(shown, ax=panels, label="share in common")
-    with files.atomic_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lower().removeprefix(".") or "png")
+    figures.save(figure, path)

@@ -180,7 +180,7 @@ class _Runner:
         environment = os.environ | ({"OMP_NUM_THREADS": threads} if self.jobs > 1 else {})
         command = [sys.executable, "-m", "neuroada_cli.suites.cell", str(folder), *([score] if score else [])]
         started = time.perf_counter()
-        with (folder / "log.txt").open("ab") as log:
+        with files.open_log(folder / "log.txt") as log:
             with self.children.lock:
                 if self.children.stopped:
                     return None

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
-from neuroada_cli import files
+from neuroada_cli.show import figures
 
 Found = dict[str, Any]  # what results.json holds
 WIDEST = 6  # columns of scores beside each other in a terminal
@@ -176,12 +176,8 @@ def draw(found: Found, path: Path) -> None:
 
     Raises ResourceError when the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     places, variants = columns(found), list(found["suite"]["variants"])
-    figure = Figure(figsize=(max(7, 1.6 * len(places) + 3), 4.5), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
+    figure = figures.new_figure(max(7, 1.6 * len(places) + 3), 4.5)
     axis = figure.subplots()
     for number, variant in enumerate(variants):
         colour = COLOURS[number % len(COLOURS)]
@@ -207,8 +203,7 @@ def draw(found: Found, path: Path) -> None:
     axis.set_title(found["suite"]["description"] or found["suite"]["name"], loc="left", fontsize=10)
     axis.grid(axis="y", alpha=0.25)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    with files.atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+    figures.save(figure, path)
 
 
 def _bars(axis: Any, found: Found, variant: str, number: int, count: int, colour: str) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from neuroada_cli import files
-from neuroada_cli.adapter.folder import Adapter, read_adapter, write_adapter
+from neuroada_cli.adapter.folder import Adapter, AdapterFolder, open_adapter, read_adapter, write_adapter
 from neuroada_cli.errors import ModelError, OutputError, UserError
 from neuroada_cli.loop import optimizer_state, rng
 from neuroada_cli.loop.loop import Progress
@@ -56,7 +56,7 @@ class RunCheckpoints:
     keep: int
     log_position: Callable[[], int]
     cut_log: Callable[[int], None]
-    source: Path | None = None
+    source: AdapterFolder | None = None
 
     def save(
         self, progress: Progress, model: nn.Module, method: Method, optimizer: torch.optim.Optimizer
@@ -84,12 +84,13 @@ class RunCheckpoints:
         """
         if self.source is None:
             return Progress()
-        saved = read_state(self.source)
+        folder = self.source.folder
+        saved = read_state(folder)
         adapter = read_adapter(self.source)
-        file = files.own_file(self.source, EXACT)  # not every method writes one, and nobody may slip one in
+        file = files.own_file(folder, EXACT)  # not every method writes one, and nobody may slip one in
         exact = files.read_tensors(file)[0] if file is not None else {}
-        optimizer_tensors = files.read_tensors(self.source / OPTIMIZER)[0]
-        rng_tensors = files.read_tensors(self.source / RNG)[0]
+        optimizer_tensors = files.read_tensors(folder / OPTIMIZER)[0]
+        rng_tensors = files.read_tensors(folder / RNG)[0]
         try:
             if not all(bool(torch.isfinite(tensor).all()) for tensor in exact.values()):
                 raise ValueError(f"{EXACT} holds NaN or infinity")
@@ -99,7 +100,7 @@ class RunCheckpoints:
             optimizer_state.load(optimizer, optimizer_tensors, saved.progress.step)
             rng.restore(rng_tensors, saved.rng)
         except (KeyError, ValueError, TypeError) as error:
-            raise ModelError(f"does not fit this run: {error}", str(self.source)) from error
+            raise ModelError(f"does not fit this run: {error}", str(folder)) from error
         self.cut_log(saved.log_bytes)
         self._link(saved.progress)
         return saved.progress
@@ -119,6 +120,12 @@ class RunCheckpoints:
 
 
 def newest_complete(run_dir: Path) -> Path | None:
+    """The folder of `newest_opened`."""
+    opened = newest_opened(run_dir)
+    return None if opened is None else opened.folder
+
+
+def newest_opened(run_dir: Path) -> AdapterFolder | None:
     """The newest checkpoint that is what was saved, with a log that still holds what it held then.
 
     None when there is no checkpoint at all. Raises ModelError when there are some and none is intact, and for
@@ -128,9 +135,9 @@ def newest_complete(run_dir: Path) -> Path | None:
     log = MetricsLog(run_dir / run_folder.METRICS)
     for _, folder in sorted(run_folder.checkpoints(run_dir), reverse=True):
         try:
-            files.verify_folder(folder, needed=(STATE, OPTIMIZER, RNG))
+            opened = open_adapter(folder, also=(STATE, OPTIMIZER, RNG))
             log.check(read_state(folder).log_bytes)
-            return folder
+            return opened
         except NewerFormat:
             raise
         except UserError as error:

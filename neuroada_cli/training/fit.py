@@ -18,7 +18,7 @@ from torch import nn
 
 from neuroada_cli import files
 from neuroada_cli.adapter import folder as adapters
-from neuroada_cli.adapter.folder import Adapter
+from neuroada_cli.adapter.folder import Adapter, AdapterFolder
 from neuroada_cli.data.batch import align_padding
 from neuroada_cli.errors import RecipeError, UserError
 from neuroada_cli.loop.loop import Progress, train
@@ -65,7 +65,7 @@ class TrainResult:
     loss: float | None = None
 
 
-def fit(checked: Checked, source: Path | None, console: Console) -> TrainResult:
+def fit(checked: Checked, source: AdapterFolder | None, console: Console) -> TrainResult:
     """Train into the recipe's run folder, which the caller holds the lock of.
 
     source  the checkpoint to go on from; None: from the start
@@ -111,7 +111,7 @@ def fit(checked: Checked, source: Path | None, console: Console) -> TrainResult:
     return _result(checked, progress, trainable, time.perf_counter() - started, peak_memory(device))
 
 
-def _selection(checked: Checked, source: Path | None, console: Console) -> Selection:
+def _selection(checked: Checked, source: AdapterFolder | None, console: Console) -> Selection:
     """Stored once and reused ever after: the checkpoint's, the given one, or a new one."""
     if source is not None:
         selection = adapters.read_adapter(source).selection

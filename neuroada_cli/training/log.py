@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,7 @@ class MetricsLog:
     def cut(self, position: int) -> None:
         """Forget what was logged after a checkpoint, since those steps run again."""
         if self.path.exists() and self.path.stat().st_size > position:
-            with files.explained(self.path):
-                os.truncate(self.path, position)
+            files.cut(self.path, position)
 
 
 def read_metrics(path: Path, nbytes: int | None = None) -> list[dict[str, Any]]:

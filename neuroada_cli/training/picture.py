@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neuroada_cli import files
+from neuroada_cli.show import figures
 
 LOSS, HELD_OUT, LR, NORM = "#4477aa", "#ee6677", "#228833", "#aa3377"  # told apart by the colour-blind, too
 
@@ -21,11 +21,7 @@ def draw(entries: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     evaluations = [entry for entry in entries if entry["kind"] == "eval"]
     if not steps:
         return
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # without pyplot there is no global state and no display
-
-    figure = Figure(figsize=(8, 6), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
+    figure = figures.new_figure(8, 6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     at = [entry["step"] for entry in steps]
     losses = [entry["loss"] for entry in steps]
@@ -44,8 +40,7 @@ def draw(entries: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     for axis in (above, below):
         axis.grid(alpha=0.25)
         axis.spines["top"].set_visible(False)
-    with files.atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+    figures.save(figure, path)
 
 
 def _draw_spikes(axis: Any, spikes: Sequence[dict[str, Any]]) -> None:

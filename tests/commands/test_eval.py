@@ -336,7 +336,7 @@ def test_a_stray_recipe_in_a_foreign_folder_is_not_believed(
     (base / "recipe.yaml").write_text(recipe)
     if manifest is not None:
         (base / "manifest.json").write_text(manifest)
-    assert adapted.recipe_of(str(base)) is None
+    assert adapted.recipe_of(adapted.find_target(str(base))) is None
     with pytest.raises(RecipeError, match="no task to score"):
         run(base)
 
@@ -346,9 +346,9 @@ def test_recipes_that_came_later_or_were_changed(base: Path, tmp_path: Path) -> 
     assert not (tmp_path / "merged/recipe.yaml").exists(), "the adapter has none"
     for folder in ("adapter", "merged"):
         (tmp_path / folder / "recipe.yaml").write_text("name: stray\n")
-    assert adapted.recipe_of(str(tmp_path / "merged")) is None
+    assert adapted.recipe_of(adapted.find_target(str(tmp_path / "merged"))) is None
     with pytest.raises(ModelError, match=r"does not list recipe\.yaml"):
-        adapted.recipe_of(str(tmp_path / "adapter"))
+        adapted.recipe_of(adapted.find_target(str(tmp_path / "adapter")))
     with pytest.raises(ModelError, match=r"does not list recipe\.yaml"):
         merge.run(tmp_path / "adapter", tmp_path / "other", quiet=True)
     target = trained_on(base, tmp_path / "run", SEEN)
@@ -366,7 +366,7 @@ def test_no_folder_can_switch_code_on(base: Path, tmp_path: Path) -> None:
     adapter_folder(base, tmp_path / "adapter", recipe=to_yaml(recipe))
     merge.run(tmp_path / "adapter", tmp_path / "merged", quiet=True)
     for folder in ("adapter", "merged"):
-        found = adapted.recipe_of(str(tmp_path / folder))
+        found = adapted.recipe_of(adapted.find_target(str(tmp_path / folder)))
         assert found is not None
         assert (found.data.task, found.model.trust_remote_code) == ("piqa", False)
 

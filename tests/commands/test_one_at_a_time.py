@@ -52,7 +52,7 @@ def jobs(model: Path, tmp_path: Path) -> dict[str, Job]:
     chosen, measured = out / "selection.safetensors", tmp_path / "bench.json"
     return {
         "train": Job(
-            lambda: train.run(fresh, quiet=True), train, "_train", lambda: verified(newest_complete(out))
+            lambda: train.run(fresh, quiet=True), train, "fit", lambda: verified(newest_complete(out))
         ),
         "select": Job(
             lambda: select.run(fresh, quiet=True), select, "_choose", lambda: read_selection(chosen)

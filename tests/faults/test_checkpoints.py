@@ -16,6 +16,7 @@ from scenarios import _training
 from tiny_adapter import reseal
 
 from neuroada_cli import files
+from neuroada_cli.adapter.folder import AdapterFolder
 from neuroada_cli.errors import ModelError
 from neuroada_cli.loop import optimizer_state
 from neuroada_cli.loop.loop import Progress
@@ -28,8 +29,9 @@ STEP = {"kind": "train", "step": 1, "loss": 2.5, "lr": 1e-3, "grad_norm": 1.0}
 
 def checkpoints_in(run_dir: Path, source: Path | None = None) -> RunCheckpoints:
     log = MetricsLog(run_dir / "metrics.jsonl")
+    opened = None if source is None else AdapterFolder(source, {})
     return dataclasses.replace(
-        _training()[0], run_dir=run_dir, keep=9, log_position=log.settled, cut_log=log.cut, source=source
+        _training()[0], run_dir=run_dir, keep=9, log_position=log.settled, cut_log=log.cut, source=opened
     )
 
 

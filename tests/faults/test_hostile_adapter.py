@@ -174,7 +174,7 @@ def test_nothing_but_the_output_comes_about(place: Path) -> None:
 
 
 def test_the_adapters_own_recipe_is_no_consent(place: Path) -> None:
-    recipe = adapted.recipe_of(str(place / "evilNone"))
+    recipe = adapted.recipe_of(adapted.find_target(str(place / "evilNone")))
     assert recipe is not None
     assert not recipe.model.trust_remote_code
     assert "trust_remote_code: true" in (place / "evilNone/recipe.yaml").read_text(encoding="utf-8")
@@ -183,13 +183,13 @@ def test_the_adapters_own_recipe_is_no_consent(place: Path) -> None:
 def test_its_tokenizer_runs_no_code_whatever_flag_is_given(place: Path, tmp_path: Path) -> None:
     bomb = tmp_path / "bomb"
     folder = place / "evilNone"
-    adapted.tokenizer_of(str(folder), trust_remote_code=True)
+    adapted.tokenizer_of(adapted.find_target(str(folder)), trust_remote_code=True)
     assert not bomb.exists()
     assert not (place / "home/bomb").exists()
     only = tmp_path / "only"
     write_only_evil(folder, only, bomb)
     with pytest.raises(ModelError, match="no tokenizer can be loaded"):
-        adapted.tokenizer_of(str(only), trust_remote_code=True)
+        adapted.tokenizer_of(adapted.find_target(str(only)), trust_remote_code=True)
     assert not bomb.exists()
 
 

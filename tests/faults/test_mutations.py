@@ -22,7 +22,7 @@ from mutate import mutate
 from tiny_adapter import CONFIG, TENSORS, reseal, tiny_adapter, tiny_selection, write
 
 from neuroada_cli import files
-from neuroada_cli.adapter.folder import Adapter, read_adapter
+from neuroada_cli.adapter.folder import Adapter, AdapterFolder, read_adapter
 from neuroada_cli.data.reading import read_file
 from neuroada_cli.errors import DataError, ModelError, OutputError, RecipeError, UserError
 from neuroada_cli.loop import optimizer_state
@@ -238,7 +238,7 @@ def test_mutated_checkpoints_are_refused_or_restored_right(memory: Path, part: s
     file = checkpoint / "state" / part
     good = file.read_bytes()
     manifest = json.loads((checkpoint / files.MANIFEST).read_text())
-    checkpoints = dataclasses.replace(_training()[0], run_dir=run_dir, source=checkpoint)
+    checkpoints = dataclasses.replace(_training()[0], run_dir=run_dir, source=AdapterFolder(checkpoint, {}))
     outcomes: Counter[str] = Counter()
     for seed in range(scale(1_000, 50_000)):
         chance = random.Random(f"{part} {seed}")

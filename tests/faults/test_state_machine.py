@@ -21,7 +21,7 @@ from neuroada_cli import files
 from neuroada_cli.adapter.folder import read_adapter
 from neuroada_cli.loop import optimizer_state
 from neuroada_cli.loop.loop import Progress
-from neuroada_cli.training.checkpoint import newest_complete
+from neuroada_cli.training.checkpoint import newest_complete, newest_opened
 
 from scenarios import _training  # isort: skip  (beside this file)
 
@@ -89,7 +89,7 @@ class Checkpoints(RuleBasedStateMachine):
             parameter.data.fill_(-7.0)
             for tensor in optimizer.state[parameter].values():  # type: ignore[attr-defined]
                 tensor.fill_(-7.0)
-        newest = newest_complete(self.folder)
+        newest = newest_opened(self.folder)
         mine = dataclasses.replace(checkpoints, run_dir=self.folder, keep=KEEP, source=newest)
         progress = mine.restore(model, method, optimizer)  # type: ignore[arg-type]
         assert (progress.step, progress.best) == (self.said, 1.0)

@@ -24,7 +24,8 @@ from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.loop.optim import OptimSettings, adamw, lr_factor
 from neuroada_cli.loop.recomputing import enable_checkpointing
 from neuroada_cli.loop.step import StepStats, train_step
-from neuroada_cli.methods import METHODS, Method
+from neuroada_cli.methods import METHODS
+from neuroada_cli.methods.protocol import Method
 from neuroada_cli.selection.criteria import choose
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pico_llama_losses.json"

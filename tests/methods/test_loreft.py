@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from neuroada_cli.data.batch import Encoded, collate
 from neuroada_cli.loop.loss import token_loss
 from neuroada_cli.methods import METHODS
-from neuroada_cli.methods.facts import Sizes, blocks_of
+from neuroada_cli.methods.facts import Sizes, edited_blocks
 from neuroada_cli.methods.loreft import prompt_ends, tell_prompts
 
 TARGETS = {f"model.layers.{n}.mlp.{kind}_proj": torch.zeros(0) for n in range(2) for kind in ("up", "down")}
@@ -202,7 +202,7 @@ def test_an_encoder_is_edited_at_the_ends_of_the_whole_row() -> None:
     targets = {f"bert.encoder.layer.{n}.output.dense": torch.zeros(0) for n in range(2)}
     plain_BC = model(input_ids=torch.tensor([[5, 6, 7, 8, 9]])).logits
     METHODS["loreft"].build({"rank": 2}, seed=0).attach(model, targets)
-    assert blocks_of(targets) == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
+    assert edited_blocks(targets) == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
     edited_BC = model(input_ids=torch.tensor([[5, 6, 7, 8, 9]])).logits
     padded_BC = model(
         input_ids=torch.tensor([[5, 6, 7, 8, 9, 0, 0]]), attention_mask=torch.tensor([[1, 1, 1, 1, 1, 0, 0]])
@@ -213,4 +213,4 @@ def test_an_encoder_is_edited_at_the_ends_of_the_whole_row() -> None:
 
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="no numbered block"):
-        blocks_of(["lm_head"])
+        edited_blocks(["lm_head"])

@@ -52,12 +52,6 @@ def choice(model: nn.Module, names: Sequence[str], criterion: str, spread: Sprea
     return Choice({name: model.get_submodule(name) for name in names}, spread or Spread(K), criterion)
 
 
-@pytest.fixture(autouse=True)
-def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The models here lie in no folder, so there is nothing to take a fingerprint of."""
-    monkeypatch.setattr("neuroada_cli.hub.fingerprint", lambda _: {"config": {}})
-
-
 def dense_evidence(
     model: nn.Module, names: list[str], kind: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -1,0 +1,94 @@
+"""`neuroada eval` on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuroada_cli.cli.options import (
+    DataDirOption,
+    Dtype,
+    OverwriteOption,
+    SetOption,
+    load,
+    refuse_idle,
+    split,
+)
+from neuroada_cli.errors import RecipeError
+
+
+def eval_(
+    context: typer.Context,
+    target: Annotated[
+        str | None, typer.Argument(metavar="TARGET", help="A model, adapter or run folder, or a hub id.")
+    ] = None,
+    tasks: Annotated[
+        str, typer.Option("--tasks", metavar="A,B", help="Tasks to score; default: those of the recipe.")
+    ] = "",
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Recipe with the settings; default: the one of the run.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="Prompts and scoring rules; default: reft.")
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option("--predictions", help="Score this JSONL: instruction, prediction and answer a row."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Results folder; default TARGET/eval.")] = None,
+    overrides: SetOption = [],  # noqa: B006
+    data_dir: DataDirOption = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows a task.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows at once.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Default: the protocol's own number.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Load the weights as this.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the model's folder brings.")
+    ] = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Score a base model, an adapter or a merged folder by the papers' own rules.
+
+    \b
+    neuroada eval out/ --tasks boolq,piqa
+    neuroada eval runs/llama7b_math --limit 200
+    neuroada eval --predictions theirs.jsonl --protocol reft
+    """
+    names = tuple(split(tasks))
+    if predictions is not None:
+        refuse_idle(context, "--predictions", "--tasks", "--protocol", "--out", "--overwrite")
+        if overwrite and out is None:
+            raise RecipeError("replaces what lies in --out", "--overwrite", "name one with --out")
+        if len(names) > 1:
+            raise RecipeError("scores one task", "--predictions", "name one with --tasks, or none")
+        from neuroada_cli.commands import eval as command
+
+        command.run_predictions(predictions, names[0] if names else None, protocol or "reft", out, overwrite)
+        return
+    if target is None:
+        raise RecipeError("nothing to score", "eval", "name a model folder, a run folder or a hub id")
+    if overrides and recipe is None:
+        raise RecipeError("has nothing to override without a recipe", "--set", "add --recipe RECIPE")
+    loaded = load(recipe, overrides, data_dir) if recipe is not None else None
+    from neuroada_cli.commands import eval as command
+
+    command.run(
+        target,
+        recipe=loaded,
+        tasks=names,
+        protocol=protocol,
+        out=out,
+        data_dir=str(data_dir) if data_dir is not None else None,
+        limit=limit,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        device=device,
+        dtype=dtype,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+    )
