@@ -18,10 +18,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 quickstart: setup  ## the whole route on a real model, a few minutes on two CPU cores
 	$(BIN)/neuroada quickstart
 
-check: setup  ## lint and types
+check: setup  ## lint, types, and pages that are what their makers give
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/pages --check
 
 test: setup check  ## what CI runs
 	$(BIN)/python -m pytest -m "not slow"
@@ -30,7 +31,7 @@ test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
 docs: setup  ## rewrite the generated pages
-	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/pages
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache

@@ -15,4 +15,4 @@ bench-gpu:  ## one CUDA GPU, under 9 minutes: kernels against the oracle, tuning
 	$(or $(PYTHON_GPU),python3) benchmarks/gpu.py
 
 bench-report: setup  ## docs/performance.md from the result files
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python docs/pages performance

@@ -19,7 +19,7 @@ def selected(
     criterion: str = "magnitude",
     seed: int = 0,
     quantization: str | None = None,
-    task: hub.Task = "causal-lm",
+    task: hub.ModelTask = "causal-lm",
     num_labels: int | None = None,
 ) -> Selection:
     """The K connections of every neuron of a model folder's layers."""

@@ -21,8 +21,8 @@ from neuroada_cli.recipe.schema import PeerSection
 from neuroada_cli.selection.file import check_format
 
 CONFIG = "adapter_config.json"
-PEFT_TASKS: dict[hub.Task, str] = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}
-TASKS: dict[str, hub.Task] = {name: task for task, name in PEFT_TASKS.items()}
+PEFT_TASKS: dict[hub.ModelTask, str] = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}
+TASKS: dict[str, hub.ModelTask] = {name: task for task, name in PEFT_TASKS.items()}
 CONFIG_KEYS = {
     "peft_type", "task_type", "base_model_name_or_path", "revision", "target_modules", "inference_mode",
     "format", "k", "criterion", "fingerprint", "tied", "settings", "modules_to_save",
@@ -71,7 +71,7 @@ SETTINGS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def check_config(config: Any, place: str) -> hub.Task:
+def check_config(config: Any, place: str) -> hub.ModelTask:
     """The task of a config that is what the writer writes. Raises ModelError naming the key.
 
     k, criterion, fingerprint and tied are checked with the indices (`selections.checked_selection`).

@@ -94,7 +94,7 @@ class Adapter:
     whole: dict[str, Tensor]
     base: str
     revision: str | None
-    task: hub.Task
+    task: hub.ModelTask
     settings: dict[str, Any] = field(default_factory=dict)
 
 

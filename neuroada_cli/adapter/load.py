@@ -87,7 +87,7 @@ def recipe_of(target: Target) -> Recipe | None:
 
 def load(
     target: str | Target,
-    task: hub.Task | None = None,
+    task: hub.ModelTask | None = None,
     dtype: str | None = None,
     device: str = "cpu",
     num_labels: int | None = None,
@@ -108,7 +108,7 @@ def load(
     target = find_target(target) if isinstance(target, str) else target
     if target.adapter is None:
         folder = hub.resolve_model(target.name, revision, trust_remote_code)
-        kind: hub.Task = task or "causal-lm"
+        kind: hub.ModelTask = task or "causal-lm"
         usual = "bf16" if kind == "causal-lm" else "fp32"
         loaded = hub.load_model(
             folder, kind, dtype or _merged_dtype(folder) or usual, device, num_labels, attention,

@@ -25,7 +25,7 @@ from neuroada_cli.benchmarking.steps import (
     interleave,
     timing,
 )
-from neuroada_cli.benchmarking.tables import Row
+from neuroada_cli.benchmarking.tables import BenchRow
 from neuroada_cli.delta.layout import layer_shape, layout_of
 from neuroada_cli.delta.model import find_targets
 from neuroada_cli.loop.loss import count_targets
@@ -55,7 +55,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """What is measured. peers are keys of PEERS; ks are the K of `neuroada`, the peers take the largest.
 
     sequence  tokens of every random row, or of the longest of the real ones
@@ -93,7 +93,9 @@ def all_targets(
     return list(find_targets(model, include, exclude, layers, hub.default_exclude(model)))
 
 
-def measure(subject: Subject, plan: Plan, on_progress: Callable[[str], None] | None = None) -> list[Row]:
+def measure(
+    subject: Subject, plan: BenchPlan, on_progress: Callable[[str], None] | None = None
+) -> list[BenchRow]:
     """A row per entry of the plan, the floor first.
 
     on_progress  told in a few words what is going on
@@ -116,7 +118,7 @@ def measure(subject: Subject, plan: Plan, on_progress: Callable[[str], None] | N
     return rows
 
 
-def _indices(subject: Subject, plan: Plan) -> dict[int, dict[str, Tensor]]:
+def _indices(subject: Subject, plan: BenchPlan) -> dict[int, dict[str, Tensor]]:
     """K -> module name -> the columns of largest magnitude."""
     check_k({name: layer_shape(subject.model.get_submodule(name)) for name in subject.targets}, max(plan.ks))
     weights = {name: _weight_OI(subject.model.get_submodule(name)) for name in subject.targets}
@@ -129,7 +131,10 @@ def _weight_OI(module: nn.Module) -> Tensor:
 
 
 def _times(
-    subject: Subject, plan: Plan, indices: Mapping[int, Mapping[str, Tensor]], tell: Callable[[str], None]
+    subject: Subject,
+    plan: BenchPlan,
+    indices: Mapping[int, Mapping[str, Tensor]],
+    tell: Callable[[str], None],
 ) -> tuple[list[Timing], list[int]]:
     contenders: list[Contender] = []
     for name, k in plan.entries():
@@ -151,7 +156,7 @@ def _times(
     return timings, trainable
 
 
-def _load(subject: Subject, plan: Plan) -> Load:
+def _load(subject: Subject, plan: BenchPlan) -> Load:
     vocabulary = _vocabulary(subject.model)
     return Load(vocabulary, subject.kind, plan.batch, plan.sequence, plan.device, plan.real)
 
@@ -160,7 +165,7 @@ def _vocabulary(model: nn.Module) -> int:
     return int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
 
 
-def _predicted(subject: Subject, plan: Plan, name: str, k: int | None) -> int | None:
+def _predicted(subject: Subject, plan: BenchPlan, name: str, k: int | None) -> int | None:
     """None for a peer whose set-up looks at values (a random mask's positions) and so cannot be traced."""
     learnt, padded = None, False
     if plan.real is not None:
@@ -180,10 +185,10 @@ def _predicted(subject: Subject, plan: Plan, name: str, k: int | None) -> int | 
 
 def _row(
     name: str, k: int | None, time: Timing, trainable: int, memory: Footprint, predicted: int | None,
-    plan: Plan, subject: Subject,
-) -> Row:  # fmt: skip
+    plan: BenchPlan, subject: Subject,
+) -> BenchRow:  # fmt: skip
     split = memory.memory
-    return Row(
+    return BenchRow(
         method=name,
         k=k,
         ratio_to_floor=round(time.ratio, 4),

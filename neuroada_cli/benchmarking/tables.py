@@ -15,7 +15,7 @@ from neuroada_cli.show.numbers import share
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One method. Times are medians over the rounds; bytes are the peak of one step, measured alone.
 
     ratio_to_floor          own time over the floor's, round by round; ratio_low and ratio_high: quartiles
@@ -48,12 +48,14 @@ class Row:
         return f"{self.method} K={self.k}" if self.k is not None else self.method
 
 
-def as_json(rows: Sequence[Row], settings: dict[str, Any], machine: dict[str, Any]) -> list[dict[str, Any]]:
+def as_json(
+    rows: Sequence[BenchRow], settings: dict[str, Any], machine: dict[str, Any]
+) -> list[dict[str, Any]]:
     """One object per method, each with the whole run's settings and machine."""
     return [{**asdict(row), "settings": settings, "machine": machine} for row in rows]
 
 
-def table(rows: Sequence[Row], title: str, parameters: int) -> Table:
+def table(rows: Sequence[BenchRow], title: str, parameters: int) -> Table:
     """One line per method, in 80 columns. Weights are left to the caption: they are the same for all."""
     unit, name, digits = (1e9, "GB", 2) if max(row.peak_bytes for row in rows) >= 1e10 else (1e6, "MB", 1)
     weights = f"{rows[0].weights_bytes / unit:,.{digits}f} {name}"
@@ -74,7 +76,7 @@ def table(rows: Sequence[Row], title: str, parameters: int) -> Table:
     return shown
 
 
-def budget_table(rows: Sequence[Row], budget: int) -> Table:
+def budget_table(rows: Sequence[BenchRow], budget: int) -> Table:
     """The largest batch of each method within the budget, and its speed."""
     shown = _plain_table(f"Largest batch within {size(budget)}", ("rows", "samples/s", "of the floor's"))
     floor = rows[0].largest_batch_samples_per_s
@@ -103,15 +105,15 @@ def _plain_table(title: str, headings: Sequence[str]) -> Table:
     return shown
 
 
-def _style(row: Row) -> str | None:
+def _style(row: BenchRow) -> str | None:
     return "bold" if row.method == "neuroada" else None
 
 
-def _ratio(row: Row) -> str:
+def _ratio(row: BenchRow) -> str:
     return "1" if row.method == "floor" else f"{row.ratio_to_floor:.3f}"
 
 
-def _predicted(row: Row) -> str:
+def _predicted(row: BenchRow) -> str:
     if row.predicted_bytes is None:
         return "–"
     off = round(100 * (row.predicted_bytes / row.peak_bytes - 1), 1)
@@ -123,7 +125,7 @@ def size(nbytes: int) -> str:
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
-def draw(rows: Sequence[Row], title: str, path: Path) -> None:
+def draw(rows: Sequence[BenchRow], title: str, path: Path) -> None:
     """Step time over the floor against peak memory, one labelled point per method, as PNG, SVG or PDF.
 
     Raises ResourceError when the file cannot be written.
@@ -151,7 +153,7 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     figures.save(figure, path)
 
 
-def _offsets(rows: Sequence[Row]) -> list[tuple[int, int]]:
+def _offsets(rows: Sequence[BenchRow]) -> list[tuple[int, int]]:
     """Where each label goes: right of its point, moved up or down where two points lie close together."""
     widest = max(row.ratio_to_floor for row in rows) - min(row.ratio_to_floor for row in rows) or 1.0
     highest = max(row.peak_bytes for row in rows)

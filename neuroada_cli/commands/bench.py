@@ -14,9 +14,9 @@ from rich.console import Console
 
 from neuroada_cli import files, hub
 from neuroada_cli.benchmarking import peers, shapes, tables
-from neuroada_cli.benchmarking.measure import Plan, Subject, all_targets, measure
+from neuroada_cli.benchmarking.measure import BenchPlan, Subject, all_targets, measure
 from neuroada_cli.benchmarking.steps import RealRows
-from neuroada_cli.benchmarking.tables import Row
+from neuroada_cli.benchmarking.tables import BenchRow
 from neuroada_cli.errors import OutputError, RecipeError, ResourceError
 from neuroada_cli.machine.load import machine
 from neuroada_cli.show.figures import check_ending
@@ -31,7 +31,7 @@ NOISY = 0.1  # spread between the quartiles of a ratio that makes it worthless
 class BenchResult:
     """rows in the table's order; settings and machine are those of every row."""
 
-    rows: list[Row]
+    rows: list[BenchRow]
     settings: dict[str, Any]
     machine: dict[str, Any]
 
@@ -71,7 +71,9 @@ def run(
     device = hub.choose_device(device or (recipe.device if recipe else None))
     dtype = dtype or (recipe.model.dtype if recipe else "fp32")
     ks = k or ((recipe.select.k,) if recipe else (1,))
-    plan = Plan(compare, ks, batch, sequence, rounds, warmup, device, hub.TORCH_DTYPES[dtype], memory_budget)
+    plan = BenchPlan(
+        compare, ks, batch, sequence, rounds, warmup, device, hub.TORCH_DTYPES[dtype], memory_budget
+    )
     if real_rows:
         if recipe is None:
             raise RecipeError("a built-in shape has no rows", "--real-rows", "name a recipe")
@@ -103,13 +105,13 @@ def _check_outputs(json_out: Path | None, plot_out: Path | None) -> None:
             raise OutputError(f"the folder {path.parent} does not exist", option, "make it, or name another")
 
 
-def _built_in(model: str, layers: int | None, plan: Plan) -> Subject:
+def _built_in(model: str, layers: int | None, plan: BenchPlan) -> Subject:
     _check_length(plan, shapes.check(model, layers).sizes["max_position_embeddings"])
     built = shapes.build(model, layers, plan.dtype, plan.device)
     return Subject(model, built.model, all_targets(built.model), built.kind, built.layers, built.depth)
 
 
-def _from_recipe(recipe: Recipe, layers: int | None, plan: Plan) -> Subject:
+def _from_recipe(recipe: Recipe, layers: int | None, plan: BenchPlan) -> Subject:
     if layers is not None:
         raise RecipeError("cuts built-in shapes, not the model of a recipe", "--layers", "use --model")
     from neuroada_cli.tasks.registry import get_task
@@ -142,14 +144,14 @@ def _real_rows(recipe: Recipe) -> RealRows:
     return RealRows(rows.data.train, rows.data.pad_id, rows.train_source)
 
 
-def _check_length(plan: Plan, longest: int | None) -> None:
+def _check_length(plan: BenchPlan, longest: int | None) -> None:
     if longest is not None and plan.sequence > longest:
         raise RecipeError(
             f"{plan.sequence} tokens per row, but the model has {longest} positions", "--seq", "give fewer"
         )
 
 
-def _settings(subject: Subject, plan: Plan, dtype: str) -> dict[str, Any]:
+def _settings(subject: Subject, plan: BenchPlan, dtype: str) -> dict[str, Any]:
     return {
         "model": subject.name,
         "layers": subject.layers,

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from neuroada_cli.evaluation.published import Row
+from neuroada_cli.evaluation.published import PaperRow
 from neuroada_cli.foreign_text import printable, shown
 
 SHORT = {"social_i_qa": "siqa", "ARC-Easy": "arc-e", "ARC-Challenge": "arc-c", "openbookqa": "obqa"}
@@ -47,7 +47,7 @@ def paper(runs: Path) -> None:
         )
 
 
-def _paper_table(title: str, rows: Sequence[Row]) -> Table:
+def _paper_table(title: str, rows: Sequence[PaperRow]) -> Table:
     """Tasks that leaked into training are marked, and a mean without them stands behind the mean of all."""
     leaked, tasks = rows[0].leaked, list(rows[0].published)
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)

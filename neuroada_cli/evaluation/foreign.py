@@ -17,14 +17,14 @@ from typing import Any
 
 from neuroada_cli import __version__, files
 from neuroada_cli.data.batch import Example
-from neuroada_cli.data.reading import read_file
+from neuroada_cli.data.reading import Row, read_file
 from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.evaluation.records import Records
 from neuroada_cli.evaluation.run import Prediction, TaskResult, score_one
 from neuroada_cli.tasks import commonsense, gsm8k
 from neuroada_cli.tasks.answers import is_number
 from neuroada_cli.tasks.registry import get_task
-from neuroada_cli.tasks.task import Protocol, Row, Task, under
+from neuroada_cli.tasks.task import Protocol, Task, under
 
 FIELDS = ("instruction", "prediction", "answer")
 

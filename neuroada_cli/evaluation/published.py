@@ -24,7 +24,7 @@ ROUNDING = 0.1
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """One recipe of the paper. Scores are in %, task -> score.
 
     average  as the paper prints it
@@ -74,7 +74,7 @@ class Row:
         return statistics.fmean(scores[task] for task in tasks)
 
 
-def tables(runs: Path) -> dict[str, list[Row]]:
+def tables(runs: Path) -> dict[str, list[PaperRow]]:
     """ "commonsense" and "math" -> the paper's rows, each with what `eval` left in runs/RECIPE/eval.
 
     Raises DataError for a result file that `eval` did not write.
@@ -86,10 +86,10 @@ def tables(runs: Path) -> dict[str, list[Row]]:
     }
 
 
-def _row(row: dict[str, Any], leaked: tuple[str, ...], run: Path, facts: dict[str, Any]) -> Row:
+def _row(row: dict[str, Any], leaked: tuple[str, ...], run: Path, facts: dict[str, Any]) -> PaperRow:
     published, file = row["scores"], run / "eval" / "results.json"
     if not file.is_file():
-        return Row(row["recipe"], published, row["average"], leaked, None, ())
+        return PaperRow(row["recipe"], published, row["average"], leaked, None, ())
     found = files.read_json(file, DataError)
     recipe = load_recipe(row["recipe"])
     ours, notes = {}, dict[str, None]()
@@ -101,7 +101,7 @@ def _row(row: dict[str, Any], leaked: tuple[str, ...], run: Path, facts: dict[st
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DataError("is not what eval wrote", str(file), "evaluate it again") from None
     notes |= dict.fromkeys(_changes(run / "recipe.yaml", recipe))
-    return Row(row["recipe"], published, row["average"], leaked, ours or None, tuple(notes))
+    return PaperRow(row["recipe"], published, row["average"], leaked, ours or None, tuple(notes))
 
 
 def _differences(task: str, entry: dict[str, Any], recipe: Recipe, facts: dict[str, Any]) -> Iterator[str]:

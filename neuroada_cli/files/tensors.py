@@ -28,12 +28,12 @@ from neuroada_cli.files.safetensors_header import DTYPES, TensorInfo, read_heade
 CHUNK = 8 << 20
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
-Planned = tuple[str, torch.dtype, Sequence[int]]
+TensorPlan = tuple[str, torch.dtype, Sequence[int]]
 
 
 def stream_tensors(
     path: str | os.PathLike[str],
-    plan: Sequence[Planned],
+    plan: Sequence[TensorPlan],
     tensors: Iterable[Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -91,7 +91,7 @@ def _raw(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
-def _header(plan: Sequence[Planned], metadata: Mapping[str, str] | None) -> bytes:
+def _header(plan: Sequence[TensorPlan], metadata: Mapping[str, str] | None) -> bytes:
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, dtype, shape in plan:

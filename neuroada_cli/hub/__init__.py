@@ -16,7 +16,7 @@ from neuroada_cli.hub.fingerprint import fingerprint
 from neuroada_cli.hub.loading import (
     TORCH_DTYPES,
     LoadedModel,
-    Task,
+    ModelTask,
     choose_device,
     default_exclude,
     is_pooler,
@@ -39,7 +39,7 @@ __all__ = [
     "TORCH_DTYPES",
     "Base",
     "LoadedModel",
-    "Task",
+    "ModelTask",
     "TensorInfo",
     "Weights",
     "choose_device",

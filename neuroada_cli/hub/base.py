@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from neuroada_cli.hub.fingerprint import fingerprint
-from neuroada_cli.hub.loading import Task, skeleton
+from neuroada_cli.hub.loading import ModelTask, skeleton
 from neuroada_cli.hub.weights import Weights, open_weights
 
 
@@ -34,7 +34,10 @@ class Base:
 
 
 def open_base(
-    folder: Path, task: Task = "causal-lm", num_labels: int | None = None, trust_remote_code: bool = False
+    folder: Path,
+    task: ModelTask = "causal-lm",
+    num_labels: int | None = None,
+    trust_remote_code: bool = False,
 ) -> Base:
     """The base in a checked local folder (`hub.resolve_model`). Raises ModelError."""
     return Base(folder, skeleton(folder, task, num_labels, trust_remote_code), open_weights(folder))

@@ -15,7 +15,7 @@ from neuroada_cli.delta.model import is_linear
 from neuroada_cli.errors import ModelError, ResourceError, UserError
 from neuroada_cli.hub.resolve import check_folder
 
-Task = Literal["causal-lm", "sequence-classification"]
+ModelTask = Literal["causal-lm", "sequence-classification"]
 
 # The recipe's names of data types.
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -43,7 +43,7 @@ class LoadedModel:
 
 
 def skeleton(
-    folder: Path, task: Task, num_labels: int | None = None, trust_remote_code: bool = False
+    folder: Path, task: ModelTask, num_labels: int | None = None, trust_remote_code: bool = False
 ) -> nn.Module:
     """The module graph on the meta device: names, classes, shapes and ties, no weights and no memory.
 
@@ -58,7 +58,7 @@ def skeleton(
 
 def load_model(
     folder: Path,
-    task: Task,
+    task: ModelTask,
     dtype: torch.dtype | str,
     device: str | torch.device = "cpu",
     num_labels: int | None = None,
@@ -146,7 +146,7 @@ def is_pooler(name: str) -> bool:
 # ---------------------------------------------------------------------------------------------------
 
 
-def _auto_class(task: Task) -> Any:
+def _auto_class(task: ModelTask) -> Any:
     import transformers
 
     return {
@@ -184,7 +184,7 @@ def _config(folder: Path, num_labels: int | None, trust_remote_code: bool) -> An
     return config
 
 
-def _refuse_missing(model: Any, fresh: list[str], task: Task, folder: Path) -> None:
+def _refuse_missing(model: Any, fresh: list[str], task: ModelTask, folder: Path) -> None:
     """Only a task head (and the pooler that feeds it) may be fresh; anything else is a damaged model."""
     body = f"{model.base_model_prefix}."
     for name in fresh:

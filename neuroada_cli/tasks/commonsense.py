@@ -6,8 +6,9 @@ Rows hold `instruction` (the question with its options), `output` ("the correct 
 from __future__ import annotations
 
 from neuroada_cli.data.batch import Example
+from neuroada_cli.data.reading import Row
 from neuroada_cli.tasks import answers
-from neuroada_cli.tasks.task import Decoding, Row, Scoring, Task, text
+from neuroada_cli.tasks.task import Decoding, Scoring, Task, text
 from neuroada_cli.tasks.templates import alpaca
 
 TRIGGER = "the correct answer is "

@@ -8,8 +8,9 @@ sentences that training never shows.
 from __future__ import annotations
 
 from neuroada_cli.data.batch import Example
+from neuroada_cli.data.reading import Row
 from neuroada_cli.tasks import answers
-from neuroada_cli.tasks.task import Row, Scoring, Task, text
+from neuroada_cli.tasks.task import Scoring, Task, text
 
 
 def example(row: Row, number: int, protocol: str) -> Example:

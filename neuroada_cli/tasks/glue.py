@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 
 from neuroada_cli.data.batch import Example
-from neuroada_cli.tasks.task import Row, Task, text
+from neuroada_cli.data.reading import Row
+from neuroada_cli.tasks.task import Task, text
 
 # task -> (first text, second text, labels by number, metrics: the first one is reported)
 _TWO = ("entailment", "not_entailment")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from neuroada_cli.data.batch import Example
+from neuroada_cli.data.reading import Row
 from neuroada_cli.tasks import answers
-from neuroada_cli.tasks.task import Decoding, Row, Scoring, Task, text
+from neuroada_cli.tasks.task import Decoding, Scoring, Task, text
 
 TRIGGER = "First think step by step and then answer the final number.\n"
 MARK, WORDS = "####", "The final answer is: "

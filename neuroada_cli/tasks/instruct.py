@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from neuroada_cli.data.batch import Example
+from neuroada_cli.data.reading import Row
 from neuroada_cli.errors import DataError
 from neuroada_cli.tasks import answers
-from neuroada_cli.tasks.task import Row, Scoring, Task, text
+from neuroada_cli.tasks.task import Scoring, Task, text
 from neuroada_cli.tasks.templates import alpaca
 
 Shape = Callable[[Row, int], Example]

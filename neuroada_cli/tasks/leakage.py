@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+from neuroada_cli.data.reading import Row
 from neuroada_cli.data.sources import load_rows
 from neuroada_cli.tasks.instruct import messages_of
-from neuroada_cli.tasks.task import Row, Task
+from neuroada_cli.tasks.task import Task
 
 # what rows of any family ask, in the order in which it is put together; the rest is answers
 ASKED = (

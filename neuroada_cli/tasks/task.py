@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from neuroada_cli.data.batch import Example
+from neuroada_cli.data.reading import Row
 from neuroada_cli.errors import DataError, RecipeError
 
-Row = dict[str, Any]
 Kind = Literal["generation", "classification", "regression"]
 Split = Literal["train", "validation", "test"]
 

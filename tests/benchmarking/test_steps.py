@@ -8,7 +8,7 @@ from torch import Tensor
 
 from neuroada_cli.benchmarking import steps
 from neuroada_cli.benchmarking.footprint import Load, footprint, largest_batch
-from neuroada_cli.benchmarking.measure import Plan, Subject, all_targets, measure
+from neuroada_cli.benchmarking.measure import BenchPlan, Subject, all_targets, measure
 from neuroada_cli.benchmarking.peers import check_names, peers
 from neuroada_cli.benchmarking.peers import make as make_peer
 from neuroada_cli.benchmarking.shapes import SHAPES, build
@@ -114,7 +114,7 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios(subject: Subject) -> Non
 
 
 def test_the_rows_of_a_bench(subject: Subject) -> None:
-    plan = Plan(("full", "mask"), (1, K), 2, 16, 2, 0, "cpu", torch.float32)
+    plan = BenchPlan(("full", "mask"), (1, K), 2, 16, 2, 0, "cpu", torch.float32)
     rows = measure(subject, plan)
     assert [(row.method, row.k) for row in rows] == [
         ("floor", None), ("neuroada", 1), ("neuroada", K), ("mask", K), ("full", None),

@@ -72,7 +72,7 @@ def ours(
     return file
 
 
-def row_of(folder: Path, table: str = "math") -> published.Row:
+def row_of(folder: Path, table: str = "math") -> published.PaperRow:
     (row,) = (row for row in published.tables(folder)[table] if row.ours)
     return row
 

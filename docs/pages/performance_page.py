@@ -1,33 +1,22 @@
-"""docs/performance.md from the result files: every figure on that page comes from benchmarks/results/.
-
-python benchmarks/report.py             # rewrite the page
-python benchmarks/report.py --check     # exit 1 if the page is not what the result files give
-"""
+"""docs/performance.md from the result files: every figure on that page comes from benchmarks/results/."""
 
 # ruff: noqa: E501  (prose)
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from common import RESULTS
-
-from neuroada_cli import files
 from neuroada_cli.benchmarking.tables import size
 from neuroada_cli.commands.bench import NOISY
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 INTRO = """# Speed and memory
 
-<!-- written by `make bench-report` from benchmarks/results/*.json; edit benchmarks/report.py instead -->
+<!-- written by `make bench-report` from benchmarks/results/*.json; edit docs/pages/performance_page.py instead -->
 
 **The floor.** Whatever trains below the loss, a step has to run the forward pass and the gradients of the
 layers' inputs. A frozen model with gradients down to its embeddings does exactly that and no more. Step times
@@ -302,18 +291,3 @@ def page() -> str:
             gpu_section(),
         ]
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="docs/performance.md from the result files.")
-    parser.add_argument("--check", action="store_true", help="compare only")
-    given = parser.parse_args()
-    text = page()
-    if not given.check:
-        files.write_text(PAGE, text)
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-        sys.exit("docs/performance.md is not what the result files give; run `make bench-report`")
-
-
-if __name__ == "__main__":
-    main()

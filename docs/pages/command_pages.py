@@ -1,4 +1,4 @@
-"""Write docs/cli.md and docs/recipe.md from the program itself: `make docs`. A test compares them.
+"""docs/cli.md and docs/recipe.md from the program itself.
 
 The page is made from the commands and options, not from their rendered help, so that it does not depend on
 the width of a terminal or the version of a help formatter.
@@ -17,8 +17,6 @@ import typer
 from neuroada_cli.cli.app import app
 from neuroada_cli.recipe.keys import Key, described_keys
 
-PAGE = Path(__file__).with_name("cli.md")
-RECIPE_PAGE = Path(__file__).with_name("recipe.md")
 RECIPE_INTRODUCTION = """\
 # Recipes
 
@@ -47,7 +45,7 @@ line, shows the traceback of an error.
 """
 
 
-def page() -> str:
+def cli_page() -> str:
     """The whole page as Markdown."""
     return "\n".join([INTRODUCTION, *_sections(app, "neuroada")])
 
@@ -126,8 +124,3 @@ def _value(kind: Any, info: Any) -> str:
     if typing.get_origin(plain) is typing.Literal:
         return " " + "\\|".join(typing.get_args(plain))
     return {int: " N", Path: " PATH"}.get(plain, " TEXT")
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    RECIPE_PAGE.write_text(recipe_page(), encoding="utf-8")

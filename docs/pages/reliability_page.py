@@ -1,4 +1,4 @@
-"""Write docs/reliability.md from the tests' own counts, docs/results/reliability.json: `make reliability`."""
+"""docs/reliability.md from the tests' own counts, docs/results/reliability.json: `make reliability`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parent
-PAGE = DOCS / "reliability.md"
+DOCS = Path(__file__).parents[1]
 COUNTS = DOCS / "results" / "reliability.json"
 EVERY_CALL = "every call: "
 INTRODUCTION = """\
@@ -127,7 +126,3 @@ def _readers(counts: dict[str, Any]) -> str:
         results = ["", ""] if refused is None else [f"{refused:,}", f"{tried - refused:,}"]
         lines.append(f"| {name} | {tried:,} | {' | '.join(results)} |")
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,54 @@
+"""The pages of docs/ that are written from the program and from result files.
+
+python docs/pages                  # write them all
+python docs/pages reliability      # only docs/reliability.md
+python docs/pages --check          # write nothing, exit 1 naming the pages that are not what they should be
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import command_pages
+import performance_page
+import reliability_page
+import results_page
+
+DOCS = Path(__file__).parents[1]
+
+PAGES: dict[str, Callable[[], str]] = {
+    "cli": command_pages.cli_page,
+    "recipe": command_pages.recipe_page,
+    "performance": performance_page.page,
+    "reliability": reliability_page.page,
+    "results": results_page.page,
+}
+
+
+def stale() -> list[str]:
+    """Names of the pages that differ from what their maker gives."""
+    return [name for name, make in PAGES.items() if _file(name).read_text(encoding="utf-8") != make()]
+
+
+def _file(name: str) -> Path:
+    return DOCS / f"{name}.md"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[[], *PAGES], help="which; default: all")
+    parser.add_argument("--check", action="store_true", help="compare only")
+    given = parser.parse_args()
+    if given.check:
+        if found := stale():
+            sys.exit(f"not what `make docs` writes: {', '.join(f'docs/{name}.md' for name in found)}")
+        return
+    for name in given.names or PAGES:
+        _file(name).write_text(PAGES[name](), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
