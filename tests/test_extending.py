@@ -15,7 +15,7 @@ from tiny_run import tiny_llama_folder, tiny_recipe
 from neuroada_cli import hub
 from neuroada_cli.adapter import load as adapted
 from neuroada_cli.benchmarking.shapes import build
-from neuroada_cli.commands import bench, merge, select, train
+from neuroada_cli.commands import bench, merge, select, train, validate
 from neuroada_cli.commands import eval as evaluate
 from neuroada_cli.errors import ModelError, RecipeError
 from neuroada_cli.hub import load_tokenizer
@@ -59,6 +59,21 @@ def test_the_criterion_chooses(tmp_path: Path, model: Path) -> None:
     weight_OI = adapted.load(str(model), dtype="fp32").model.get_submodule(name).weight.detach()
     score_OI = (weight_OI - weight_OI.mean(dim=1, keepdim=True)).abs()
     assert torch.equal(index_OK.long(), score_OI.topk(2, dim=1).indices.sort(dim=1).values)
+
+
+def test_a_training_chooses_by_the_criterion(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_recipe(model, tmp_path / "run", select={"criterion": "outlier", "k": 2})
+    validate.run(recipe)
+    assert "K=2 by outlier" in capsys.readouterr().out
+    stored = read_selection(select.run(recipe, tmp_path / "mine.safetensors", quiet=True))
+    result = train.run(recipe, quiet=True)
+    used = read_selection(result.run_dir / "selection.safetensors")
+    assert used.criterion == "outlier"
+    assert all(torch.equal(used.indices[name], stored.indices[name]) for name in stored.indices)
+    with pytest.raises(RecipeError, match=r"select.criterion=outliers is not known"):
+        train.run(tiny_recipe(model, tmp_path / "other", select={"criterion": "outliers"}), quiet=True)
 
 
 def test_the_task_trains_and_scores(tmp_path: Path, model: Path) -> None:

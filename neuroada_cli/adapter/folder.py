@@ -146,6 +146,10 @@ class AdapterFolder:
     folder: Path
     manifest: dict[str, Any]
 
+    def file(self, name: str) -> Path | None:
+        """One of the files that were written; None where there was none, whatever lies there now."""
+        return self.folder / name if name in self.manifest["files"] else None
+
 
 def open_adapter(folder: str | os.PathLike[str], also: tuple[str, ...] = ()) -> AdapterFolder:
     """Compare a folder with its manifest, file by file.

@@ -73,12 +73,11 @@ def recipe_of(target: Target) -> Recipe | None:
     Raises ModelError for a recipe that is not the one that was written, RecipeError for one that is none.
     """
     if target.adapter is not None:
-        folder = target.adapter.folder
+        file = target.adapter.file(adapters.RECIPE)
     elif files.is_ours(target.name):
-        folder = Path(target.name)
+        file = files.own_file(Path(target.name), adapters.RECIPE)
     else:
         return None
-    file = files.own_file(folder, adapters.RECIPE)
     if file is None:
         return None
     recipe = load_recipe(file)

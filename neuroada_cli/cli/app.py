@@ -21,9 +21,11 @@ from neuroada_cli.cli.options import (
     OverwriteOption,
     RecipeArgument,
     SetOption,
+    given_options,
     load,
     merged_default,
     parse_bytes,
+    refuse_idle,
     run_folder,
     split,
 )
@@ -90,6 +92,7 @@ def quickstart(
 
 @app.command()
 def select(
+    context: typer.Context,
     recipe: RecipeArgument,
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write; default runs/NAME/selection.safetensors.")
@@ -115,11 +118,12 @@ def select(
     neuroada select my.yaml --set select.k=4 --out k4.safetensors
     neuroada select minilm_rte --compare magnitude,gradient,lift --plot overlap.png
     """
-    for given, option in ((plot is not None, "--plot"), (per_layer, "--per-layer")):
-        if given and compare is None:
-            raise RecipeError("shows a comparison", option, "add --compare magnitude,gradient")
+    for option in given_options(context) & {"--plot", "--per-layer"} if compare is None else ():
+        raise RecipeError("shows a comparison", option, "add --compare magnitude,gradient")
     if compare is not None and out is not None:
         raise RecipeError("stores one selection, and --compare stores none", "--out", "leave one of them out")
+    if compare is not None:
+        refuse_idle(context, "--compare", "RECIPE", "--plot", "--per-layer", "--set", "--data-dir")
     loaded = load(recipe, overrides, data_dir)
     from neuroada_cli.commands import select as command
 

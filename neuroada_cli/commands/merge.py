@@ -112,7 +112,7 @@ def run(
             _refuse_unchanged(merge.stats, target, folder)
             files.write_json(temporary / "config.json", merged_config(config, target, adapter, skeleton))
             copy_companions(base_folder, temporary, config)
-            carry_recipe(folder, temporary)
+            carry_recipe(verified, temporary)
             files.write_text(temporary / "README.md", model_card(trained_adapter, merge))
             difference = None
             if packed is not None:

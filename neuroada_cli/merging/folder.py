@@ -11,7 +11,7 @@ from torch import nn
 
 from neuroada_cli import files, hub
 from neuroada_cli.adapter.config import method_of
-from neuroada_cli.adapter.folder import RECIPE, Adapter, how_trained
+from neuroada_cli.adapter.folder import RECIPE, Adapter, AdapterFolder, how_trained
 from neuroada_cli.merging.merge import Merge
 from neuroada_cli.methods import METHODS
 from neuroada_cli.show.numbers import describe_dtype, share
@@ -37,12 +37,12 @@ def copy_companions(base: Path, folder: Path, config: dict[str, Any]) -> list[st
     return copied
 
 
-def carry_recipe(adapter: Path, folder: Path) -> None:
+def carry_recipe(adapter: AdapterFolder, folder: Path) -> None:
     """Copy the recipe of a checked adapter folder: what the merged model was trained on, and how.
 
     A recipe that the adapter's manifest does not name is somebody else's and stays behind.
     """
-    recipe = files.own_file(adapter, RECIPE)
+    recipe = adapter.file(RECIPE)
     if recipe is not None:
         files.copy_file(recipe, folder / RECIPE)
 
