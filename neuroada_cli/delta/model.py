@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from neuroada_cli.delta.layout import is_conv1d
 from neuroada_cli.delta.linear import DeltaEmbedding, DeltaLayer, DeltaLinear
 from neuroada_cli.delta.names import block_number
-from neuroada_cli.delta.quantized import QuantizedDeltaLinear, is_quantized
+from neuroada_cli.delta.quantized import QuantizedDeltaLinear, is_quantized, keep_layout
 from neuroada_cli.delta.triton_grad import last_transpose
 from neuroada_cli.errors import nearest
 
@@ -117,6 +117,7 @@ def attach(
         raise ValueError("deltas are attached already; detach or switch")
     users = _users_of_weights(model)
     model.requires_grad_(False)
+    keep_layout(model)
     attached: dict[str, DeltaLinear] = {}
     for name, index_OK in indices.items():
         try:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuroada_cli.delta.fold import fold_entries, write_entries
-from neuroada_cli.delta.layout import Layout
+from neuroada_cli.delta.layout import Layout, layout_of
 from neuroada_cli.delta.linear import DeltaLinear
 
 
@@ -26,15 +26,32 @@ def is_quantized(module: nn.Module) -> bool:
     return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
 
 
+def keep_layout(model: nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights in place, for good.
+
+    Its 0.50, on a CPU with AVX-512 bf16, repacks a layer's weight at its first forward in evaluation mode:
+    no gradient passes it from then on, not even once it trains again, and what the weight is read as differs.
+    """
+    for module in model.modules():
+        if hasattr(module, REPACKS):
+            setattr(module, REPACKS, False)
+
+
+REPACKS = "support_avx512bf16_for_cpu"  # an attribute of every Linear4bit
+
+
 def dequantize(module: nn.Module, dtype: torch.dtype) -> Tensor:
     """The weight `[O, I]` of a bitsandbytes layer as a fresh dense tensor.
 
-    Raises ValueError when the layer has not been quantised yet (it was never moved to its device).
+    Raises ValueError when the layer has not been quantised yet (it was never moved to its device), or was
+    repacked (`keep_layout` came too late).
     """
     weight = cast(Any, module.weight)
     if type(module).__name__ == "Linear4bit":
         if getattr(weight, "quant_state", None) is None:
             raise ValueError("the layer is not quantised yet; move the model to its device first")
+        if getattr(weight.quant_state, "packing_format_for_cpu", False):
+            raise ValueError("bitsandbytes has repacked the layer for inference; load the model anew")
         from bitsandbytes.functional import dequantize_4bit
 
         return cast(Tensor, dequantize_4bit(weight.data, weight.quant_state)).to(dtype)
@@ -46,6 +63,22 @@ def dequantize(module: nn.Module, dtype: torch.dtype) -> Tensor:
         raise ValueError("the layer is not quantised yet; move the model to its device first")
     dense_OI: Tensor = int8_OI.float() * (row_max_O.float() / 127)[:, None]
     return dense_OI.to(dtype)
+
+
+def compute_dtype(module: nn.Module) -> torch.dtype:
+    """The type that a bitsandbytes layer computes in."""
+    stated = getattr(module, "compute_dtype", None)
+    if isinstance(stated, torch.dtype):
+        return stated
+    return module.bias.dtype if isinstance(module.bias, Tensor) else torch.bfloat16
+
+
+def dense_OI(module: nn.Module) -> Tensor:
+    """The weight `[O, I]` of any linear layer: a view, of a bitsandbytes layer a fresh temporary."""
+    if is_quantized(module):
+        return dequantize(module, compute_dtype(module))
+    assert isinstance(module.weight, Tensor)
+    return layout_of(module).rows(module.weight.detach())
 
 
 KINDS = ("nf4", "fp4", "int8")
@@ -78,9 +111,7 @@ class QuantizedDeltaLinear(DeltaLinear):
     """
 
     def __init__(self, base: nn.Module, layout: Layout) -> None:
-        compute = getattr(base, "compute_dtype", None)
-        bias = cast(Tensor | None, base.bias)
-        self.compute_dtype: torch.dtype = compute or (torch.bfloat16 if bias is None else bias.dtype)
+        self.compute_dtype = compute_dtype(base)
         super().__init__(base, layout)
         self.register_buffer("folded", None, persistent=False)
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from neuroada_cli.delta.model import is_linear
+from neuroada_cli.delta.quantized import keep_layout
 from neuroada_cli.errors import ModelError, ResourceError, UserError
 from neuroada_cli.hub.resolve import check_folder
 
@@ -102,6 +103,7 @@ def load_model(
         missing = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
         fresh = [name for name, _ in model.named_parameters() if name in missing]
         _refuse_missing(model, fresh, task, folder)
+        keep_layout(model)
         return LoadedModel(model if packed else model.to(device), fresh, folder)
 
 

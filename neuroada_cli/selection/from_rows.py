@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from neuroada_cli.data.batch import Batch
 from neuroada_cli.delta.layout import layer_shape, layout_of
+from neuroada_cli.delta.quantized import dense_OI
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.loop.recomputing import recomputing
@@ -80,7 +81,7 @@ def select_from_rows(
 
     with recomputing(model, gradient_checkpointing and evidence is _gradients):
         for name, measured in evidence(model, modules, batches, kind, budget):
-            weight_OI = layout_of(modules[name]).rows(_weight(modules[name]).detach())
+            weight_OI = dense_OI(modules[name])
             try:
                 if name in competing:
                     score_OI = DATA_CRITERIA[criterion](weight_OI, measured)
@@ -95,7 +96,7 @@ def select_from_rows(
     if competing:
         indices |= from_files.winners(choice, competing)
         for name in indices:
-            tell(name, layout_of(modules[name]).rows(_weight(modules[name]).detach()))
+            tell(name, dense_OI(modules[name]))
     model.train(was_training)
     return from_files.as_selection(indices, choice, fingerprint, model)
 

@@ -16,6 +16,7 @@ from neuroada_cli.commands import select, train
 from neuroada_cli.data.batch import IGNORED, Batch, collate
 from neuroada_cli.delta.layout import layout_of
 from neuroada_cli.delta.model import find_targets
+from neuroada_cli.delta.quantized import dense_OI
 from neuroada_cli.errors import NumericsError, RecipeError
 from neuroada_cli.loop.loop import Schedule
 from neuroada_cli.loop.loss import LOSSES
@@ -345,3 +346,22 @@ def test_what_is_refused(tmp_path: Path) -> None:
         assert name in caught.value.line()
     with pytest.raises(RecipeError, match=r"select\.k=9999"):
         select.run(tiny_recipe(model, tmp_path / "run", select={"criterion": "snip", "k": 9999}), quiet=True)
+
+
+def test_activation_on_a_quantised_base_scores_what_the_layers_compute_with(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    pico_llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    quantised = hub.load_model(tmp_path, "causal-lm", "fp32", quantization="nf4").model
+    names = list(find_targets(quantised, ["all-linear"], ["lm_head"]))
+    dense = pico_llama(hidden_size=64, intermediate_size=128).eval()
+    with torch.no_grad():
+        for name in names:
+            dense.get_submodule(name).weight.copy_(dense_OI(quantised.get_submodule(name)))
+    chosen = [
+        from_rows.select_from_rows(
+            {}, model, choice(model, names, "activation"), batches("generation"), "generation"
+        ).indices
+        for model in (quantised, dense)
+    ]
+    for name in names:
+        assert torch.equal(chosen[0][name], chosen[1][name])
