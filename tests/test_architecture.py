@@ -303,9 +303,23 @@ def test_the_search_for_pickles_finds_them(source: str) -> None:
     assert pickles(source)
 
 
-def test_no_pickle_is_read_or_written_anywhere() -> None:
+# `neuroada convert` reads weights that come only as pickles, in a process of its own that is shut off first
+UNPICKLER, ITS_CALLS = "hub/unpickle.py", ["torch.load", "weights_only"]
+
+
+def test_no_pickle_is_read_or_written_anywhere_but_in_the_process_of_convert() -> None:
     found = {str(p.relative_to(PACKAGE)): pickles(p.read_text(encoding="utf-8")) for p in SOURCES}
+    read = found.pop(UNPICKLER)
     assert not {path: where for path, where in found.items() if where}
+    assert sorted(word.split(" ")[1] for word in read) == ITS_CALLS
+
+
+def test_the_process_that_reads_pickles_imports_nothing_of_ours_and_is_imported_by_nobody() -> None:
+    source = (PACKAGE / UNPICKLER).read_text(encoding="utf-8")
+    assert {name.split(".")[0] for name in imports(source)} - sys.stdlib_module_names == {"torch"}
+    assert "weights_only=True" in source
+    users = [p for p in SOURCES if "neuroada_cli.hub.unpickle" in imports(p.read_text(encoding="utf-8"))]
+    assert not users
 
 
 # ---------------------------------------------------------------------------------------------------

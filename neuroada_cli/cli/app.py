@@ -15,6 +15,7 @@ import typer
 
 from neuroada_cli import __version__, failures
 from neuroada_cli.cli.bench import bench
+from neuroada_cli.cli.convert import convert
 from neuroada_cli.cli.evaluate import eval_
 from neuroada_cli.cli.options import (
     DataDirOption,
@@ -223,6 +224,7 @@ def merge(
 
 app.command(name="eval")(eval_)
 app.command(name="bench")(bench)
+app.command(name="convert")(convert)
 
 
 @app.command()

@@ -7,7 +7,7 @@
     verify_folder, own_file                     ModelError for anything that is not what was written
     Lock, clean_stale, remove_folder, require_space
 
-No pickle is read or written anywhere.
+No pickle is read or written here.
 """
 
 from neuroada_cli.files.atomic import atomic_file, atomic_folder, atomic_link, clean_stale, remove_folder

@@ -187,7 +187,8 @@ def _wanted_files(hub_id: str, revision: str | None, trust_remote_code: bool) ->
         raise ModelError(
             "has no safetensors weights (pickles can run code when opened, so they are refused)",
             hub_id,
-            "look for a revision or a copy with model.safetensors",
+            f"take a copy with model.safetensors, or: hf download {hub_id} --local-dir FOLDER, then neuroada "
+            "convert FOLDER",
         )
     small = [name for name in listed if SMALL_FILES.match(name)]
     code = [name for name in listed if trust_remote_code and name.endswith(".py") and "/" not in name]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from neuroada_cli.files.safetensors_header import TensorInfo, read_header
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 256 << 20
+# what transformers unpickles; trainers leave other pickles beside it
+PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 
 
 class Weights:
@@ -169,7 +172,7 @@ def _no_weight(weights: Weights, module_name: str) -> NoReturn:
 
 
 def _open_sharded(folder: Path, index: Path) -> Weights:
-    weight_map = _read_index(index)
+    weight_map = read_index(index)
     infos: dict[str, TensorInfo] = {}
     metadata: dict[str, str] = {}
     for shard in sorted(set(weight_map.values())):
@@ -189,17 +192,20 @@ def _open_sharded(folder: Path, index: Path) -> Weights:
     return Weights(folder, infos, metadata)
 
 
-def _read_index(index: Path) -> dict[str, str]:
+def read_index(index: Path, ending: str = ".safetensors") -> dict[str, str]:
+    """Tensor -> the file beside the index that holds it. Raises ModelError for what is not such an index."""
     try:
         if index.stat().st_size > MAX_INDEX_BYTES:
             raise ModelError("is too large for an index", str(index))
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = set(weight_map.values())
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        raise ModelError("is not a safetensors index", str(index), "download the model again") from None
+        raise ModelError(
+            f"is not an index of {ending} files", str(index), "download the model again"
+        ) from None
     for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise ModelError(f"names {shard!r}, which is not a .safetensors file beside it", str(index))
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(ending):
+            raise ModelError(f"names {shard!r}, which is not a {ending} file beside it", str(index))
     if not weight_map:
         raise ModelError("lists no tensor", str(index))
     return dict(weight_map)
@@ -210,12 +216,21 @@ def _explain_missing(folder: Path) -> NoReturn:
         raise ModelError(
             "is an adapter, not a model", str(folder), "name its base, or merge it first: neuroada merge"
         )
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
+    pickles = sorted(entry.name for entry in folder.iterdir() if PICKLED.fullmatch(entry.name))
     if pickles:
         raise ModelError(
             f"holds only pickled weights ({pickles[0]}), which can run code when opened",
             str(folder),
-            "convert it with save_pretrained(safe_serialization=True) or take a safetensors revision",
+            f"convert them once: neuroada convert {folder}",
+        )
+    others = sorted(
+        entry.name for entry in folder.iterdir() if entry.suffix in {".bin", ".pt", ".pth", ".ckpt"}
+    )
+    if others:
+        raise ModelError(
+            f"holds only pickles ({others[0]}), and none under a name that transformers reads weights from",
+            str(folder),
+            "take a copy of the model with model.safetensors",
         )
     shards = sorted(p.name for p in folder.glob("*.safetensors"))
     if shards:

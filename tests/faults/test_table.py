@@ -106,7 +106,7 @@ FRESH: dict[str, tuple[Callable[[Room], list[str]], int, str]] = {
     ),
     "model: only pickles": (
         only_pickles, 4,
-        r"holds only pickled weights \(pytorch_model.bin\), which can run code when opened; convert it with save_pretrained",
+        r"holds only pickled weights \(pytorch_model.bin\), which can run code when opened; convert them once: neuroada convert",
     ),
     "model: remote code": (model_config(model_type="strange", auto_map={"AutoModelForCausalLM": "x.Y"}), 4, r"runs Python code that comes with the model; set model.trust_remote_code"),
     "model: attention from the hub": (

@@ -151,7 +151,7 @@ def remote_code(folder: Path) -> None:
         (truncate, "model.safetensors: was cut short"),
         (lengthen, "bytes behind its tensors"),
         (empty, "not a safetensors file"),
-        (only_pickles, "pickled weights \\(pytorch_model.bin\\).*safe_serialization"),
+        (only_pickles, "pickled weights \\(pytorch_model.bin\\).*convert them once: neuroada convert"),
         (no_weights, "holds no weights"),
         (no_config, "no config.json"),
         (broken_config, "config.json:2: not valid JSON"),
