@@ -114,7 +114,7 @@ def load(
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         tokenizer = hub.load_tokenizer(folder, trust_remote_code)
-        identity = {"model": hub.fingerprint(folder)}
+        identity = {"model": hub.fingerprint(folder), "model_content": "sampled"}
         return Adapted(loaded.model, tokenizer, folder, None, identity, tuple(loaded.fresh))
     place = target.adapter.folder
     adapter = adapters.read_adapter(target.adapter)
@@ -130,8 +130,10 @@ def load(
     put_on(loaded.model, adapter, str(place))
     tokenizer = _tokenizer(place, folder, trust_remote_code)
     manifest = target.adapter.manifest["files"]
+    known = {key: value for key, value in adapter.selection.fingerprint.items() if key != hub.HASHES}
     identity = {
-        "model": adapter.selection.fingerprint,
+        "model": known,
+        "model_content": "sampled",
         "adapter_sha256": manifest[adapters.TENSORS]["sha256"],
     }
     fresh = tuple(name for name in loaded.fresh if name not in adapter.whole)

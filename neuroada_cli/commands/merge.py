@@ -281,6 +281,14 @@ def _show_difference(found: dict[str, Any] | None) -> None:
     )
 
 
+def _compared(stats: FoldStats) -> str:
+    """How far it is known that the base is the one that was trained on."""
+    if stats.compared == stats.read:
+        return "every tensor is what it was when connections were chosen"
+    rest = stats.read - stats.compared
+    return f"the one that was trained on; {rest:,} of {stats.read:,} tensors are only sampled"
+
+
 def _show(result: MergeResult, merge: Merge, trained: torch.dtype) -> None:
     stats = result.stats
     table = Table(show_header=False, box=None, padding=(0, 2))
@@ -305,6 +313,7 @@ def _show(result: MergeResult, merge: Merge, trained: torch.dtype) -> None:
     elif merge.cast:
         written += " (the base's files were rounded to it, as for training)"
     table.add_row("data type", written)
+    table.add_row("base", _compared(stats))
     speed = result.nbytes / max(result.seconds, 1e-9) / 1e9
     table.add_row("written", f"{result.nbytes / 1e9:.2f} GB in {result.seconds:.1f} s ({speed:.2f} GB/s)")
     table.add_row("merged model", shown(result.out))

@@ -12,7 +12,8 @@ This package is the only importer of transformers' loaders.
 
 from neuroada_cli.files.safetensors_header import TensorInfo
 from neuroada_cli.hub.base import Base, open_base
-from neuroada_cli.hub.fingerprint import fingerprint
+from neuroada_cli.hub.fingerprint import FORMAT as FINGERPRINT_FORMAT
+from neuroada_cli.hub.fingerprint import HASHES, fingerprint, hash_of, what_differs
 from neuroada_cli.hub.loading import (
     TORCH_DTYPES,
     LoadedModel,
@@ -35,6 +36,8 @@ from neuroada_cli.hub.weights import (
 )
 
 __all__ = [
+    "FINGERPRINT_FORMAT",
+    "HASHES",
     "INDEX",
     "TORCH_DTYPES",
     "Base",
@@ -45,6 +48,7 @@ __all__ = [
     "choose_device",
     "default_exclude",
     "fingerprint",
+    "hash_of",
     "is_hub_id",
     "is_pooler",
     "load_model",
@@ -57,4 +61,5 @@ __all__ = [
     "skeleton",
     "stored_name",
     "tensor_name",
+    "what_differs",
 ]

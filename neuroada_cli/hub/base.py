@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from neuroada_cli.hub.fingerprint import fingerprint
+from neuroada_cli.hub.fingerprint import HASHES, fingerprint, hash_of
 from neuroada_cli.hub.loading import ModelTask, skeleton
 from neuroada_cli.hub.weights import Weights, open_weights
 
 
 @dataclass(frozen=True)
 class Base:
-    """folder holds the files; skeleton is the module graph on the meta device, weights the files' tensors."""
+    """folder holds the files; skeleton is the module graph on the meta device, weights the files' tensors.
+
+    hashes  of the tensors that were read whole so far
+    """
 
     folder: Path
     skeleton: nn.Module
     weights: Weights
+    hashes: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def parameters(self) -> int:
@@ -29,8 +33,25 @@ class Base:
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """What makes this base this base (`hub.fingerprint`)."""
+        """What makes this base this base (`hub.fingerprint`), its large tensors by samples."""
         return fingerprint(self.folder, self.weights)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor of the files, hashed on the way."""
+        tensor = self.weights.tensor(name)
+        self.hashes[name] = hash_of(tensor)
+        return tensor
+
+    def fingerprint_as_read(self, everything: bool = False) -> dict[str, Any]:
+        """The fingerprint with the hashes of all tensors that were read whole.
+
+        everything  read the others now; so it is done, too, where they are the smaller part of the files
+        """
+        unread = [name for name in self.weights if name not in self.hashes]
+        if everything or 2 * sum(self.weights.info(name).nbytes for name in unread) < self.weights.nbytes:
+            for name in unread:
+                self.read(name)
+        return self.fingerprint | {HASHES: dict(sorted(self.hashes.items()))}
 
 
 def open_base(

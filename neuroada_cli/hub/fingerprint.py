@@ -1,8 +1,12 @@
 """What makes this base this base: enough to refuse any other, quick enough to take of 13 GB.
 
-The fingerprint holds the config's sizes in clear (so that a difference can be named), a hash over every
-tensor's name, shape and dtype, and a hash over the tensors' contents: small ones in full, large ones in
-blocks spread over them. How the folder is cut into shards does not matter.
+The fingerprint holds what of the config decides the computation in clear (so that a difference can be
+named), a hash over every tensor's name, shape and dtype, and a hash over the tensors' contents: small ones in
+full, large ones in blocks spread over them. Where a tensor is read anyway, when connections are chosen and
+when they are merged, it is hashed in full, and those hashes are kept beside it ("hashes"). How the folder is
+cut into shards does not matter.
+
+The hashes tell models apart; they are no defence against someone who forges a base.
 """
 
 from __future__ import annotations
@@ -10,42 +14,33 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from neuroada_cli.files.safetensors_header import TensorInfo
+from neuroada_cli.foreign_text import short
+from neuroada_cli.hub.computing import ABSENT, computing, difference
 from neuroada_cli.hub.resolve import read_config
 from neuroada_cli.hub.weights import Weights, open_weights
 
-FORMAT = 1
+FORMAT = 2  # 1: of the config only FIRST_KEYS, and no hashes of whole tensors
 WHOLE_BYTES = 1 << 20  # tensors up to here are hashed in full
 BLOCK_BYTES = 4096
 BLOCKS = 16  # per larger tensor, the first and the last among them
+HASHES = "hashes"
 
-# The keys that decide which function the weights compute; not names, versions, dtypes or generation habits.
-CONFIG_KEYS = (
-    "model_type",
-    "hidden_size",
-    "n_embd",
-    "d_model",
-    "num_hidden_layers",
-    "n_layer",
-    "num_attention_heads",
-    "n_head",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "n_inner",
-    "ffn_dim",
-    "vocab_size",
-    "hidden_act",
-    "activation_function",
-    "rms_norm_eps",
-    "layer_norm_eps",
-    "layer_norm_epsilon",
+# What the first format knew of a config.
+FIRST_KEYS = (
+    "model_type", "hidden_size", "n_embd", "d_model", "num_hidden_layers", "n_layer", "num_attention_heads",
+    "n_head", "num_key_value_heads", "head_dim", "intermediate_size", "n_inner", "ffn_dim", "vocab_size",
+    "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon",
     "tie_word_embeddings",
-)
+)  # fmt: skip
 
 
 def fingerprint(folder: Path, weights: Weights | None = None) -> dict[str, Any]:
@@ -72,12 +67,44 @@ def fingerprint(folder: Path, weights: Weights | None = None) -> dict[str, Any]:
             file.close()
     return {
         "format": FORMAT,
-        "config": {key: config[key] for key in CONFIG_KEYS if key in config},
+        "config": computing(config),
         "tensors": len(weights.names),
         "parameters": parameters,
         "layout": layout.hexdigest(),
         "content": content.hexdigest(),
     }
+
+
+def hash_of(tensor: Tensor) -> str:
+    """Of all bytes of a tensor as it is stored (XXH3, 128 bits: as fast as it is read)."""
+    import xxhash
+
+    flat = tensor.reshape(-1)
+    data = flat.view(torch.uint8).numpy().data if flat.numel() else b""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def what_differs(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
+    """In words, where the base of a fingerprint (perhaps a stranger's) is not that of `ours`; None: nowhere.
+
+    Whole tensors are compared where they are read, by `hash_of` against `theirs["hashes"]`.
+    """
+    config, first = ours["config"], theirs.get("format") == 1
+    if first:
+        config = {key: value for key, value in config.items() if key in FIRST_KEYS}
+    odd = difference(theirs.get("config"), config, defaults=not first)
+    if odd is not None:
+        key, here, there = odd
+        return f"its {key[:80]} is {_said(here)}, it was {_said(there)}"
+    if theirs.get("layout") != ours["layout"]:
+        return "its tensors have other names, shapes or data types"
+    if theirs.get("content") != ours["content"]:
+        return "its weights differ in content"
+    return None
+
+
+def _said(value: Any) -> str:
+    return ABSENT if value is ABSENT else short(value)
 
 
 def _hash_samples(content: Any, file: BufferedReader, info: TensorInfo) -> None:

@@ -25,10 +25,11 @@ from neuroada_cli.delta.index import filled, size
 from neuroada_cli.delta.layout import layer_shape, layout_of
 from neuroada_cli.delta.model import is_linear
 from neuroada_cli.delta.quantized import round_trip
+from neuroada_cli.hub.fingerprint import WHOLE_BYTES
 from neuroada_cli.hub.stored import WEIGHT_DTYPES, check_weight, main_dtype, stored_names
 from neuroada_cli.merging.finite import _finite_cast, _refuse_broken, _refuse_overflow
 from neuroada_cli.merging.fit import refuse_headless, whole_names
-from neuroada_cli.selection.file import check_shapes
+from neuroada_cli.selection.file import check_read, check_shapes
 
 ROWS = 1024  # compared at once, so that comparing takes no copies of a whole tensor
 
@@ -59,7 +60,9 @@ class FoldStats:
     """What folding did: tensors folded, entries (K per row), how many of them changed, how many non-zero
     deltas were too small for the data type, and the largest |delta|. largest_difference is between what is
     written and what was trained, where the data types differ. whole counts the tensors that take the place of
-    the base's (or that it lacks), replaced those of them that differ from it.
+    the base's (or that it lacks), replaced those of them that differ from it. Of the base's tensors that were
+    read so many were compared whole with what they were when the connections were chosen, the others by
+    samples.
     """
 
     tensors: int = 0
@@ -70,6 +73,8 @@ class FoldStats:
     largest_difference: float = 0.0
     whole: int = 0
     replaced: int = 0
+    read: int = 0
+    compared: int = 0
 
 
 class Merge:
@@ -146,7 +151,7 @@ class Merge:
         if entry.whole is not None:
             return self._whole(entry, entry.whole)
         assert entry.source is not None  # a tensor comes from the base or was trained whole
-        weight = self.base.read_into(entry.source, self._buffer)
+        weight = self._read(entry.source)
         _refuse_broken(weight, entry.source)
         if entry.source in self._packed:
             weight = self._round_trip(weight, self._packed[entry.source])
@@ -154,9 +159,17 @@ class Merge:
             return _finite_cast(weight, entry.dtype, entry.name)
         return self._fold(entry, entry.module, weight)
 
+    def _read(self, source: str) -> Tensor:
+        """A tensor of the base, the same as when the connections were chosen, as far as it was read then."""
+        weight = self.base.read_into(source, self._buffer)
+        known = check_read(self.adapter.selection.fingerprint, source, weight, self.base.folder)
+        self.stats.compared += known or weight.nbytes <= WHOLE_BYTES
+        self.stats.read += 1
+        return weight
+
     def _whole(self, entry: Planned, tensor: Tensor) -> Tensor:
         cast = _finite_cast(tensor, entry.dtype, entry.name)
-        before = None if entry.source is None else self.base.read_into(entry.source, self._buffer)
+        before = None if entry.source is None else self._read(entry.source)
         self.stats.whole += 1
         self.stats.replaced += before is None or not torch.equal(before.to(entry.dtype), cast)
         return cast

@@ -25,9 +25,10 @@ from neuroada_cli import files, hub
 from neuroada_cli.delta.index import size
 from neuroada_cli.errors import ModelError
 from neuroada_cli.files import strict_json
-from neuroada_cli.foreign_text import short
 
-FORMAT = 2  # 1: every row has K columns; 2: a shorter row ends in -1, and layers may differ in K
+# 1: every row has K columns; 2: a shorter row ends in -1, and layers may differ in K; 3: the fingerprint is
+# of its second format, which older versions do not know
+FORMAT = 3
 MODULE = re.compile(r"[\w.-]+")
 DESCRIPTION = {"format", "k", "criterion", "fingerprint", "tied"}
 
@@ -140,8 +141,10 @@ def _check_index(module: str, index_OK: Tensor, k: int, number: int, where: str)
 
 def format_of(selection: Selection) -> int:
     """The oldest format that can hold a selection, so that older versions read what they can."""
+    if selection.fingerprint.get("format") != 1:
+        return FORMAT
     plain = all(i.shape[1] == selection.k and int(i.min()) >= 0 for i in selection.indices.values())
-    return 1 if plain else FORMAT
+    return 1 if plain else 2
 
 
 def check_shapes(selection: Selection, shapes: Mapping[str, tuple[int, int]], where: str) -> None:
@@ -186,19 +189,32 @@ def check_format(about: Mapping[str, Any], where: str) -> None:
 def check_base(fingerprint: Mapping[str, Any], base: Path | hub.Base) -> None:
     """Whether a base, or the model in a folder, is the one that `fingerprint` was taken of.
 
+    Of large tensors samples are compared; whoever reads them whole has `check_read`.
     Raises ModelError naming the first difference.
     """
     folder = base if isinstance(base, Path) else base.folder
+    number = fingerprint.get("format")
+    if type(number) is int and number > hub.FINGERPRINT_FORMAT:
+        raise ModelError(f"the base's fingerprint has format {number}", str(folder), "update neuroada")
     found = hub.fingerprint(base) if isinstance(base, Path) else base.fingerprint
-    if found == fingerprint:
-        return
-    theirs, ours = fingerprint.get("config"), found["config"]
-    reason = "its weights differ in content"
-    if isinstance(theirs, dict) and theirs != ours:
-        key = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))[0]
-        reason = f"its {key} is {short(ours.get(key))}, it was {short(theirs.get(key))}"
-    elif fingerprint.get("layout") != found["layout"]:
-        reason = "its tensors have other names, shapes or data types"
-    raise ModelError(
+    reason = hub.what_differs(fingerprint, found)
+    if reason is not None:
+        raise _another_base(reason, folder)
+
+
+def check_read(fingerprint: Mapping[str, Any], name: str, tensor: Tensor, folder: Path) -> bool:
+    """Whether a tensor of the base, just read, was hashed when the connections were chosen: then it is the
+    same, else a ModelError is raised.
+    """
+    hashes = fingerprint.get(hub.HASHES)
+    if not isinstance(hashes, dict) or name not in hashes:
+        return False
+    if hashes[name] != hub.hash_of(tensor):
+        raise _another_base(f"{name} differs in content", folder)
+    return True
+
+
+def _another_base(reason: str, folder: Path) -> ModelError:
+    return ModelError(
         f"is not the base that was selected and trained on: {reason}", str(folder), "name the right one"
     )

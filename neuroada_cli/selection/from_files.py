@@ -67,7 +67,7 @@ def select_from_files(
     indices: dict[str, Tensor] = {}
     for name in _in_file_order(weights, stored):
         check_weight(weights, stored[name], name, targets[name])
-        weight_OI = layout_of(targets[name]).rows(weights.tensor(stored[name]))
+        weight_OI = layout_of(targets[name]).rows(base.read(stored[name]))
         if quantization is not None:
             weight_OI = round_trip(weight_OI, quantization, dtype)
         generator = torch.Generator().manual_seed(choice.seed ^ zlib.crc32(name.encode()))
@@ -89,7 +89,7 @@ def select_from_files(
             for name in indices:
                 weight_OI = layout_of(targets[name]).rows(weights.tensor(stored[name]))
                 on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
-    return as_selection(indices, choice, base.fingerprint, base.skeleton)
+    return as_selection(indices, choice, base.fingerprint_as_read(), base.skeleton)
 
 
 def winners(choice: Choice, competing: Mapping[str, Pool]) -> dict[str, Tensor]:

@@ -45,8 +45,9 @@ def select(
         data = dataclasses.replace(data, pad_id=align_padding(model, tokenizer))
     batches = first_batches(Schedule(data, loop_settings(recipe)), recipe.select.calibration_batches)
     recompute = recipe.train.gradient_checkpointing
+    fingerprint = base.fingerprint_as_read(everything=True)  # loading has just read it all
     return select_from_rows(
-        base.fingerprint, model, choice, batches, data.kind, on_layer, gradient_checkpointing=recompute
+        fingerprint, model, choice, batches, data.kind, on_layer, gradient_checkpointing=recompute
     )
 
 

@@ -43,6 +43,9 @@ from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.settings import loop_settings
 
 
+SAME_BASE = "the base is the one that connections were chosen from (large tensors are only sampled)"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """What a run left behind; after a dry run there are no folders, steps are those to come.
@@ -116,8 +119,10 @@ def _selection(checked: Checked, source: AdapterFolder | None, console: Console)
     if source is not None:
         selection = adapters.read_adapter(source).selection
         check_base(selection.fingerprint, checked.base)
+        console.print(SAME_BASE, style="dim")
         return selection
-    if checked.given is not None:
+    if checked.given is not None:  # it was compared with the base when it was read
+        console.print(SAME_BASE, style="dim")
         return checked.given
     with console.status("choosing connections"):
         return choose.select(

@@ -167,7 +167,7 @@ def test_foreign_metadata_is_refused(folder: Path) -> None:
     [
         (lambda c: c.update(peft_type="LORA"), "is an adapter of type LORA, not NEUROADA"),
         (lambda c: c.update(peft_type="x" * 9999), "is an adapter of type xxx"),
-        (lambda c: c.update(format=3, other=1), "has format 3, this version reads up to 2; update neuroada"),
+        (lambda c: c.update(format=4, other=1), "has format 4, this version reads up to 3; update neuroada"),
         (lambda c: c.update(format=True), "has no format number"),
         (lambda c: c.pop("format"), "has no format number"),
         (lambda c: c.pop("revision"), "revision is missing"),

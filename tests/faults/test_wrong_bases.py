@@ -19,7 +19,7 @@ from neuroada_cli import files
 from neuroada_cli.adapter.folder import Adapter, write_adapter
 from neuroada_cli.commands import merge, train
 from neuroada_cli.errors import ModelError
-from neuroada_cli.hub.fingerprint import CONFIG_KEYS, WHOLE_BYTES
+from neuroada_cli.hub.fingerprint import WHOLE_BYTES
 
 BASES = 1_000
 Tensors = dict[str, Tensor]
@@ -74,14 +74,38 @@ def other_dtype(tensors: Tensors, config: dict[str, object], chance: random.Rand
 
 
 def other_config(tensors: Tensors, config: dict[str, object], chance: random.Random) -> None:
-    key = chance.choice([key for key in CONFIG_KEYS if isinstance(config.get(key), (int, float))])
+    """Another number or switch, of those that decide what is computed, in the config or deeper in it."""
+    rope = config["rope_parameters"]
+    assert isinstance(rope, dict)
+    there = [key for key, value in config.items() if isinstance(value, (int, float)) and key != "use_cache"]
+    key = chance.choice([*there, "rope_theta"])
+    if key == "rope_theta":
+        config["rope_parameters"] = {**rope, key: rope[key] * chance.choice((2, 3))}
+        return
     value = config[key]
-    config[key] = (not value) if isinstance(value, bool) else value * chance.choice((2, 3))  # type: ignore[operator]
+    config[key] = (not value) if isinstance(value, bool) else value * chance.choice((2, 3)) or 1  # type: ignore[operator]
+
+
+def one_more_key(tensors: Tensors, config: dict[str, object], chance: random.Random) -> None:
+    """What a base of the same tensors may have and this one has not."""
+    key, value = chance.choice(
+        [
+            ("sliding_window", chance.randrange(2, 99)),
+            ("hidden_activation", "gelu"),
+            ("attn_logit_softcapping", chance.uniform(1, 99)),
+            ("logit_scale", chance.uniform(0.01, 0.9)),
+            ("num_experts_per_tok", chance.randrange(1, 9)),
+            ("position_embedding_type", "alibi"),
+            ("partial_rotary_factor", chance.uniform(0.1, 0.9)),
+            ("rope_scaling", {"rope_type": "linear", "factor": chance.uniform(1.5, 9)}),
+        ]
+    )
+    config[key] = value
 
 
 KINDS = (
     other_training, one_weight, two_layers_swapped, other_name, missing, one_more, other_shape, other_dtype,
-    other_config,
+    other_config, one_more_key,
 )  # fmt: skip
 
 
@@ -92,7 +116,6 @@ def test_a_thousand_wrong_bases_are_refused(tmp_path: Path) -> None:
     run = train.run(tiny_recipe(good, tmp_path / "run", data=small, train={"epochs": 1}), quiet=True)
     assert run.last is not None
     config = json.loads((good / "config.json").read_text(encoding="utf-8"))
-    assert sum(isinstance(config.get(key), (int, float)) for key in CONFIG_KEYS) > 4
     tensors, metadata = files.read_tensors(good / "model.safetensors")
 
     wrong, out = tmp_path / "wrong", tmp_path / "out"
