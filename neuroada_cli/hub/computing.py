@@ -91,7 +91,7 @@ def _is_huge(value: Any) -> bool:
 
 
 def _resolved(config: Mapping[str, Any]) -> dict[str, Any]:
-    """With every default, as the installed transformers has it; as it is for a model that it does not know."""
+    """With every default of the installed transformers; as it is for a model that it does not know."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     from neuroada_cli.hub.loading import _silent_transformers

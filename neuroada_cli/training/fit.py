@@ -42,7 +42,6 @@ from neuroada_cli.training.log import MetricsLog, read_metrics
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.settings import loop_settings
 
-
 SAME_BASE = "the base is the one that connections were chosen from (large tensors are only sampled)"
 
 

@@ -125,7 +125,7 @@ def edit(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, "rope_parameters.rope_theta is 500000.0, it was 10000.0"),
+        ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, "theta is 500000.0, it was 1"),
         ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}}, "rope_parameters"),
         ({"sliding_window": 16}, "its sliding_window is 16, it was not given"),
         ({"hidden_activation": "gelu"}, "its hidden_activation is 'gelu', it was not given"),
@@ -177,7 +177,7 @@ def test_the_same_rope_in_the_old_spelling(base: Path) -> None:
     edit(base, rope_parameters=None, rope_theta=5e5, rope_scaling={"type": "linear", "factor": 4.0})
     check_base(fingerprint, base)
     edit(base, rope_scaling={"type": "linear", "factor": 8.0})
-    with pytest.raises(ModelError, match="rope_parameters.factor is 8.0, it was 4.0"):
+    with pytest.raises(ModelError, match=r"rope_parameters.factor is 8.0, it was 4.0"):
         check_base(fingerprint, base)
 
 
@@ -189,7 +189,7 @@ def test_numbers_that_json_has_no_word_for(base: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [{"num_hidden_layers": 10**12}, {"layer_types": ["full_attention"] * (2 << 20)}, {"x": {"y": -(10**30)}}]
+    "key", [{"num_hidden_layers": 10**12}, {"layer_types": ["a"] * (2 << 20)}, {"x": {"y": -(10**30)}}]
 )  # fmt: skip
 def test_a_strangers_numbers_do_not_reach_the_library(
     base: Path, key: dict[str, Any], monkeypatch: pytest.MonkeyPatch
