@@ -12,7 +12,7 @@ B = rows, S = sequence length, D = hidden size, R = rank, N = edited positions o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -111,8 +111,7 @@ class PromptPositions:
 
     def look(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before each forward of the base model."""
-        cache = kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0:  # a token that was generated
+        if _tokens_before((*args, *kwargs.values())) > 0:  # a token that was generated
             self.chosen = None
             return
         tokens_BS = next(
@@ -123,6 +122,12 @@ class PromptPositions:
             mask_BS = torch.ones(tokens_BS.shape[:2], dtype=torch.int64, device=tokens_BS.device)
         lengths_B, self.lengths_B = self.lengths_B, None
         self.chosen = prompt_ends(mask_BS, lengths_B, self.count)
+
+
+def _tokens_before(given: Iterable[Any]) -> int:
+    """Tokens that a forward's cache holds. Caches are told by what they are: transformers 5.24 calls the
+    argument `cache` that was `past_key_values`, and of some families `cache_params`."""
+    return max((int(each.get_seq_length()) for each in given if hasattr(each, "get_seq_length")), default=0)
 
 
 def prompt_ends(mask_BS: Tensor, lengths_B: Tensor | None, count: int) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,13 @@ import pytest
 import torch
 from conftest import pico_bert, pico_llama
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from neuroada_cli.data.batch import Encoded, collate
 from neuroada_cli.loop.loss import token_loss
 from neuroada_cli.methods import METHODS
 from neuroada_cli.methods.facts import Sizes, edited_blocks
-from neuroada_cli.methods.loreft import prompt_ends, tell_prompts
+from neuroada_cli.methods.loreft import PromptPositions, prompt_ends, tell_prompts
 
 TARGETS = {f"model.layers.{n}.mlp.{kind}_proj": torch.zeros(0) for n in range(2) for kind in ("up", "down")}
 RANK, POSITIONS = 3, 2
@@ -132,6 +133,18 @@ def test_a_generation_edits_the_prompt_and_nothing_after_it() -> None:
         for _ in range(5):
             ids.append(int(by_hand(model, ids, len(prompt))[-1].argmax()))
         assert made_BS[row, 6:].tolist() == ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache", "cache_params", None])
+def test_a_cache_is_known_under_any_name(name: str | None) -> None:
+    """transformers renames the argument; a filled cache means that the token was generated."""
+    where, cache = PromptPositions(POSITIONS), DynamicCache()
+    token_BS = torch.tensor([[5]])
+    for expected in (True, False):
+        args, named = ((token_BS,), {name: cache}) if name else ((token_BS, cache), {})
+        where.look(nn.Module(), args, named)
+        assert (where.chosen is not None) == expected
+        cache.update(torch.zeros(1, 1, 6, 4), torch.zeros(1, 1, 6, 4), 0)
 
 
 def test_rows_stay_orthonormal_and_the_base_stays() -> None:
