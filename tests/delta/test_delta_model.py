@@ -23,6 +23,7 @@ from neuroada_cli.delta.model import (
     refold,
     switch,
 )
+from neuroada_cli.loop.recomputing import enable_checkpointing
 from neuroada_cli.selection.criteria import choose
 
 TOKENS_BS = torch.randint(3, 96, (3, 11), generator=torch.Generator().manual_seed(7))
@@ -157,7 +158,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(llama: PreTrainedModel)
     llama(TOKENS_BS).logits.square().sum().backward()
     plain = {name: layer.delta.grad.clone() for name, layer in layers.items() if layer.delta.grad is not None}
     llama.zero_grad()
-    llama.gradient_checkpointing_enable({"use_reentrant": False})
+    enable_checkpointing(llama)
     llama(TOKENS_BS).logits.square().sum().backward()
     assert len(plain) == len(layers)
     for name, layer in layers.items():

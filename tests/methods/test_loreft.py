@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from neuroada_cli.data.batch import Encoded, collate
 from neuroada_cli.loop.loss import token_loss
+from neuroada_cli.loop.recomputing import enable_checkpointing
 from neuroada_cli.methods import METHODS
 from neuroada_cli.methods.facts import Sizes, edited_blocks
 from neuroada_cli.methods.loreft import PromptPositions, prompt_ends, tell_prompts
@@ -203,7 +204,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
         method = edited(model)
         model.train()
         if checkpointing:
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+            enable_checkpointing(model)
         token_loss(model, batch)[0].backward()
         grads.append([p.grad for p in method.parameters(model)])
     for one, other in zip(*grads, strict=True):
