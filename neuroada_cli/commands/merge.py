@@ -98,7 +98,7 @@ def run(
             adapter = adapted.with_merged_layers(adapter, str(folder), base_folder, trust_remote_code)
         weights = hub.open_weights(base_folder)
         classifier = adapter.task == "sequence-classification"
-        skeleton = hub.skeleton(base_folder, adapter.task, _num_labels(adapter), trust_remote_code)
+        skeleton = hub.module_graph(base_folder, adapter.task, _num_labels(adapter), trust_remote_code)
         trained = _trained_dtype(adapter, weights)
         target = hub.TORCH_DTYPES[dtype] if dtype else trained
         packed = _quantization(adapter, onto, folder)

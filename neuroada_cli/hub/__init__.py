@@ -4,7 +4,8 @@
     open_base         its files and module graph, opened once
     open_weights      a folder's tensors by name, one in memory at a time
     fingerprint       what makes this base this base
-    skeleton          the module graph without weights
+    module_graph      its modules and tensors by name, to be walked: from the cache where it was seen before
+    skeleton          the same with its code, without weights
     load_model        the model with its weights
 
 This package is the only importer of transformers' loaders.
@@ -14,6 +15,7 @@ from neuroada_cli.files.safetensors_header import TensorInfo
 from neuroada_cli.hub.base import Base, open_base
 from neuroada_cli.hub.fingerprint import FORMAT as FINGERPRINT_FORMAT
 from neuroada_cli.hub.fingerprint import HASHES, fingerprint, hash_of, what_differs
+from neuroada_cli.hub.graph import module_graph
 from neuroada_cli.hub.loading import (
     TORCH_DTYPES,
     LoadedModel,
@@ -53,6 +55,7 @@ __all__ = [
     "is_pooler",
     "load_model",
     "load_tokenizer",
+    "module_graph",
     "open_base",
     "open_weights",
     "read_config",

@@ -10,21 +10,31 @@ from typing import Any
 from torch import Tensor, nn
 
 from neuroada_cli.hub.fingerprint import HASHES, fingerprint, hash_of
+from neuroada_cli.hub.graph import module_graph
 from neuroada_cli.hub.loading import ModelTask, skeleton
 from neuroada_cli.hub.weights import Weights, open_weights
 
 
 @dataclass(frozen=True)
 class Base:
-    """folder holds the files; skeleton is the module graph on the meta device, weights the files' tensors.
+    """folder holds the files, weights their tensors; graph is walked (`module_graph`).
 
+    task, num_labels, trust_remote_code  of the model that is meant
     hashes  of the tensors that were read whole so far
     """
 
     folder: Path
-    skeleton: nn.Module
+    graph: nn.Module
     weights: Weights
+    task: ModelTask = "causal-lm"
+    num_labels: int | None = None
+    trust_remote_code: bool = False
     hashes: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The module graph with its code, on the meta device: what can be run on tensors without memory."""
+        return skeleton(self.folder, self.task, self.num_labels, self.trust_remote_code)
 
     @cached_property
     def parameters(self) -> int:
@@ -61,4 +71,5 @@ def open_base(
     trust_remote_code: bool = False,
 ) -> Base:
     """The base in a checked local folder (`hub.resolve_model`). Raises ModelError."""
-    return Base(folder, skeleton(folder, task, num_labels, trust_remote_code), open_weights(folder))
+    graph = module_graph(folder, task, num_labels, trust_remote_code)
+    return Base(folder, graph, open_weights(folder), task, num_labels, trust_remote_code)

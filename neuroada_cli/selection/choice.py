@@ -126,15 +126,15 @@ def target_layers(
     `all-linear` leaves out the output head, classification heads, and a pooler that the files lack.
     Raises RecipeError for an entry that matches nothing.
     """
-    prefix = str(base.skeleton.base_model_prefix)
-    heads = hub.default_exclude(base.skeleton)
+    prefix = str(base.graph.base_model_prefix)
+    heads = hub.default_exclude(base.graph)
     heads += [
         name
-        for name, _ in base.skeleton.named_modules()
+        for name, _ in base.graph.named_modules()
         if hub.is_pooler(name) and hub.stored_name(base.weights, f"{name}.weight", prefix) is None
     ]
     try:
-        return find_targets(base.skeleton, include, exclude, layers, heads)
+        return find_targets(base.graph, include, exclude, layers, heads)
     except ValueError as error:
         raise RecipeError(str(error), "select") from None
 

@@ -63,7 +63,7 @@ def select_from_files(
     choice.check()
     weights, targets, spread = base.weights, choice.targets, choice.spread
     competing = choice.pools()
-    stored = {name: stored_names(weights, base.skeleton, name)[0] for name in targets}
+    stored = {name: stored_names(weights, base.graph, name)[0] for name in targets}
     indices: dict[str, Tensor] = {}
     for name in _in_file_order(weights, stored):
         check_weight(weights, stored[name], name, targets[name])
@@ -89,7 +89,7 @@ def select_from_files(
             for name in indices:
                 weight_OI = layout_of(targets[name]).rows(weights.tensor(stored[name]))
                 on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
-    return as_selection(indices, choice, base.fingerprint_as_read(), base.skeleton)
+    return as_selection(indices, choice, base.fingerprint_as_read(), base.graph)
 
 
 def winners(choice: Choice, competing: Mapping[str, Pool]) -> dict[str, Tensor]:

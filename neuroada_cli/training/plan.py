@@ -43,7 +43,7 @@ def make_plan(
 ) -> Plan:
     """The plan of a run. Raises RecipeError for a method that finds nothing to train in this model."""
     facts = facts_of(recipe.train.method)
-    width = getattr(base.skeleton.config.get_text_config(), "hidden_size", 0)  # type: ignore[union-attr,operator]
+    width = getattr(base.graph.config.get_text_config(), "hidden_size", 0)  # type: ignore[union-attr,operator]
     sizes = Sizes(
         choice.shapes,
         chosen=given.connections if given is not None else choice.connections,
@@ -65,7 +65,7 @@ def make_plan(
 
 def _counted(facts: MethodFacts, base: hub.Base, choice: Choice) -> int:
     """How many numbers the method trains of a copy of the model that has no weights."""
-    model = memory.copy_structure(base.skeleton, torch.empty_like)
+    model = memory.copy_structure(base.graph, torch.empty_like)
     indices = {
         name: torch.empty(rows, 1, dtype=torch.int32, device="meta")
         for name, (rows, _) in choice.shapes.items()

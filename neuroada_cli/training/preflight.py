@@ -63,14 +63,14 @@ def check(recipe: Recipe, overwrite: bool) -> Checked:
         raise RecipeError("train.early_stop needs validation rows", fix="set data.validation_rows")
     base = hub.open_base(folder, task.model_task, task.num_labels, model.trust_remote_code)
     longest = max(rows.train_report.longest, rows.validation_report.longest if rows.validation_report else 0)
-    _check_positions(base.skeleton, longest)
-    _check_tokens(base.skeleton, rows, str(folder))
+    _check_positions(base.graph, longest)
+    _check_tokens(base.graph, rows, str(folder))
     choice = choice_of(recipe.select, base, recipe.seed)
     if recipe.select.file is None:
         choice.check()
     given = _given_selection(recipe, base, choice, overwrite)
     if given is not None and recipe.select.file is not None:  # a named file is the last word
-        targets = {name: base.skeleton.get_submodule(name) for name in given.indices}
+        targets = {name: base.graph.get_submodule(name) for name in given.indices}
         choice = dataclasses.replace(choice, targets=targets)
         section = recipe.select.model_copy(update={"k": given.k, "criterion": given.criterion})
         recipe = recipe.model_copy(update={"select": section})
@@ -124,7 +124,7 @@ def _given_selection(recipe: Recipe, base: hub.Base, choice: Choice, overwrite: 
         return None
     selection = read_selection(file)
     check_base(selection.fingerprint, base)
-    linear = {name: module for name, module in base.skeleton.named_modules() if is_linear(module)}
+    linear = {name: module for name, module in base.graph.named_modules() if is_linear(module)}
     check_shapes(selection, {name: layer_shape(module) for name, module in linear.items()}, str(file))
     if file == own:
         _check_own(selection, choice, str(file))

@@ -213,7 +213,7 @@ def test_llama_7b_has_the_share_of_the_paper(tmp_path: Path) -> None:
     ).save_pretrained(tmp_path)  # fmt: skip
     base = hub.Base(tmp_path, hub.skeleton(tmp_path, "causal-lm"), hub.Weights(tmp_path, {}, {}))
     layers = target_layers(base)
-    total = sum(parameter.numel() for parameter in base.skeleton.parameters())
+    total = sum(parameter.numel() for parameter in base.graph.parameters())
     assert Choice(layers, Spread(1)).connections == 1_359_872
     assert share(Choice(layers, Spread(1)).connections, total) == "0.020 %"
     assert share(Choice(layers, Spread(20)).connections, total) == "0.404 %"
