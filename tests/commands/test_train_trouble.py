@@ -115,7 +115,7 @@ def test_out_of_memory_in_loading_has_advice_of_its_own(
 
 CAPPED = """
 import resource, sys
-from neuroada_cli import cli
+from neuroada_cli.cli import app as cli
 try:
     cli.main(["train", sys.argv[1], "--dry-run"])  # everything is imported now
 except SystemExit as stop:
