@@ -78,8 +78,19 @@ class PeerError(UserError):
     exit_code = 8
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM where nothing else handles it: unwinds like Ctrl-C, so that temporaries go (exit 143)."""
+class Followed(PeerError):
+    """Another process of a distributed run ended with an error and says why: its exit code, no words."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process of this run has said why")
+        self.exit_code = exit_code
+
+
+class Terminated(BaseException):
+    """SIGTERM where nothing else handles it: unwinds like Ctrl-C, so that temporaries go (exit 143).
+
+    No KeyboardInterrupt, since Typer makes exit code 130 of every one.
+    """
 
 
 class Stopped(UserError):

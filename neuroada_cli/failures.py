@@ -50,8 +50,11 @@ def terminable() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def report(error: BaseException, debug: bool = False) -> int:
-    """Tell the user about whatever ended the command, and return the exit code."""
+def report(error: BaseException, debug: bool = False, speaks: bool = True) -> int:
+    """Tell the user about whatever ended the command, and return the exit code.
+
+    speaks  False where another process of the run tells it
+    """
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
@@ -62,7 +65,8 @@ def report(error: BaseException, debug: bool = False) -> int:
     if debug:
         lines = "".join(traceback.format_exception(error))
         print(printable(public(lines), keep="\n"), file=sys.stderr, end="")
-    print(line, file=sys.stderr)
+    if speaks:
+        print(line, file=sys.stderr)
     return code
 
 
@@ -70,7 +74,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     """One line and an exit code for any exception."""
     if isinstance(error, UserError):
         return f"error: {error.line()}", error.exit_code
-    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+    if isinstance(error, KeyboardInterrupt | Terminated) or type(error).__name__ == "Abort":
         return "stopped", TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
         context = getattr(error, "ctx", None)

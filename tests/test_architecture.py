@@ -18,7 +18,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. There is no middle: every room has its place, so there can be no circle.
 ROOMS = (
-    "foreign_text", "errors", "failures", "machine", "delta", "methods", "recipe", "files", "hub", "show",
+    "foreign_text", "errors", "failures", "machine", "ranks", "delta", "methods", "recipe", "files", "hub", "show",
     "data", "tasks", "loop", "selection", "memory", "evaluation", "adapter", "benchmarking", "merging",
     "training", "commands", "suites", "cli",
 )  # fmt: skip
@@ -30,6 +30,7 @@ ALLOWED_OUTSIDE = {
     "errors": set(),
     "failures": set(),
     "machine": {"torch"},
+    "ranks": {"torch"},
     "delta": {"torch", "triton", "bitsandbytes"},
     "methods": {"torch", "peft"},
     "recipe": {"pydantic", "yaml"},

@@ -70,8 +70,8 @@ difference named |
 
 ## What this does not show
 
-A run is one process on one machine: a launch by `torchrun` or `accelerate` is refused (exit code 6) before
-any file is touched, so there is no rank that could die, hang or save alone.
+These counts are of runs of one process. In a run of several (`torchrun`, `--processes`) only rank 0 writes,
+by the same code; when one of them dies or hangs, the others end with exit code 8 and write nothing.
 
 A kill leaves the operating system alive: what it has taken, it writes. A machine that loses power may forget
 what was not yet synced. Therefore every file and folder is fsynced before it gets the name that makes it

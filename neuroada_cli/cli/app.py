@@ -7,6 +7,7 @@ a mistake in a recipe are answered at once, without torch. What a command does l
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -20,9 +21,12 @@ from neuroada_cli.cli.evaluate import eval_
 from neuroada_cli.cli.options import (
     DataDirOption,
     OverwriteOption,
+    ProcessesOption,
     RecipeArgument,
     SetOption,
     given_options,
+    in_ranks,
+    launched,
     load,
     merged_default,
     parse_bytes,
@@ -31,7 +35,10 @@ from neuroada_cli.cli.options import (
     split,
 )
 from neuroada_cli.cli.recipes import recipes_app
-from neuroada_cli.errors import RecipeError
+from neuroada_cli.errors import RecipeError, ResourceError
+from neuroada_cli.ranks.place import several
+
+IN_SEVERAL = ("train", "eval")  # what may run in several processes
 
 app = typer.Typer(
     name="neuroada",
@@ -52,6 +59,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _neuroada(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
@@ -65,6 +73,12 @@ def _neuroada(
     New here?   neuroada quickstart
     Usual way:  neuroada train RECIPE  →  neuroada merge runs/NAME OUT  →  neuroada eval OUT
     """
+    if several() and context.invoked_subcommand not in IN_SEVERAL:
+        raise ResourceError(
+            f"{context.invoked_subcommand} runs in one process, and was started in several",
+            "WORLD_SIZE",
+            f"start it without torchrun (only {' and '.join(IN_SEVERAL)} run in several)",
+        )
 
 
 @app.command()
@@ -136,6 +150,7 @@ def select(
 
 @app.command()
 def train(
+    context: typer.Context,
     recipe: RecipeArgument,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default runs/NAME.")] = None,
     selection: Annotated[
@@ -148,6 +163,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, show size, steps and memory; train nothing.")
     ] = False,
+    processes: ProcessesOption = None,
 ) -> None:
     """Train the chosen connections; checkpoints, metrics and a picture go to runs/NAME.
 
@@ -155,18 +171,24 @@ def train(
     neuroada train commonsense15k --dry-run
     neuroada train llama7b_math --data-dir ~/data --set optim.lr=1e-3
     neuroada train llama7b_math --resume
+    neuroada train llama2_70b_commonsense_k1 --processes 8
+    torchrun --nnodes 4 --nproc-per-node 8 … -m neuroada_cli train llama2_70b_commonsense_k1
     """
     loaded = load(recipe, overrides, data_dir, out)
+    if processes is not None and launched(context, processes):
+        return
     from neuroada_cli.commands import train as command
 
-    command.run(
-        loaded,
-        selection=selection,
-        resume=resume,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        recipe_file=Path(recipe),
-    )
+    with in_ranks() as ranks:
+        command.run(
+            loaded,
+            selection=selection,
+            resume=resume,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            recipe_file=Path(recipe),
+            ranks=ranks,
+        )
 
 
 @app.command()
@@ -260,5 +282,15 @@ def main(args: list[str] | None = None) -> None:
             )
         sys.stdout.flush()  # a reader that has gone is noticed here, not at the interpreter's end
     except BaseException as error:
-        code = failures.report(error, debug)
+        code = failures.report(error, debug, speaks=not several() or _speaks(error))
+        if several():  # what other threads still wait for is lost with the process that it should come from
+            sys.stderr.flush()
+            os._exit(code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _speaks(error: BaseException) -> bool:
+    """Of several processes that end for one reason, whether this one tells it."""
+    from neuroada_cli.ranks.group import speaks
+
+    return speaks(error)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +15,7 @@ import typer
 from neuroada_cli.errors import RecipeError
 
 if TYPE_CHECKING:
+    from neuroada_cli.ranks.group import Ranks
     from neuroada_cli.recipe.schema import Recipe
 
 Dtype = Literal["bf16", "fp16", "fp32"]
@@ -26,6 +30,10 @@ SetOption = Annotated[
 DataDirOption = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder searched first for data sets (else $NEUROADA_DATA)."),
+]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option("--processes", min=1, help="Start so many processes on this machine, one per GPU."),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what lies in the output folder.")]
 
@@ -59,6 +67,54 @@ def given_options(context: typer.Context) -> set[str]:
                 max(parameter.opts, key=len) if parameter.opts[0].startswith("-") else _shown(parameter)
             )
     return found
+
+
+def launched(context: typer.Context, processes: int) -> bool:
+    """Whether the command ran in so many processes, as torchrun starts them; False for a single one.
+
+    Raises RecipeError inside such a process, typer.Exit with the code of a run that failed.
+    """
+    from neuroada_cli.ranks.place import several
+
+    if several():
+        raise RecipeError("this process was started by a launcher already", "--processes", "leave it out")
+    if processes == 1:
+        return False
+    from neuroada_cli.ranks.launch import launch
+
+    code = launch(processes, [str(context.info_name), *_given_again(context)])
+    if code:
+        raise typer.Exit(code)
+    return True
+
+
+@contextmanager
+def in_ranks() -> Iterator[Ranks]:
+    """This process's place among those that a launcher started, and good-bye to them when all went well."""
+    from neuroada_cli.ranks.group import join, leave
+
+    ranks = join()
+    yield ranks
+    leave(ranks)
+
+
+def _given_again(context: typer.Context) -> list[str]:
+    """What was written behind the command, but --processes, for the processes that it starts."""
+    options: list[str] = ["--debug"] if "--debug" in sys.argv else []
+    arguments: list[str] = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is None or source.name != "COMMANDLINE" or parameter.name == "processes":
+            continue
+        value = context.params[str(parameter.name)]
+        values = value if isinstance(value, list | tuple) else [value]
+        if not parameter.opts[0].startswith("-"):
+            arguments += map(str, values)
+        elif isinstance(value, bool):
+            options.append(max(parameter.opts if value else parameter.secondary_opts, key=len))
+        else:
+            options += [f"{max(parameter.opts, key=len)}={each}" for each in values]
+    return [*options, "--", *arguments] if arguments else options
 
 
 def _shown(argument: Any) -> str:

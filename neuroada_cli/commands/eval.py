@@ -362,7 +362,7 @@ def _score(
 def _stoppable() -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, Terminated) as error:
         number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
         raise Stopped(
             number, "stopped; the rows done so far are kept", "start it again to go on from there"

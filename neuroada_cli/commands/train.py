@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from pathlib import Path
 
 from rich.console import Console
 
 from neuroada_cli import files
+from neuroada_cli.adapter.folder import AdapterFolder, open_adapter
 from neuroada_cli.errors import ResourceError
+from neuroada_cli.files.lock import LOCK
 from neuroada_cli.foreign_text import shown
+from neuroada_cli.ranks.group import ALONE, Ranks
+from neuroada_cli.ranks.place import several
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.training import dry_run as preview
 from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training import space
 from neuroada_cli.training.checkpoint import check_unchanged, newest_opened
 from neuroada_cli.training.fit import TrainResult, fit
-from neuroada_cli.training.preflight import check
+from neuroada_cli.training.preflight import Checked, check
 
 
 def run(
@@ -27,6 +33,7 @@ def run(
     dry_run: bool = False,
     quiet: bool = False,
     recipe_file: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train as the recipe says, into its run folder.
 
@@ -35,19 +42,27 @@ def run(
     overwrite  remove a former run in the folder, once everything else is known to be right
     dry_run    check everything and show what would happen; no weight is read, nothing is written
     recipe_file  where the recipe came from: a run that would remove it is refused
-    One process trains: a launcher that starts several of them is refused before anything is written.
+    ranks      the processes that train together: rank 0 locks, writes and speaks
     Raises UserErrors before the model loads wherever that is possible; Stopped after a signal.
     """
-    _refuse_ranks()
-    console = Console(stderr=True, quiet=quiet)
+    _refuse_strangers(ranks)
+    console = Console(stderr=True, quiet=quiet or not ranks.first)
     if selection is not None:
         section = recipe.select.model_copy(update={"file": str(selection)})
         recipe = recipe.model_copy(update={"select": section})
     run_dir = recipe.run_path
-    run_folder.check(run_dir, resume, overwrite, recipe_file)
-    checked = check(recipe, overwrite)
+    ranks.first_does(lambda: run_folder.check(run_dir, resume, overwrite, recipe_file))
+    checked = ranks.all_do(lambda: check(recipe, overwrite, ranks))
+    if not ranks.alone:
+        ranks.refuse_differences(
+            {
+                "recipe": checked.recipe.model_dump(mode="json"),
+                "set of rows": checked.rows.hashes,
+                "base model": checked.base.fingerprint,
+            }
+        )
     plan = checked.plan
-    preview.show(recipe, plan, checked.rows, checked.tokenizer, console)
+    preview.show(recipe, plan, checked.rows, checked.tokenizer, console, ranks)
     if dry_run:
         predicted = preview.dry_run(checked)
         return TrainResult(
@@ -57,29 +72,56 @@ def run(
             trainable=plan.trainable,
             total=plan.total,
         )
-    space.require(checked)
-    with files.Lock(run_dir):
-        run_folder.check(run_dir, resume, overwrite, recipe_file)
-        source = newest_opened(run_dir) if resume else None
-        if resume:
-            files.clean_stale(run_dir)  # what a killed run left half written; a fresh start clears it anyway
-        if source is not None:
-            check_unchanged(source.folder, checked.recipe.model_dump(mode="json"), checked.rows.hashes)
-        elif resume:
-            console.print("no checkpoint yet: training starts at the beginning")
-        result = fit(checked, source, console)
+    ranks.first_does(lambda: space.require(checked))
+    with contextlib.ExitStack() as held:
+        ranks.first_does(lambda: held.enter_context(files.Lock(run_dir)))
+        ranks.all_do(lambda: _see(run_dir, ranks))
+        ranks.first_does(lambda: run_folder.check(run_dir, resume, overwrite, recipe_file))
+        source = _source(checked, run_dir, resume, console, ranks)
+        result = fit(checked, source, console, ranks)
     _show(result, console)
     return result
 
 
-def _refuse_ranks() -> None:
-    """torchrun and its like start one process per GPU, which would all write into one run folder."""
-    ranks = os.environ.get("WORLD_SIZE", "1")
-    if ranks not in ("", "0", "1"):
+def _source(
+    checked: Checked, run_dir: Path, resume: bool, console: Console, ranks: Ranks
+) -> AdapterFolder | None:
+    """The checkpoint to go on from: found by rank 0, opened by all. Raises ModelError, OutputError."""
+    if not resume:
+        return None
+
+    def find() -> AdapterFolder | None:
+        found = newest_opened(run_dir)
+        files.clean_stale(run_dir)  # what a killed run left half written; a fresh start clears it anyway
+        if found is not None:
+            check_unchanged(found.folder, checked.recipe.model_dump(mode="json"), checked.rows.hashes)
+        return found
+
+    found = ranks.first_does(find)
+    name = ranks.shared(None if found is None else found.folder.name)
+    if name is None:
+        console.print("no checkpoint yet: training starts at the beginning")
+        return None
+    return ranks.all_do(lambda: found or open_adapter(run_dir / name))
+
+
+def _refuse_strangers(ranks: Ranks) -> None:
+    """Several processes that do not know of each other would all write into one run folder."""
+    if ranks.alone and several():
         raise ResourceError(
-            f"was started as one of {ranks[:16]} processes, but trains in one",
+            f"was started as one of {os.environ['WORLD_SIZE'][:16]} processes, but trains alone",
             "WORLD_SIZE",
-            "start it without torchrun or accelerate",
+            "start it without torchrun or accelerate, or as `-m neuroada_cli train`",
+        )
+
+
+def _see(run_dir: Path, ranks: Ranks) -> None:
+    """Raises ResourceError where a process does not see the run folder that rank 0 holds."""
+    if not (run_dir / LOCK).exists():
+        raise ResourceError(
+            f"process {ranks.number} on {socket.gethostname()} does not see what process 0 wrote there",
+            str(run_dir),
+            "name a folder that all machines share with --out",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from neuroada_cli.hub.fingerprint import HASHES, fingerprint, hash_of
 from neuroada_cli.hub.graph import module_graph
 from neuroada_cli.hub.loading import ModelTask, skeleton
 from neuroada_cli.hub.weights import Weights, open_weights
+from neuroada_cli.ranks.group import Ranks
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,28 @@ class Base:
         self.hashes[name] = hash_of(tensor)
         return tensor
 
+    def read_in_turns(self, names: Collection[str], ranks: Ranks) -> None:
+        """Hash these tensors, each by one of the ranks; and the others, where they are the smaller part."""
+        wanted = [*names, *(self._smaller_part(names))]
+        for name in ranks.mine(wanted):
+            self.read(name)
+        for hashes in ranks.collected({name: self.hashes[name] for name in ranks.mine(wanted)}):
+            self.hashes.update(hashes)
+
+    def _smaller_part(self, read: Collection[str]) -> list[str]:
+        """What was not read, where that is the smaller part of the files."""
+        unread = [name for name in self.weights if name not in read]
+        small = 2 * sum(self.weights.info(name).nbytes for name in unread) < self.weights.nbytes
+        return unread if small else []
+
     def fingerprint_as_read(self, everything: bool = False) -> dict[str, Any]:
         """The fingerprint with the hashes of all tensors that were read whole.
 
         everything  read the others now; so it is done, too, where they are the smaller part of the files
         """
         unread = [name for name in self.weights if name not in self.hashes]
-        if everything or 2 * sum(self.weights.info(name).nbytes for name in unread) < self.weights.nbytes:
-            for name in unread:
-                self.read(name)
+        for name in unread if everything else self._smaller_part(self.hashes):
+            self.read(name)
         return self.fingerprint | {HASHES: dict(sorted(self.hashes.items()))}
 
 

@@ -22,13 +22,17 @@ ModelTask = Literal["causal-lm", "sequence-classification"]
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def choose_device(wanted: str | None = None) -> str:
-    """The device named, else cuda where there is one, else cpu. Raises ResourceError where it is missing."""
+def choose_device(wanted: str | None = None, number: int | None = None) -> str:
+    """The device named, else cuda where there is one, else cpu. Raises ResourceError where it is missing.
+
+    number  of this process among those of the machine: of its GPUs, the one to take
+    """
     cuda = ["cuda", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
     here = [*(cuda if torch.cuda.is_available() else ()), "cpu"]
     if wanted is not None and wanted not in here:
         raise ResourceError(f"there is no {wanted} here", "device", f"choose {', '.join(here)}")
-    return wanted or here[0]
+    chosen = wanted or here[0]
+    return f"cuda:{number}" if chosen == "cuda" and number is not None else chosen
 
 
 @dataclass(frozen=True)

@@ -67,32 +67,39 @@ class Weights:
             raise ModelError(f"holds no tensor {name}", str(self.folder))
         return self._infos[name]
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, part: slice = slice(None)) -> Tensor:
         """One tensor over a private mapping of its bytes: unmapped with the tensor, never a second copy.
 
+        part  of its first dimension: nothing but these bytes is read
         Writing to it copies the touched pages only and leaves the file alone.
         """
         info = self.info(name)
-        if info.nbytes == 0:
-            return torch.empty(info.shape, dtype=info.dtype)
-        start = info.offset - info.offset % mmap.ALLOCATIONGRANULARITY
+        shape, begin = info.shape, info.offset
+        if part != slice(None):
+            first, last, _ = part.indices(shape[0])
+            shape = (max(0, last - first), *shape[1:])
+            begin += first * math.prod(shape[1:]) * info.dtype.itemsize
+        count = math.prod(shape)
+        if count == 0:
+            return torch.empty(shape, dtype=info.dtype)
+        nbytes = count * info.dtype.itemsize
+        start = begin - begin % mmap.ALLOCATIONGRANULARITY
         try:
             with info.file.open("rb") as file:
                 mapped = mmap.mmap(
-                    file.fileno(), info.offset + info.nbytes - start, access=mmap.ACCESS_COPY, offset=start
+                    file.fileno(), begin + nbytes - start, access=mmap.ACCESS_COPY, offset=start
                 )
         except (OSError, ValueError) as error:
             raise ModelError(f"{name} cannot be read: {error}", str(info.file)) from None
         _populate(mapped)
-        count = math.prod(info.shape)
-        offset = info.offset - start
+        offset = begin - start
         if offset % info.dtype.itemsize:  # the format allows it, element-wise loads do not
-            data = torch.frombuffer(bytearray(mapped[offset : offset + info.nbytes]), dtype=info.dtype)
+            data = torch.frombuffer(bytearray(mapped[offset : offset + nbytes]), dtype=info.dtype)
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 data = torch.frombuffer(mapped, dtype=info.dtype, count=count, offset=offset)
-        return data.view(info.shape)
+        return data.view(shape)
 
     def read_into(self, name: str, buffer: Tensor) -> Tensor:
         """One tensor read into `buffer` (uint8, at least the tensor's bytes) and viewed as what it is.

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 
 from neuroada_cli.data.batch import Batch, Encoded, collate, epoch_order, pack
 from neuroada_cli.delta.reselection import Choose
-from neuroada_cli.errors import Stopped
-from neuroada_cli.loop.frozen import FrozenWatch
+from neuroada_cli.errors import NumericsError, Stopped
+from neuroada_cli.loop.frozen import FrozenWatch, weighted_sum
 from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.loop.optim import OptimSettings, adamw, lr_factor
 from neuroada_cli.loop.recomputing import enable_checkpointing
-from neuroada_cli.loop.rng import seed_everything
+from neuroada_cli.loop.rng import seed_everything, seed_of
 from neuroada_cli.loop.signals import StopSignals
 from neuroada_cli.loop.step import StepStats, train_step
 from neuroada_cli.loop.validate import Evaluation, Metric, validate
 from neuroada_cli.methods.protocol import Method, Reselects
+from neuroada_cli.ranks.group import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -118,50 +119,55 @@ def train(
     report: Reporter,
     indices: dict[str, Tensor],
     choose: Choose | None = None,
+    ranks: Ranks = ALONE,
 ) -> Progress:
     """Train `model`, to which `method` is attached, to the end of the run.
 
     indices  module name -> [O, K]: what may change in otherwise frozen weights (looked at after the first
              step and at every save, entry by entry at the end)
     choose   weight -> what trains of it, for `settings.reselect_every` (of a method that reselects)
+    ranks    the processes that train together: each with the same arguments, and the same result
     Raises Stopped after a signal (a checkpoint is written first), NumericsError (nothing is written, the last
     checkpoint stays good), DataError for a step without any target; what torch raises when memory runs out.
     """
-    seed_everything(settings.seed)
+    seed_everything(seed_of(settings.seed, ranks.number))
     optimizer = adamw(model, method, settings.optim)
     watch = FrozenWatch(model, indices)
     progress = checkpoints.restore(model, method, optimizer)
     if settings.gradient_checkpointing:
         enable_checkpointing(model)
     model.train()
-    schedule = Schedule(data, settings)
+    schedule = Schedule(data, settings, ranks.size)
     begun = progress.step
     with StopSignals() as stop:
         while True:
             improved = False
             if data.validation and schedule.due(progress.step, progress.evaluated, settings.eval_every):
                 batches = schedule.validation()
-                evaluation = validate(model, batches, data.kind, data.metric, stop, progress.step)
+                evaluation = validate(model, batches, data.kind, data.metric, stop, progress.step, ranks)
                 if evaluation is not None:  # None: a signal came first, and resuming evaluates anew
                     improved = progress.judge(evaluation)
                     report.evaluation(progress.step, evaluation, improved)
             finished = progress.step >= schedule.total or progress.hopeless(settings.early_stop)
             if finished and progress.step > begun:
                 watch.check_all()
-            leaving = finished or stop.requested is not None
+            # a signal to any rank stops all of them here, and one that comes later at the next step
+            stopping = ranks.largest(stop.requested or 0)
+            leaving = finished or stopping > 0
             due = schedule.due(progress.step, progress.saved, settings.save_every)
             if due or improved or (leaving and progress.saved < progress.step):
                 watch.check()
+                _refuse_apart(model, method, ranks)
                 progress.saved = progress.step
                 checkpoints.save(progress, model, method, optimizer)
-            if stop.requested is not None:
-                raise _stopped(stop.requested, progress.step, schedule.total)
+            if stopping:
+                raise _stopped(stopping, progress.step, schedule.total)
             if finished:
                 return progress
             stats = train_step(
                 model, method, optimizer, schedule.micro_batches(progress.step), LOSSES[data.kind],
                 progress.step, schedule.lr_factor(progress.step),
-                weight_decay=settings.optim.weight_decay, clip=settings.optim.clip,
+                weight_decay=settings.optim.weight_decay, clip=settings.optim.clip, ranks=ranks,
             )  # fmt: skip
             progress.step += 1
             report.step(stats, schedule.total)
@@ -174,11 +180,28 @@ def train(
                 watch = FrozenWatch(model, method.reselect(model, choose, optimizer))
 
 
-class Schedule:
-    """What happens at which step: a pure function of the rows, the settings and the step."""
+def _refuse_apart(model: nn.Module, method: Method, ranks: Ranks) -> None:
+    """Raises NumericsError unless every rank has learnt the same, bit for bit."""
+    if ranks.alone:
+        return
+    parameters = [*method.parameters(model), *method.whole_parameters()]
+    sums = ranks.collected([weighted_sum(parameter.detach()) for parameter in parameters])
+    if odd := [number for number, theirs in enumerate(sums) if theirs != sums[0]]:
+        raise NumericsError(
+            f"process {odd[0]} has learnt something else than process 0; no checkpoint of this step was "
+            "written",
+            fix="run on machines of one kind; if they are, report this as a bug",
+        )
 
-    def __init__(self, data: TrainData, settings: Settings) -> None:
-        self._data, self._settings = data, settings
+
+class Schedule:
+    """What happens at which step: a pure function of the rows, the settings and the step.
+
+    workers  processes that take turns at the micro-batches: a step is cut so that each gets one, if it can
+    """
+
+    def __init__(self, data: TrainData, settings: Settings, workers: int = 1) -> None:
+        self._data, self._settings, self._workers = data, settings, workers
         self._lengths = [len(row) for row in data.train]
         self.per_epoch = math.ceil(len(data.train) / settings.batch_size)
         self.total = settings.total_steps(len(data.train))
@@ -200,7 +223,7 @@ class Schedule:
             yield self._batch(rows[start : start + size])
 
     def _collated(self, rows: list[Encoded]) -> list[Batch]:
-        size = self._settings.micro_batch_size or len(rows)
+        size = min(self._settings.micro_batch_size or len(rows), -(-len(rows) // self._workers))
         return [self._batch(rows[i : i + size]) for i in range(0, len(rows), size)]
 
     def _batch(self, rows: Sequence[Encoded]) -> Batch:

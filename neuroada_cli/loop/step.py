@@ -15,6 +15,8 @@ from neuroada_cli.errors import DataError, NumericsError
 from neuroada_cli.loop.loss import Loss, count_targets
 from neuroada_cli.loop.optim import clip_gradients, set_lr
 from neuroada_cli.methods.protocol import Method
+from neuroada_cli.ranks.gradients import sum_gradients
+from neuroada_cli.ranks.group import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,14 @@ def train_step(
     factor: float = 1.0,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
+    ranks: Ranks = ALONE,
 ) -> StepStats:
     """loss = sum over all micro-batches / their target count, then clip, update, refold.
 
-    micro_batches  on any device; each is moved to the model's when its turn comes
+    micro_batches  of the whole step, on any device; each is moved to the model's when its turn comes
     step           number of this step (0 is the first), for messages and the result
     factor         share of the peak learning rate
+    ranks          take turns at the micro-batches; all divide by the same count
     A mean of per-micro-batch means would weigh tokens by the company they keep; this does not.
     Raises DataError without a single target; NumericsError, before anything is updated, for a loss or
     gradient that is not finite, and at step 0 when every gradient is zero.
@@ -62,15 +66,16 @@ def train_step(
         raise DataError(f"step {step + 1} has no token to learn", f"rows {listed(rows)}")
     device = next(model.parameters()).device
     losses: list[Tensor] = []
-    for batch in micro_batches:
+    for batch in ranks.mine(micro_batches):
         loss_sum, _ = loss(model, batch.to(device))
         if loss_sum.requires_grad:  # a micro-batch may hold no target at all
             (loss_sum / targets).backward()  # type: ignore[no-untyped-call]
         losses.append(loss_sum.detach())
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    sum_gradients(parameters, ranks)
     norm = clip_gradients(parameters, clip)
     # the step's only wait for the device: everything the guard and the log need at once
-    *sums, grad_norm = torch.stack([*losses, norm.float()]).tolist()
+    *sums, grad_norm = _told([*losses, norm.float()], len(micro_batches), ranks)
     _guard(sums, grad_norm, micro_batches, step)
 
     set_lr(optimizer, factor)
@@ -82,6 +87,21 @@ def train_step(
     seconds = time.perf_counter() - started
     mean = sum(sums) / targets
     return StepStats(step + 1, mean, grad_norm, lr, targets, tokens, len(rows), seconds, tuple(rows))
+
+
+def _told(own: Sequence[Tensor], count: int, ranks: Ranks) -> list[float]:
+    """The step's `count` losses, in the micro-batches' order, and its gradient norm: numbers, on every rank.
+
+    own  this rank's losses, and the norm, which is the same on all
+    """
+    if ranks.alone:
+        return list(torch.stack(list(own)).tolist())
+    *losses, norm = own
+    every = torch.zeros(count, dtype=torch.float32, device=norm.device)
+    if losses:
+        every[ranks.number :: ranks.size] = torch.stack(losses)
+    ranks.sum_(every)
+    return list(torch.cat([every, norm[None]]).tolist())
 
 
 def _guard(sums: list[float], grad_norm: float, micro_batches: Sequence[Batch], step: int) -> None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from neuroada_cli.data.batch import Batch, listed
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.loop.loss import class_error, row_logits, score_error, token_loss
 from neuroada_cli.loop.signals import StopSignals
+from neuroada_cli.ranks.group import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -53,36 +56,37 @@ def validate(
     metric: Metric | None = None,
     stop: StopSignals | None = None,
     step: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation | None:
     """Evaluate without dropout and without touching any random state; None when `stop` came in between.
 
-    step  optimizer steps done, for the message
+    step   optimizer steps done, for the message
+    ranks  take turns at the batches; all of them end with the same result
     Raises NumericsError for a loss that is not finite, naming the rows.
     """
     device = next(model.parameters()).device
-    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
-    predictions: list[float] = []
-    labels: list[float] = []
-    sums: list[tuple[Tensor, list[int]]] = []  # by batch, with its rows
+    losses: list[Tensor] = []
+    batches_done: list[_Done] = []
+    stopped = False
     with evaluating(model):
-        for batch in batches:
-            if stop is not None and stop.requested is not None:
-                return None
-            batch = batch.to(device)
-            if kind == "generation":
-                loss_sum, targets = token_loss(model, batch)
-            else:
-                logits_BC, targets = row_logits(model, batch), len(batch.rows)
-                is_class = kind == "classification"
-                loss_sum = (class_error if is_class else score_error)(logits_BC, batch.labels_BS)
-                predictions += (logits_BC.argmax(dim=-1) if is_class else logits_BC[:, 0]).tolist()
-                labels += batch.labels_BS.tolist()
-            total += loss_sum
-            count += targets
-            sums.append((loss_sum, batch.rows))
-    loss = total.item() / max(1, count)
+        for number, batch in enumerate(batches):
+            if stopped := stop is not None and stop.requested is not None:
+                break
+            if number % ranks.size == ranks.number:
+                loss_sum, done = _evaluated(model, batch.to(device), kind)
+                losses.append(loss_sum)
+                batches_done.append(done)
+    told = torch.stack(losses).tolist() if losses else []
+    every = ranks.collected([stopped, told, batches_done])
+    if any(stopped for stopped, _, _ in every):
+        return None
+    sums: list[float] = _in_turn([losses for _, losses, _ in every])
+    done_by_batch: list[_Done] = _in_turn([batches for _, _, batches in every])
+    count = sum(targets for targets, *_ in done_by_batch)
+    loss = sum(sums) / max(1, count)
     if not math.isfinite(loss):
-        bad = [row for value, rows in sums if not math.isfinite(value.item()) for row in rows]
+        pairs = zip(sums, done_by_batch, strict=True)
+        bad = [row for value, (_, rows, *_) in pairs if not math.isfinite(value) for row in rows]
         when = f" at step {step}" if step is not None else ""
         raise NumericsError(
             f"the validation loss is not finite{when}, validation rows {listed(bad)}",
@@ -90,7 +94,32 @@ def validate(
         )
     if metric is None:
         return Evaluation(loss, count)
+    predictions = [value for *_, values, _ in done_by_batch for value in values]
+    labels = [label for *_, labels in done_by_batch for label in labels]
     return Evaluation(loss, count, metric.score(predictions, labels), metric.name)
+
+
+# of a batch: targets, its rows, and of a classifier or regressor predictions and labels
+_Done = tuple[int, list[int], list[float], list[float]]
+
+
+def _evaluated(model: nn.Module, batch: Batch, kind: str) -> tuple[Tensor, _Done]:
+    """(summed loss, what else is to be known of the batch)."""
+    if kind == "generation":
+        loss_sum, targets = token_loss(model, batch)
+        return loss_sum, (targets, batch.rows, [], [])
+    logits_BC, is_class = row_logits(model, batch), kind == "classification"
+    loss_sum = (class_error if is_class else score_error)(logits_BC, batch.labels_BS)
+    predictions = (logits_BC.argmax(dim=-1) if is_class else logits_BC[:, 0]).tolist()
+    return loss_sum, (len(batch.rows), batch.rows, predictions, batch.labels_BS.tolist())
+
+
+def _in_turn(dealt: list[list[Any]]) -> list[Any]:
+    """What the ranks took in turns, in one row again."""
+    return [item for turn in zip_longest(*dealt, fillvalue=_NONE) for item in turn if item is not _NONE]
+
+
+_NONE = object()
 
 
 @contextmanager

@@ -171,6 +171,10 @@ class TrainSection(Section):
     micro_batch_size: int | None = Field(
         None, ge=1, description="Rows per forward pass; empty: the whole batch at once."
     )
+    parallel: Literal["auto", "replicate"] = Field(
+        "auto",
+        description="In several processes (torchrun, --processes): each holds the whole model (replicate).",
+    )
     group_by_length: bool = Field(True, description="Put rows of similar length into one batch.")
     packing: bool = Field(
         False, description="Lay the rows of a micro-batch behind each other, without padding; same loss."

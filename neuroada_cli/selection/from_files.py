@@ -7,7 +7,7 @@ O = output neurons, I = inputs, K = chosen inputs per neuron
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,9 +53,27 @@ def select_from_files(
 ) -> Selection:
     """The connections of every neuron of the targets, read from the base's files.
 
+    Takes what `indices_from_files` does, and raises what it raises.
+    """
+    indices = indices_from_files(base, choice, on_layer, quantization, dtype)
+    return as_selection(indices, choice, base.fingerprint_as_read(), base.graph)
+
+
+def indices_from_files(
+    base: hub.Base,
+    choice: Choice,
+    on_layer: Callable[[LayerChoice], None] | None = None,
+    quantization: str | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    rows: Mapping[str, slice] | None = None,
+) -> dict[str, Tensor]:
+    """Layer -> int32 [O, K]: the connections of every neuron of the targets, in the order of the files.
+
     on_layer  called after each layer, for progress and the table
     quantization, dtype  choose from the weights as bitsandbytes leaves them (computing in dtype), because
               those are what trains
+    rows      only these layers, and only so many of their neurons, where a neuron's connections depend on
+              its own weights alone (`in_parts`)
     Every layer draws from a random stream of its own, so neither order nor sharding matters.
     Raises RecipeError for what does not fit, ModelError for weights that are missing, misshapen, not finite
     or packed.
@@ -63,11 +81,15 @@ def select_from_files(
     choice.check()
     weights, targets, spread = base.weights, choice.targets, choice.spread
     competing = choice.pools()
-    stored = {name: stored_names(weights, base.graph, name)[0] for name in targets}
+    stored = dict(zip(targets, stored_weights(base, targets), strict=True))
     indices: dict[str, Tensor] = {}
     for name in _in_file_order(weights, stored):
+        if rows is not None and name not in rows:
+            continue
+        part = rows[name] if rows is not None else slice(None)
         check_weight(weights, stored[name], name, targets[name])
-        weight_OI = layout_of(targets[name]).rows(base.read(stored[name]))
+        tensor = base.read(stored[name]) if rows is None else weights.tensor(stored[name], part)
+        weight_OI = layout_of(targets[name]).rows(tensor)
         if quantization is not None:
             weight_OI = round_trip(weight_OI, quantization, dtype)
         generator = torch.Generator().manual_seed(choice.seed ^ zlib.crc32(name.encode()))
@@ -78,7 +100,8 @@ def select_from_files(
                     name, score_OI if spread.tile is None else tile_means(score_OI, spread.tile)
                 )
                 continue
-            indices[name] = _chosen(weight_OI, choice.counts[name], choice.criterion, generator, choice.rank)
+            count_O = choice.counts[name][part]
+            indices[name] = _chosen(weight_OI, count_O, choice.criterion, generator, choice.rank)
         except ValueError as error:
             raise ModelError(f"{name}: {error}", str(weights.info(stored[name]).file)) from None
         if on_layer is not None:
@@ -89,7 +112,12 @@ def select_from_files(
             for name in indices:
                 weight_OI = layout_of(targets[name]).rows(weights.tensor(stored[name]))
                 on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
-    return as_selection(indices, choice, base.fingerprint_as_read(), base.graph)
+    return indices
+
+
+def stored_weights(base: hub.Base, targets: Iterable[str]) -> list[str]:
+    """The files' name of each target's weight, the first of several."""
+    return [stored_names(base.weights, base.graph, name)[0] for name in targets]
 
 
 def winners(choice: Choice, competing: Mapping[str, Pool]) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Literal
 
 from neuroada_cli import files, hub
-from neuroada_cli.errors import NumericsError, ResourceError, out_of_memory
+from neuroada_cli.errors import NumericsError, PeerError, ResourceError, out_of_memory
+from neuroada_cli.ranks.group import gone, has_gone
 from neuroada_cli.training.plan import largest_step, predicted_memory
 from neuroada_cli.training.preflight import Checked
 
@@ -25,6 +26,8 @@ def advised(checked: Checked, doing: Doing) -> Iterator[None]:
     except NumericsError as error:
         raise NumericsError(error.what, error.where, _joined(_kept(checked), error.fix)) from error
     except Exception as error:
+        if has_gone(error) or type(error) is PeerError:
+            raise PeerError(gone().what, fix=_joined(_kept(checked), "go on with --resume")) from error
         if not out_of_memory(error):
             raise
         size, fix = _of_training(checked) if doing == "training" else _of_weights(checked)

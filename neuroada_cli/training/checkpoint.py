@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from neuroada_cli import files
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder, open_adapter, read_adapter, write_adapter
@@ -26,13 +26,23 @@ from neuroada_cli.loop import optimizer_state, rng
 from neuroada_cli.loop.loop import Progress
 from neuroada_cli.methods.protocol import Method
 from neuroada_cli.methods.state import MethodState
+from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training.log import MetricsLog
 from neuroada_cli.training.saved_state import STATE, NewerFormat, SavedState, read_state
 
 OPTIMIZER, EXACT, RNG = "state/optimizer.safetensors", "state/exact.safetensors", "state/rng.safetensors"
 # Keys that may change between a save and its resume: they do not touch the course of the training.
-FREE_KEYS = ("name", "description", "run_dir", "eval", "train.keep", "data.data_dir", "device")
+FREE_KEYS = (
+    "name",
+    "description",
+    "run_dir",
+    "eval",
+    "train.keep",
+    "train.parallel",
+    "data.data_dir",
+    "device",
+)
 SHOWN = 4  # changes told at once
 
 
@@ -45,6 +55,7 @@ class RunCheckpoints:
     log_position  bytes of metrics.jsonl so far; cut_log puts it back there
     keep          newest checkpoints kept; the best one is kept too
     source        the checkpoint to go on from, None for a fresh run
+    ranks         all save and restore together; rank 0 writes
     """
 
     run_dir: Path
@@ -57,20 +68,31 @@ class RunCheckpoints:
     log_position: Callable[[], int]
     cut_log: Callable[[int], None]
     source: AdapterFolder | None = None
+    ranks: Ranks = ALONE
 
     def save(
         self, progress: Progress, model: nn.Module, method: Method, optimizer: torch.optim.Optimizer
     ) -> None:
         """Write checkpoint-N completely or not at all, move the links, then drop old ones."""
-        name = f"checkpoint-{progress.step}"
         learnt = method.state(model)
+        streams = rng.capture(self.ranks)
+        self.ranks.first_does(lambda: self._write(progress, learnt, optimizer, *streams))
+
+    def _write(
+        self,
+        progress: Progress,
+        learnt: MethodState,
+        optimizer: torch.optim.Optimizer,
+        rng_tensors: Mapping[str, Tensor],
+        rng_numbers: dict[str, Any],
+    ) -> None:
+        name = f"checkpoint-{progress.step}"
         with files.atomic_folder(self.run_dir / name, overwrite=True) as folder:
             write_adapter(folder, self.adapter(learnt), self.tokenizer, self.recipe_yaml)
             (folder / STATE).parent.mkdir()
             files.write_tensors(folder / OPTIMIZER, optimizer_state.tensors_of(optimizer))
             if learnt.exact:
                 files.write_tensors(folder / EXACT, learnt.exact)
-            rng_tensors, rng_numbers = rng.capture()
             files.write_tensors(folder / RNG, rng_tensors)
             state = SavedState(progress, self.log_position(), rng_numbers, dict(self.recipe), dict(self.data))
             files.write_json(folder / STATE, state.as_json())
@@ -98,11 +120,15 @@ class RunCheckpoints:
                 model, MethodState(adapter.deltas, adapter.whole, exact, adapter.selection.indices)
             )
             optimizer_state.load(optimizer, optimizer_tensors, saved.progress.step)
-            rng.restore(rng_tensors, saved.rng)
+            rng.restore(rng_tensors, saved.rng, self.ranks)
         except (KeyError, ValueError, TypeError) as error:
             raise ModelError(f"does not fit this run: {error}", str(folder)) from error
-        self.cut_log(saved.log_bytes)
-        self._link(saved.progress)
+
+        def go_back() -> None:
+            self.cut_log(saved.log_bytes)
+            self._link(saved.progress)
+
+        self.ranks.first_does(go_back)
         return saved.progress
 
     def _link(self, progress: Progress) -> None:

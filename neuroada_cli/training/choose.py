@@ -9,12 +9,14 @@ from typing import Any
 from neuroada_cli import hub
 from neuroada_cli.data.batch import Batch, align_padding
 from neuroada_cli.loop.loop import Schedule, TrainData
+from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.choice import Choice
 from neuroada_cli.selection.criteria import DATA_CRITERIA
 from neuroada_cli.selection.file import Selection
 from neuroada_cli.selection.from_files import LayerChoice, select_from_files
 from neuroada_cli.selection.from_rows import select_from_rows
+from neuroada_cli.selection.in_parts import select_in_parts
 from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.training.rows import prepare
 from neuroada_cli.training.settings import loop_settings
@@ -28,14 +30,18 @@ def select(
     data: TrainData | None = None,
     tokenizer: Any = None,
     device: str | None = None,
+    ranks: Ranks = ALONE,
 ) -> Selection:
     """What the recipe chooses, by its own criterion or by that of `choice`; the model is only loaded, and
     training rows only read, where the criterion asks for it.
 
     data, tokenizer, device  where they are there already
+    ranks  choose together and end with the same; by training rows, each looks at all of them
     """
     if choice.criterion not in DATA_CRITERIA:
         dtype = hub.TORCH_DTYPES[recipe.model.dtype]
+        if not ranks.alone:
+            return select_in_parts(base, choice, recipe.model.quantization, dtype, ranks)
         return select_from_files(base, choice, on_layer, recipe.model.quantization, dtype)
     tokenizer = tokenizer or hub.load_tokenizer(base.folder, recipe.model.trust_remote_code)
     task = get_task(recipe.data.task)

@@ -11,6 +11,7 @@ from rich.table import Table
 from neuroada_cli import memory
 from neuroada_cli.data.batch import preview
 from neuroada_cli.foreign_text import printable, shown
+from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.show.numbers import share
@@ -21,7 +22,14 @@ from neuroada_cli.training.rows import PreparedRows
 PREVIEW_CHARACTERS = 1200
 
 
-def show(recipe: Recipe, plan: Plan, rows: PreparedRows, tokenizer: Any, console: Console) -> None:
+def show(
+    recipe: Recipe,
+    plan: Plan,
+    rows: PreparedRows,
+    tokenizer: Any,
+    console: Console,
+    ranks: Ranks = ALONE,
+) -> None:
     """A few lines and one training row, with learnt tokens standing out."""
     counts, held = rows.train_report, rows.validation_report
     cut = f", {counts.truncated} cut at {rows.max_length}" if counts.truncated else ""
@@ -31,6 +39,8 @@ def show(recipe: Recipe, plan: Plan, rows: PreparedRows, tokenizer: Any, console
         f"validation: {held.rows:,} rows from {rows.validation_source}" if held else "no validation rows",
         f"{plan.steps:,} optimizer steps of {recipe.train.batch_size} rows",
     ]
+    if not ranks.alone:
+        lines.append(f"{ranks.size} processes, each with the whole model and its share of every step's rows")
     if rows.dropped:
         lines.insert(2, f"{rows.dropped:,} rows left out: test sets ask them, too")
     for line in lines:

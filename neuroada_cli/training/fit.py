@@ -20,7 +20,7 @@ from neuroada_cli import files
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
 from neuroada_cli.data.batch import align_padding
-from neuroada_cli.errors import RecipeError, UserError
+from neuroada_cli.errors import PeerError, RecipeError, UserError
 from neuroada_cli.loop.loop import Progress, train
 from neuroada_cli.loop.loss import check_packing
 from neuroada_cli.machine import environment
@@ -28,6 +28,7 @@ from neuroada_cli.machine.allocator import keeping_freed_memory
 from neuroada_cli.machine.memory import peak_memory
 from neuroada_cli.methods.protocol import Method
 from neuroada_cli.methods.state import MethodState
+from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.criteria import choose as choose_in
@@ -37,7 +38,7 @@ from neuroada_cli.training import choose, picture
 from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training.advice import advised
 from neuroada_cli.training.checkpoint import RunCheckpoints
-from neuroada_cli.training.live import LiveReport
+from neuroada_cli.training.live import LiveReport, SilentReport
 from neuroada_cli.training.log import MetricsLog, read_metrics
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.settings import loop_settings
@@ -67,14 +68,17 @@ class TrainResult:
     loss: float | None = None
 
 
-def fit(checked: Checked, source: AdapterFolder | None, console: Console) -> TrainResult:
+def fit(
+    checked: Checked, source: AdapterFolder | None, console: Console, ranks: Ranks = ALONE
+) -> TrainResult:
     """Train into the recipe's run folder, which the caller holds the lock of.
 
     source  the checkpoint to go on from; None: from the start
+    ranks   the processes that train together, of which rank 0 writes
     """
     recipe, run_dir, started = checked.recipe, checked.recipe.run_path, time.perf_counter()
     with advised(checked, "choosing connections"):
-        selection = _selection(checked, source, console)
+        selection = _selection(checked, source, console, ranks)
     with advised(checked, "loading the model"):
         model, method, trainable = _attached(checked, selection)
     data = checked.rows.data
@@ -83,7 +87,7 @@ def fit(checked: Checked, source: AdapterFolder | None, console: Console) -> Tra
     if data.kind != "generation":
         data = dataclasses.replace(data, pad_id=align_padding(model, checked.tokenizer))
     if source is None:
-        _begin(recipe, run_dir, selection)
+        ranks.first_does(lambda: _begin(recipe, run_dir, selection))
     log = MetricsLog(run_dir / run_folder.METRICS)
     checkpoints = RunCheckpoints(
         run_dir,
@@ -96,24 +100,28 @@ def fit(checked: Checked, source: AdapterFolder | None, console: Console) -> Tra
         log_position=log.settled,
         cut_log=log.cut,
         source=source,
+        ranks=ranks,
     )
     device = torch.device(checked.device)
     indices = selection.indices if checked.plan.facts.chosen else {}
     try:
         keeping = keeping_freed_memory() if checked.device == "cpu" else contextlib.nullcontext()
-        with advised(checked, "training"), keeping, LiveReport(log, device, console) as report:
+        reporter = LiveReport(log, device, console) if ranks.first else SilentReport()
+        with advised(checked, "training"), keeping, reporter as report:
             settings, section = loop_settings(recipe), recipe.select
             again = partial(choose_in, k=section.k, criterion=section.criterion, rank=section.lift_rank)
-            progress = train(model, method, data, settings, checkpoints, report, indices, again)
-    except UserError:
+            progress = train(model, method, data, settings, checkpoints, report, indices, again, ranks)
+    except UserError as error:
+        if isinstance(error, PeerError) or not ranks.first:
+            raise
         with contextlib.suppress(UserError):  # the picture matters less than what went wrong
             _draw(checked)
         raise
-    _draw(checked)
+    ranks.first_does(lambda: _draw(checked))
     return _result(checked, progress, trainable, time.perf_counter() - started, peak_memory(device))
 
 
-def _selection(checked: Checked, source: AdapterFolder | None, console: Console) -> Selection:
+def _selection(checked: Checked, source: AdapterFolder | None, console: Console, ranks: Ranks) -> Selection:
     """Stored once and reused ever after: the checkpoint's, the given one, or a new one."""
     if source is not None:
         selection = adapters.read_adapter(source).selection
@@ -131,6 +139,7 @@ def _selection(checked: Checked, source: AdapterFolder | None, console: Console)
             data=checked.rows.data,
             tokenizer=checked.tokenizer,
             device=checked.device,
+            ranks=ranks,
         )
 
 

@@ -21,6 +21,22 @@ SMOOTHING = 0.9  # of the shown loss and speed
 PLAIN_LINES = 40  # lines of a whole run when nobody watches
 
 
+class SilentReport:
+    """The reporter of a rank that is not the first: the first one says it all."""
+
+    def __enter__(self) -> SilentReport:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was begun."""
+
+    def step(self, stats: StepStats, total: int) -> None:
+        """Said by rank 0."""
+
+    def evaluation(self, step: int, evaluation: Evaluation, is_best: bool) -> None:
+        """Said by rank 0."""
+
+
 class LiveReport:
     """The loop's reporter: logs every step and keeps one line up to date.
 

@@ -17,6 +17,7 @@ from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.model import is_linear
 from neuroada_cli.errors import ModelError, RecipeError
 from neuroada_cli.methods import facts_of
+from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.choice import Choice, choice_of
 from neuroada_cli.selection.file import Selection, check_base, check_shapes, read_selection
@@ -42,13 +43,15 @@ class Checked:
     plan: Plan
 
 
-def check(recipe: Recipe, overwrite: bool) -> Checked:
+def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE) -> Checked:
     """Everything that can be known without reading weights, cheap things first.
 
     overwrite  a selection of a former run in the run folder is going to be replaced, so it is not used
+    ranks      the processes that train together: a GPU each
     Raises RecipeError, DataError, ModelError, ResourceError.
     """
-    device = hub.choose_device(recipe.device)
+    _check_ranks(recipe, ranks)
+    device = hub.choose_device(recipe.device, None if ranks.alone else ranks.local)
     task = get_task(recipe.data.task)
     get_protocol(recipe.data.protocol)
     if recipe.train.packing and task.kind != "generation":
@@ -76,6 +79,21 @@ def check(recipe: Recipe, overwrite: bool) -> Checked:
         recipe = recipe.model_copy(update={"select": section})
     plan = make_plan(recipe, base, choice, given, rows)
     return Checked(recipe, task, base, tokenizer, choice, rows, given, device, plan)
+
+
+def _check_ranks(recipe: Recipe, ranks: Ranks) -> None:
+    """Raises RecipeError for settings that leave a process without a GPU or without work."""
+    if ranks.alone:
+        return
+    if recipe.device is not None and recipe.device.startswith("cuda:"):
+        raise RecipeError(
+            f"device={recipe.device} is one GPU for {ranks.size} processes", fix="write device: cuda"
+        )
+    if recipe.train.batch_size < ranks.size:
+        raise RecipeError(
+            f"train.batch_size={recipe.train.batch_size} has not a row for each of {ranks.size} processes",
+            fix=f"choose {ranks.size} or more, or start fewer",
+        )
 
 
 def _check_positions(skeleton: nn.Module, longest: int) -> None:

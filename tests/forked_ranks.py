@@ -1,0 +1,67 @@
+"""Ranks of a run as forked children: they share what the test has imported, and talk over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neuroada_cli.errors import UserError
+from neuroada_cli.ranks.group import Ranks, join, leave
+
+
+def in_ranks(size: int, folder: Path, work: Callable[[Ranks], Any]) -> list[Any]:
+    """What `work` returned on each rank (JSON). Raises AssertionError with the traceback of one that failed.
+
+    A UserError is no failure: its exit code and line are returned, as {"code", "line"}.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [fork(lambda number=number: _run(number, size, port, folder, work)) for number in range(size)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    told = [folder / f"rank{number}.json" for number in range(size)]
+    failed = [file.read_text() for file in (folder / f"rank{n}.txt" for n in range(size)) if file.exists()]
+    assert not failed, failed[0]
+    assert codes == [0] * size, f"exit codes {codes}"
+    return [json.loads(file.read_text()) for file in told]
+
+
+def fork(run: Callable[[], None]) -> int:
+    """The process id of a child that runs it and ends, without what the parent would do at its end."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        run()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _run(number: int, size: int, port: int, folder: Path, work: Callable[[Ranks], Any]) -> None:
+    torch.set_num_threads(1)
+    places = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    os.environ |= {name: str(value) for name, value in places.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        ranks = join()
+        try:
+            result = work(ranks)
+        except UserError as error:
+            result = {"code": error.exit_code, "line": error.line()}
+        (folder / f"rank{number}.json").write_text(json.dumps(result))
+        leave(ranks)
+    except BaseException:
+        (folder / f"rank{number}.txt").write_text(traceback.format_exc())
+        raise
