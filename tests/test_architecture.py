@@ -18,9 +18,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. There is no middle: every room has its place, so there can be no circle.
 ROOMS = (
-    "foreign_text", "errors", "failures", "machine", "ranks", "delta", "methods", "recipe", "files", "hub", "show",
-    "data", "tasks", "loop", "selection", "memory", "evaluation", "adapter", "benchmarking", "merging",
-    "training", "commands", "suites", "cli",
+    "foreign_text", "errors", "failures", "machine", "ranks", "delta", "methods", "recipe", "files", "hub",
+    "show", "data", "tasks", "loop", "selection", "memory", "evaluation", "adapter", "benchmarking",
+    "merging", "training", "commands", "suites", "cli",
 )  # fmt: skip
 LOOSE = {"foreign_text", "errors", "failures", "__init__", "__main__"}  # modules that are no folder
 

@@ -48,6 +48,27 @@ def select_in_parts(
     return as_selection(indices, choice, base.fingerprint_as_read(), base.graph)
 
 
+def told(selection: Selection | None, ranks: Ranks) -> Selection:
+    """The selection that rank 0 made, on all of them."""
+    about = ranks.shared(
+        None
+        if selection is None
+        else {
+            "k": selection.k,
+            "criterion": selection.criterion,
+            "fingerprint": selection.fingerprint,
+            "tied": selection.tied,
+            "shapes": {name: list(index_OK.shape) for name, index_OK in selection.indices.items()},
+        }
+    )
+    nothing = torch.empty(0, dtype=torch.int32)
+    indices = {
+        name: ranks.from_rank(0, selection.indices[name] if selection else nothing, shape)
+        for name, shape in about.pop("shapes").items()
+    }
+    return Selection(indices, **about)
+
+
 def _parts(choice: Choice, quantization: str | None, ranks: Ranks) -> tuple[dict[str, slice], dict[str, int]]:
     """(layer -> this rank's neurons, layer -> the one rank that looks at all of it)."""
     rows, owner = {}, {}

@@ -16,7 +16,7 @@ from neuroada_cli.selection.criteria import DATA_CRITERIA
 from neuroada_cli.selection.file import Selection
 from neuroada_cli.selection.from_files import LayerChoice, select_from_files
 from neuroada_cli.selection.from_rows import select_from_rows
-from neuroada_cli.selection.in_parts import select_in_parts
+from neuroada_cli.selection.in_parts import select_in_parts, told
 from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.training.rows import prepare
 from neuroada_cli.training.settings import loop_settings
@@ -36,13 +36,16 @@ def select(
     training rows only read, where the criterion asks for it.
 
     data, tokenizer, device  where they are there already
-    ranks  choose together and end with the same; by training rows, each looks at all of them
+    ranks  choose together and end with the same; by training rows, rank 0 chooses for all
     """
     if choice.criterion not in DATA_CRITERIA:
         dtype = hub.TORCH_DTYPES[recipe.model.dtype]
         if not ranks.alone:
             return select_in_parts(base, choice, recipe.model.quantization, dtype, ranks)
         return select_from_files(base, choice, on_layer, recipe.model.quantization, dtype)
+    if not ranks.alone:
+        alone = ranks.first_does(lambda: select(recipe, base, choice, on_layer, data, tokenizer, device))
+        return told(alone, ranks)
     tokenizer = tokenizer or hub.load_tokenizer(base.folder, recipe.model.trust_remote_code)
     task = get_task(recipe.data.task)
     data = data or prepare(recipe.data, task, tokenizer, recipe.seed).data

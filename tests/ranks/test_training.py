@@ -102,7 +102,7 @@ def test_merged_folders_are_equal_within_one_rounding(llama: Path, tmp_path: Pat
         ("stsb", {"select": {"k": 1}}),
         ("due_dates", {"train": {"method": "lora"}, "peer": {"rank": 2}}),
         ("due_dates", {"train": {"method": "full"}, "optim": {"lr": 1e-3}}),
-        ("due_dates", {"train": {"packing": True}}),
+        ("due_dates", {"train": {"packing": True}, "select": {"k": 1, "criterion": "gradient"}}),
         ("due_dates", {"train": {"gradient_checkpointing": True, "reselect_every": 4}}),
     ],
 )
