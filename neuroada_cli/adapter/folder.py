@@ -312,7 +312,7 @@ def _model_card(adapter: Adapter) -> str:
     base = f"base_model: {adapter.base}\n" if hub.is_hub_id(adapter.base) else ""
     name = adapter.base if hub.is_hub_id(adapter.base) else Path(adapter.base).name
     return f"""---
-library_name: peft
+library_name: neuroada-cli
 {base}tags:
 - neuroada
 ---
@@ -321,6 +321,8 @@ library_name: peft
 
 {how_trained(adapter)}
 
-    neuroada merge THIS_FOLDER OUT      # a plain checkpoint
+It is loaded by neuroada (`pip install neuroada-cli`); PEFT alone does not know its type.
+
+    neuroada merge THIS_FOLDER OUT      # a plain checkpoint, which transformers loads alone
     neuroada eval THIS_FOLDER
 """

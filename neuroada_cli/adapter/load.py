@@ -13,9 +13,10 @@ from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter.config import method_of, method_problem
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
-from neuroada_cli.delta.layout import layer_shape
+from neuroada_cli.delta.layout import layer_shape, layout_of
 from neuroada_cli.delta.model import attach, is_linear
 from neuroada_cli.delta.names import blocks_of
+from neuroada_cli.delta.quantized import round_trip
 from neuroada_cli.errors import ModelError
 from neuroada_cli.methods import METHODS
 from neuroada_cli.recipe.load import load_recipe
@@ -140,9 +141,16 @@ def load(
     return Adapted(loaded.model.eval(), tokenizer, folder, adapter, identity, fresh)
 
 
-def with_merged_layers(adapter: Adapter, where: str, base: Path, trust_remote_code: bool = False) -> Adapter:
+def with_merged_layers(
+    adapter: Adapter,
+    where: str,
+    base: Path,
+    trust_remote_code: bool = False,
+    requantize: str | None = None,
+) -> Adapter:
     """A LoRA or DoRA adapter as whole weights: PEFT merges its layers, in memory, at the trained type.
 
+    requantize  merge into the weights as a quantised base has them, as training saw them: their 4 or 8 bits
     Raises ModelError for an adapter that does not fit its base.
     """
     settings = adapter.settings
@@ -150,6 +158,10 @@ def with_merged_layers(adapter: Adapter, where: str, base: Path, trust_remote_co
         base, adapter.task, str(settings.get("dtype", "fp32")), "cpu", settings.get("num_labels"),
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
+    if requantize is not None:
+        for name in adapter.selection.indices:
+            weight_OI = layout_of(module := loaded.model.get_submodule(name)).rows(module.weight.detach())
+            weight_OI.copy_(round_trip(weight_OI, requantize, weight_OI.dtype))
     put_on(loaded.model, adapter, where)
     whole = {name: tensor for name, tensor in adapter.whole.items() if ".lora_" not in name}
     for name in adapter.selection.indices:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from neuroada_cli.benchmarking.steps import (
 from neuroada_cli.benchmarking.tables import BenchRow
 from neuroada_cli.delta.layout import layer_shape, layout_of
 from neuroada_cli.delta.model import find_targets
+from neuroada_cli.delta.quantized import dequantize, is_quantized
 from neuroada_cli.loop.loss import count_targets
 from neuroada_cli.machine.allocator import keeping_freed_memory
 from neuroada_cli.memory import predict
@@ -51,7 +53,16 @@ class Subject:
 
     @property
     def parameters(self) -> int:
-        return sum(p.numel() for p in self.model.parameters())
+        packed = {
+            id(module.weight): layer_shape(module)
+            for module in self.model.modules()
+            if is_quantized(module)
+        }
+        return sum(math.prod(packed.get(id(p), p.shape)) for p in self.model.parameters())
+
+    @property
+    def quantized(self) -> bool:
+        return any(map(is_quantized, self.model.modules()))
 
 
 @dataclass(frozen=True)
@@ -127,6 +138,8 @@ def _indices(subject: Subject, plan: BenchPlan) -> dict[int, dict[str, Tensor]]:
 
 def _weight_OI(module: nn.Module) -> Tensor:
     assert isinstance(module.weight, Tensor)
+    if is_quantized(module):
+        return dequantize(module, torch.float32)
     return layout_of(module).rows(module.weight.detach())
 
 
@@ -166,7 +179,11 @@ def _vocabulary(model: nn.Module) -> int:
 
 
 def _predicted(subject: Subject, plan: BenchPlan, name: str, k: int | None) -> int | None:
-    """None for a peer whose set-up looks at values (a random mask's positions) and so cannot be traced."""
+    """None for a peer whose set-up looks at values (a random mask's positions) and so cannot be traced, and on
+    a quantised base.
+    """
+    if subject.quantized:
+        return None
     learnt, padded = None, False
     if plan.real is not None:
         batch = plan.real.batch(plan.batch, "cpu")

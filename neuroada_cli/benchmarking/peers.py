@@ -107,8 +107,21 @@ def owns_weights(name: str) -> bool:
     return name not in EXTRA and facts is not None and not facts.folds and facts.marks is None
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raises RecipeError for a method that there is not."""
+def trains_quantized(name: str) -> bool:
+    """Whether it trains on weights in 4 or 8 bits; the floor trains nothing, so it does."""
+    facts = METHODS.get(name.rstrip("0123456789"))  # lora32 is lora
+    return name == "floor" or (facts is not None and facts.quantized)
+
+
+def check_names(names: Sequence[str], quantization: str | None = None) -> None:
+    """Raises RecipeError for a method that there is not, or that cannot train a base quantised like this."""
     for name in names:
         if name not in peers():
             raise RecipeError(f"{name!r} is not a method", "--compare", nearest(name, peers()))
+        if quantization is not None and not trains_quantized(name):
+            known = ", ".join(filter(trains_quantized, peers()))
+            raise RecipeError(
+                f"{name} cannot train weights in model.quantization={quantization}",
+                "--compare",
+                f"choose of {known}",
+            )

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from neuroada_cli.benchmarking.peers import folds, owns_weights
 from neuroada_cli.data.batch import Batch, Encoded, collate
 from neuroada_cli.delta.layout import layout_of
+from neuroada_cli.delta.quantized import is_quantized
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.loop.optim import OptimSettings, adamw
@@ -63,22 +64,24 @@ class Timing:
 
 
 class Guest:
-    """The entries of shared weights that a method changes: its values in its turn, the base's otherwise."""
+    """The entries of shared weights that a method changes: its values in its turn, the base's otherwise.
+
+    count  of the entries
+    """
 
     def __init__(self, model: nn.Module, indices: Mapping[str, Tensor]) -> None:
         self._entries: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.count = sum(index_OK.numel() for index_OK in indices.values())
         for name, index_OK in indices.items():
             module = model.get_submodule(name)
+            if is_quantized(module):  # deltas stay beside a packed weight
+                continue
             assert isinstance(module.weight, Tensor)
             weight = module.weight.detach()
             weight_OI = layout_of(module).rows(weight)
             column_OK = index_OK.to(weight.device, torch.int64)
             self._entries.append((weight_OI, column_OK, weight_OI.gather(1, column_OK)))
         self._own = [base_OK for *_, base_OK in self._entries]
-
-    @property
-    def count(self) -> int:
-        return sum(column_OK.numel() for _, column_OK, _ in self._entries)
 
     def enter(self) -> None:
         for (weight_OI, column_OK, _), own_OK in zip(self._entries, self._own, strict=True):

@@ -34,8 +34,13 @@ def bench(
     ] = "smollm2-135m",
     layers: Annotated[int | None, typer.Option("--layers", min=1, help="Use only so many blocks.")] = None,
     compare: Annotated[
-        str, typer.Option("--compare", metavar="A,B", help="Peers: mask, full, scatter, lora, dora, shira, …")
-    ] = "mask",
+        str | None,
+        typer.Option(
+            "--compare",
+            metavar="A,B",
+            help="Peers: mask, full, scatter, lora, dora, …; default mask, on a quantised base lora.",
+        ),
+    ] = None,
     k: Annotated[
         str | None,
         typer.Option("--k", metavar="N,M", help="Connections per neuron; default: the recipe's, or 1."),
@@ -111,7 +116,7 @@ def bench(
         recipe=loaded,
         model=model,
         layers=layers,
-        compare=tuple(split(compare)),
+        compare=tuple(split(compare)) if compare is not None else None,
         k=counts,
         batch=batch,
         sequence=sequence,

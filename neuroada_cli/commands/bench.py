@@ -43,7 +43,7 @@ def run(
     recipe: Recipe | None = None,
     model: str = "smollm2-135m",
     layers: int | None = None,
-    compare: tuple[str, ...] = ("mask",),
+    compare: tuple[str, ...] | None = None,
     k: tuple[int, ...] | None = None,
     batch: int = 4,
     sequence: int = 256,
@@ -60,13 +60,17 @@ def run(
     """Measure NeuroAda at every K, the peers in `compare` and the floor; print, and write what is asked for.
 
     recipe         its model, targets, K, data type and device, instead of a built-in shape
+    compare        None: mask; on a quantised base, where mask cannot train, lora
     model, layers  a built-in shape with random weights, cut to so many blocks
     k, dtype       None: the recipe's, else 1 and fp32
     real_rows      train on the recipe's first rows at their own lengths, not on random tokens
     memory_budget  bytes; adds the largest batch that fits and its samples per second
     Raises RecipeError, ModelError, OutputError (unwritable names) before anything is built, ResourceError.
     """
-    peers.check_names(compare)
+    quantization = recipe.model.quantization if recipe else None
+    if compare is None:
+        compare = ("mask",) if quantization is None else ("lora",)
+    peers.check_names(compare, quantization)
     _check_outputs(json_out, plot_out)
     device = hub.choose_device(device or (recipe.device if recipe else None))
     dtype = dtype or (recipe.model.dtype if recipe else "fp32")
@@ -84,7 +88,7 @@ def run(
         tell("building the model")
         subject = _from_recipe(recipe, layers, plan) if recipe else _built_in(model, layers, plan)
         rows = measure(subject, plan, tell)
-    settings = _settings(subject, plan, dtype)
+    settings = _settings(subject, plan, dtype) | {"quantization": quantization}
     result = BenchResult(rows, settings, machine())
     if not quiet:
         _show(result, subject)
@@ -123,6 +127,7 @@ def _from_recipe(recipe: Recipe, layers: int | None, plan: BenchPlan) -> Subject
     model = hub.load_model(
         folder, task.model_task, plan.dtype, plan.device, num_labels=task.num_labels,
         attention=settings.attention, seed=recipe.seed, trust_remote_code=settings.trust_remote_code,
+        quantization=settings.quantization,
     ).model  # fmt: skip
     select = recipe.select
     try:
@@ -175,7 +180,8 @@ def _title(settings: dict[str, Any]) -> str:
     cut = "" if whole else f", {settings['layers']} of {settings['of_layers']} blocks"
     upto = "" if settings["rows"] == "random tokens" else "up to "
     size = f"{settings['batch']} x {upto}{settings['sequence']} tokens"
-    return f"{settings['model']}{cut}, {settings['dtype']}, {size}, {settings['device']}"
+    packed = f" over {settings['quantization']}" if settings["quantization"] else ""
+    return f"{settings['model']}{cut}, {settings['dtype']}{packed}, {size}, {settings['device']}"
 
 
 def _show(result: BenchResult, subject: Subject) -> None:
@@ -184,7 +190,9 @@ def _show(result: BenchResult, subject: Subject) -> None:
     notes = [
         "/ floor: step time over the same model's, frozen, with gradients down to its embeddings; median of "
         f"{result.settings['rounds']} interleaved rounds.",
-        "pred.: how far the memory predicted without weights is off.",
+        "pred.: how far the memory predicted without weights is off."
+        if result.settings["quantization"] is None
+        else "Memory on a quantised base is measured, not predicted.",
     ]
     widest = max((row.ratio_high - row.ratio_low, row.label) for row in result.rows)
     if widest[0] > NOISY:

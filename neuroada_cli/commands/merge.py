@@ -92,17 +92,19 @@ def run(
     base_folder = _base_folder(adapter, base, trust_remote_code)
     _refuse_overlap(out, folder, base_folder)
     check_base(adapter.selection.fingerprint, base_folder)
+    packed = _quantization(adapter, onto, folder)
+    requantize = packed if onto == "dequantized" else None
 
     with files.Lock.on(out):
         if facts.merged_layers:
-            adapter = adapted.with_merged_layers(adapter, str(folder), base_folder, trust_remote_code)
+            adapter = adapted.with_merged_layers(
+                adapter, str(folder), base_folder, trust_remote_code, requantize
+            )
         weights = hub.open_weights(base_folder)
         classifier = adapter.task == "sequence-classification"
         skeleton = hub.module_graph(base_folder, adapter.task, _num_labels(adapter), trust_remote_code)
         trained = _trained_dtype(adapter, weights)
         target = hub.TORCH_DTYPES[dtype] if dtype else trained
-        packed = _quantization(adapter, onto, folder)
-        requantize = packed if onto == "dequantized" else None
         merge = Merge(weights, skeleton, adapter, trained, target, classifier, requantize)
         files.require_space(out, sum(entry.nbytes for entry in merge.plan) + SMALL_FILES_BYTES)
 
@@ -314,6 +316,8 @@ def _show(result: MergeResult, merge: Merge, trained: torch.dtype) -> None:
         written += " (the base's files were rounded to it, as for training)"
     table.add_row("data type", written)
     table.add_row("base", _compared(stats))
+    if merge.onto is not None:
+        table.add_row("merged onto", merge.onto)
     speed = result.nbytes / max(result.seconds, 1e-9) / 1e9
     table.add_row("written", f"{result.nbytes / 1e9:.2f} GB in {result.seconds:.1f} s ({speed:.2f} GB/s)")
     table.add_row("merged model", shown(result.out))

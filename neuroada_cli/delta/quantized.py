@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from neuroada_cli.delta.fold import fold_entries, write_entries
 from neuroada_cli.delta.layout import Layout, layout_of
 from neuroada_cli.delta.linear import DeltaLinear
+from neuroada_cli.machine.quiet import quiet_bitsandbytes
 
 
 def is_quantized(module: nn.Module) -> bool:
@@ -27,14 +28,25 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def keep_layout(model: nn.Module) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights in place, for good.
+    """bitsandbytes' layers stay what they are on the CPU, whatever runs between two training steps.
 
-    Its 0.50, on a CPU with AVX-512 bf16, repacks a layer's weight at its first forward in evaluation mode:
-    no gradient passes it from then on, not even once it trains again, and what the weight is read as differs.
+    4 bits: its 0.50, on a processor with AVX-512 bf16, repacks a layer's weight at its first forward in
+    evaluation mode: no gradient passes it from then on, not even once it trains again, and what the weight is
+    read as differs.
+    int8: PEFT 0.21 dequantises by putting a new weight in the layer's place that lacks the maxima of the rows,
+    and the second forward after that (of DoRA) fails. They are in the layer's state as well.
     """
     for module in model.modules():
         if hasattr(module, REPACKS):
             setattr(module, REPACKS, False)
+        elif type(module).__name__ == "Linear8bitLt":
+            module.register_forward_pre_hook(_keep_row_maxima)
+
+
+def _keep_row_maxima(module: nn.Module, _: Any) -> None:
+    weight = cast(Any, module.weight)
+    if weight.CB is not None and weight.SCB is None:
+        weight.CB = None
 
 
 REPACKS = "support_avx512bf16_for_cpu"  # an attribute of every Linear4bit
@@ -79,6 +91,23 @@ def dense_OI(module: nn.Module) -> Tensor:
         return dequantize(module, compute_dtype(module))
     assert isinstance(module.weight, Tensor)
     return layout_of(module).rows(module.weight.detach())
+def state_of(module: nn.Module) -> list[Any]:
+    """What a bitsandbytes layer is made of beside its bias, so that a copy of it may share that: the packed
+    weight, of 4 bits its scales, of int8 its numbers and the maxima of its rows.
+    """
+    weight, state = cast(Any, module.weight), getattr(module, "state", None)
+    if state is not None and weight.CB is not None:
+        cast(Any, module).init_8bit_state()  # as the first forward does; a copy made before would find none
+    parts = [weight, getattr(weight, "quant_state", None)]
+    parts += [getattr(state, "CB", None), getattr(state, "SCB", None)]
+    return [part for part in parts if part is not None]
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """The tensors among `state_of`, those of the scales too."""
+    found = state_of(module)
+    scales = [getattr(part, "absmax", None) for part in found if not isinstance(part, Tensor)]
+    return [part for part in (*found, *scales) if isinstance(part, Tensor)]
 
 
 KINDS = ("nf4", "fp4", "int8")
@@ -89,6 +118,7 @@ def round_trip(weight_OI: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
 
     kind   one of KINDS;  dtype  the type the weight is loaded in, and computed in
     """
+    quiet_bitsandbytes()
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     outputs, inputs = weight_OI.shape

@@ -15,6 +15,7 @@ from neuroada_cli.delta.model import is_linear
 from neuroada_cli.delta.quantized import keep_layout
 from neuroada_cli.errors import ModelError, ResourceError, UserError
 from neuroada_cli.hub.resolve import check_folder
+from neuroada_cli.machine.quiet import quiet_bitsandbytes
 
 ModelTask = Literal["causal-lm", "sequence-classification"]
 
@@ -163,6 +164,7 @@ def _auto_class(task: ModelTask) -> Any:
 
 def _quantization(kind: str, compute_dtype: torch.dtype, heads: list[str]) -> Any:
     """bitsandbytes' settings; output heads stay as they are (a fresh one trains whole)."""
+    quiet_bitsandbytes()
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:

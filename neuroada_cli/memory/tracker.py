@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from neuroada_cli.delta.quantized import is_quantized, state_of, tensors_of
 from neuroada_cli.loop.optim import OptimSettings, adamw
 from neuroada_cli.methods.protocol import Method
 
@@ -117,19 +118,23 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def model_tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+    """Everything that a model's weights take; of a quantised layer also what stands in no parameter."""
+    packed = [tensor for module in model.modules() if is_quantized(module) for tensor in tensors_of(module)]
+    return [*model.parameters(), *model.buffers(), *packed]
 
 
 def copy_structure(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.Module:
     """A copy of the module graph whose parameters and buffers are `replace(original)`; ties stay ties.
 
-    Parameters come frozen.
+    Parameters come frozen. What bitsandbytes has packed is not replaced but shared.
     """
+    shared = [part for module in model.modules() if is_quantized(module) for part in state_of(module)]
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(replace(parameter).detach(), requires_grad=False)
     for buffer in model.buffers():
         memo[id(buffer)] = replace(buffer)
+    memo |= {id(part): part for part in shared}
     return copy.deepcopy(model, memo)
 
 

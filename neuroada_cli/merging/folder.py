@@ -121,7 +121,7 @@ A plain Hugging Face checkpoint: it loads with `transformers` alone and costs no
 | training | {how_trained(adapter)} |
 {changed if sparse else ""}| tensors replaced whole | {stats.whole} |
 | data type | {describe_dtype(merge.target)} |
-
+{f"| merged onto | {merge.onto} |" + chr(10) if merge.onto else ""}
 {same if sparse else ""}"""
 
 

@@ -119,6 +119,16 @@ class Merge:
         """Numbers in the result."""
         return sum(math.prod(entry.shape) for entry in self.plan if entry.dtype.is_floating_point)
 
+    @property
+    def onto(self) -> str | None:
+        """In words, which weights of a quantised base carry the result; None for a base that never was."""
+        kind = self.adapter.settings.get("quantization")
+        if kind is None:
+            return None
+        if self._requantize is not None:
+            return f"the base's weights as {kind} leaves them, which training saw"
+        return f"the base's original weights; training saw them in {kind}"
+
     def shards(self, max_bytes: int | None = None) -> list[list[Planned]]:
         """The plan cut into files: the base's own by default, else filled up to max_bytes (a larger tensor
         has a file for itself).

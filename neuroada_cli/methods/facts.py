@@ -210,7 +210,8 @@ NEUROADA = MethodFacts(
 )  # fmt: skip
 LORA = MethodFacts(
     f"{_HERE}.peft:lora", "lora and dora (need peft)", peer=("rank", "alpha", "dropout"), package="peft",
-    predictable=False, marks=".lora_", added=_lora_added, merged_layers=True, count=_lora_count,
+    quantized=True, predictable=False, marks=".lora_", added=_lora_added, merged_layers=True,
+    count=_lora_count,
 )  # fmt: skip
 LOREFT_STAYS = (
     "was trained by loreft, which edits states of the prompt and no weight: no plain checkpoint can hold that"

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuroada_cli.machine.quiet import quiet_bitsandbytes
 from neuroada_cli.methods.facts import require_package
 from neuroada_cli.methods.state import TrainedByName
 
@@ -34,6 +35,7 @@ class Peft(TrainedByName):
 
     def attach(self, model: nn.Module, indices: Mapping[str, Tensor], whole: Sequence[str] = ()) -> None:
         """`indices` names the targets and, for SUPERTUNING, how many entries train."""
+        quiet_bitsandbytes()
         from peft import inject_adapter_in_model
 
         self.freeze(model)
@@ -58,7 +60,8 @@ class Lora(TrainedByName):
         self._rank, self._alpha, self._dropout, self._seed = rank, alpha, dropout, seed
 
     def attach(self, model: nn.Module, indices: Mapping[str, Tensor], whole: Sequence[str] = ()) -> None:
-        """`indices` only names the targets."""
+        """`indices` only names the targets; of a quantised base they are bitsandbytes' layers (QLoRA)."""
+        quiet_bitsandbytes()
         from peft import LoraConfig, inject_adapter_in_model
 
         self.freeze(model)

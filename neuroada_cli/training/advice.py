@@ -81,8 +81,6 @@ def _may_quantize(checked: Checked) -> bool:
 
 def _predicted(checked: Checked) -> str:
     """Only now, since it takes seconds that a run which fits need not spend."""
-    if checked.recipe.model.quantization is not None:
-        return ""
     recipe = checked.recipe
     try:
         found = predicted_memory(recipe, checked.plan, checked.rows, checked.base, checked.device)

@@ -73,7 +73,9 @@ def dry_run(checked: Checked) -> memory.Breakdown | None:
     )
     predicted = predicted_memory(recipe, plan, checked.rows, checked.base, checked.device)
     if predicted is None:
-        console.print(f"no prediction of memory for {recipe.train.method}")
+        packed = recipe.model.quantization
+        what = recipe.train.method if packed is None else f"a base in {packed}"
+        console.print(f"no prediction of memory for {what}")
         return None
     micro, longest = largest_step(recipe, checked.rows)
     unknown = plan.stored_k is None and plan.facts.chosen

@@ -85,7 +85,7 @@ def predicted_memory(
     recipe: Recipe, plan: Plan, rows: PreparedRows, base: hub.Base, device: str
 ) -> memory.Breakdown | None:
     """Of the largest step, without reading a weight; None where it is not predicted."""
-    if not plan.facts.predictable:
+    if not plan.facts.predictable or recipe.model.quantization is not None:
         return None
     counts = rows.train_report
     micro, longest = largest_step(recipe, rows)

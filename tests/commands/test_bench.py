@@ -93,3 +93,28 @@ def test_what_is_refused(changes: dict[str, object], error: type[UserError], wor
     with pytest.raises(error) as caught:
         bench.run(**{**QUICK, **changes}, quiet=True)  # type: ignore[arg-type]
     assert words in caught.value.line()
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_quantised_base_is_measured_with_what_trains_on_it(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    pytest.importorskip("bitsandbytes")
+    folder = tiny_llama_folder(tmp_path / "model", hidden_size=64, intermediate_size=128)
+    recipe = tiny_recipe(folder, tmp_path / "run", model={"dtype": "bf16", "quantization": kind})
+    quick = {"batch": 2, "sequence": 16, "rounds": 2, "warmup": 1, "device": "cpu", "quiet": True}
+    result = bench.run(recipe, compare=("dora", "lora32"), **quick)  # type: ignore[arg-type]
+    assert [row.method for row in result.rows] == ["floor", "neuroada", "dora", "lora32"]
+    packed = 0.5 if kind == "nf4" else 1
+    linear = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)
+    embeddings = 2 * 259 * 64
+    assert {row.weights_bytes for row in result.rows} == {result.rows[0].weights_bytes}
+    expected = linear * packed + 2 * embeddings
+    assert expected < result.rows[0].weights_bytes < 1.25 * expected  # scales and norms come on top
+    assert result.rows[1].trainable == 2 * 2 * (2 * 64 + 2 * 32 + 2 * 128 + 64)
+    assert result.rows[1].trainable_share == pytest.approx(
+        result.rows[1].trainable / (linear + embeddings + 5 * 64)
+    )
+    assert all(row.predicted_bytes is None for row in result.rows)
+    assert bench.run(recipe, **quick).rows[2].method == "lora"  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="mask cannot train weights in model.quantization"):
+        bench.run(recipe, compare=("mask",), **quick)  # type: ignore[arg-type]

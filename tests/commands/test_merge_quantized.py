@@ -18,7 +18,7 @@ from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter import load as adapted
 from neuroada_cli.adapter.folder import Adapter
 from neuroada_cli.commands import merge
-from neuroada_cli.delta.quantized import QuantizedDeltaLinear, dequantize
+from neuroada_cli.delta.quantized import QuantizedDeltaLinear, dequantize, round_trip
 from neuroada_cli.errors import RecipeError
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
@@ -97,3 +97,61 @@ def test_folding_back_into_few_bits_is_refused(
     with pytest.raises(RecipeError, match=message):
         merge.run(trained[0], tmp_path / "out", quiet=True, **options)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module", params=["nf4", "int8"])
+def qlora(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """(adapter folder, quantisation) of a LoRA adapter with random A and B over a quantised pico Llama."""
+    pytest.importorskip("peft")
+    place = tmp_path_factory.mktemp(f"lora-{request.param}")
+    pico_llama(hidden_size=64, intermediate_size=128, vocabulary=512).to(torch.bfloat16).save_pretrained(
+        place / "base"
+    )
+    byte_tokenizer().save_pretrained(place / "base")
+    selection = selected(place / "base", ["q_proj", "down_proj"], quantization=request.param)
+    chance = torch.Generator().manual_seed(3)
+    inputs = {"q_proj": 64, "down_proj": 128}
+    whole = {}
+    for name in selection.indices:
+        for part, shape in (("lora_A", (4, inputs[name.rpartition(".")[2]])), ("lora_B", (64, 4))):
+            whole[f"{name}.{part}.default.weight"] = 0.1 * torch.randn(shape, generator=chance)
+    deltas = {name: torch.zeros(index_OK.shape) for name, index_OK in selection.indices.items()}
+    settings = {
+        "dtype": "bf16", "quantization": request.param, "task": "due_dates",
+        "method": "lora", "peer": {"rank": 4},
+    }  # fmt: skip
+    adapter = Adapter(selection, deltas, whole, str(place / "base"), None, "causal-lm", settings)
+    with files.atomic_folder(place / "adapter") as folder:
+        adapters.write_adapter(folder, adapter)
+    return place / "adapter", request.param
+
+
+@pytest.mark.parametrize("onto", ["original", "dequantized"])
+def test_lora_of_a_quantised_base_is_merged_onto_what_is_said(
+    qlora: tuple[Path, str], onto: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, kind = qlora
+    merge.run(source, tmp_path / "out", onto=onto)
+    adapter = adapters.read_adapter(source)
+    base = load_file(Path(adapter.base) / "model.safetensors")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    for name in adapter.selection.indices:
+        weight_OI = base[f"{name}.weight"]
+        if onto == "dequantized":
+            weight_OI = round_trip(weight_OI, kind, torch.bfloat16)
+        parts = (adapter.whole[f"{name}.lora_{part}.default.weight"] for part in "BA")
+        b_OR, a_RI = parts
+        expected_OI = (weight_OI.float() + 2 * b_OR @ a_RI).bfloat16()
+        torch.testing.assert_close(merged[f"{name}.weight"], expected_OI, rtol=1e-2, atol=1e-3)
+    untouched = "model.layers.0.mlp.up_proj.weight"
+    expected_OI = base[untouched]
+    if onto == "dequantized":
+        expected_OI = round_trip(expected_OI, kind, torch.bfloat16)
+    assert torch.equal(merged[untouched], expected_OI)
+    said = "original weights" if onto == "original" else f"as {kind} leaves them"
+    card = " ".join((tmp_path / "out" / "README.md").read_text().split())
+    assert said in card
+    assert said in " ".join(capsys.readouterr().out.split())
+    report = json.loads((tmp_path / "out" / "merge_report.json").read_text())
+    assert report["onto"] == onto
+    assert onto == "original" or report["mean_difference"] < 0.05 * report["logit_spread"]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from neuroada_cli.delta.model import attach, delta_layers, detach, disabled
-from neuroada_cli.delta.quantized import QuantizedDeltaLinear, dequantize
+from neuroada_cli.delta.quantized import QuantizedDeltaLinear, dequantize, keep_layout
 from neuroada_cli.selection.criteria import choose
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
@@ -84,4 +84,40 @@ def test_attach_train_disable_detach_on_a_model(kind: str) -> None:
 def test_a_layer_that_is_not_quantised_yet_is_refused() -> None:
     layer = bnb.nn.Linear4bit(INPUTS, OUTPUTS, quant_type="nf4")
     with pytest.raises(ValueError, match="not quantised yet"):
+        dequantize(layer, torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("between", ["evaluation", "dequantising"])
+def test_what_runs_between_two_training_steps_changes_no_gradient(kind: str, between: str) -> None:
+    """bitsandbytes packs 4-bit weights anew in evaluation, after which no gradient passes the layer."""
+
+    def gradient() -> torch.Tensor:
+        x_TI = torch.linspace(-1, 1, 7 * INPUTS, dtype=torch.bfloat16).view(7, INPUTS).requires_grad_()
+        layer.train()(x_TI).sum().backward()
+        assert x_TI.grad is not None
+        return x_TI.grad
+
+    layer = quantized(kind)
+    keep_layout(layer)
+    before = gradient()
+    if between == "evaluation":
+        with torch.inference_mode():
+            layer.eval()(torch.ones(3, INPUTS, dtype=torch.bfloat16))
+    else:
+        pytest.importorskip("peft")
+        from peft.utils.integrations import dequantize_module_weight
+
+        dequantize_module_weight(layer)
+    assert torch.equal(gradient(), before)
+    assert torch.equal(dequantize(layer, torch.bfloat16), dequantize(quantized(kind), torch.bfloat16))
+
+
+def test_a_layer_that_was_packed_for_answers_is_refused() -> None:
+    layer = quantized("nf4")
+    if not layer.support_avx512bf16_for_cpu:
+        pytest.skip("this processor has no AVX512-BF16, so bitsandbytes packs nothing")
+    with torch.inference_mode():
+        layer.eval()(torch.ones(3, INPUTS, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match="load the model anew"):
         dequantize(layer, torch.bfloat16)

@@ -5,6 +5,7 @@ O = output neurons, I = inputs, R = rank, T = tokens
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from conftest import PICO_MODELS, pico_gpt2, pico_llama
 from torch import Tensor, nn
 
+from neuroada_cli import hub
 from neuroada_cli.delta.layout import is_conv1d, layer_shape
+from neuroada_cli.delta.quantized import dequantize
 from neuroada_cli.methods import METHODS, Sizes
 from neuroada_cli.methods.protocol import Method
 from neuroada_cli.recipe.load import recipe_from
@@ -163,3 +166,33 @@ def test_a_recipe_says_rank_alpha_and_dropout() -> None:
     assert layer.scaling["default"] == 1.5 / RANK
     assert layer.lora_dropout["default"].p == 0.4
     assert parts(layer)[2].shape[0] == RANK
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("method_name", ["lora", "dora"])
+def test_on_a_quantised_base_it_is_the_same_method_on_the_dequantised_weights(
+    method_name: str, kind: str, tmp_path: Path
+) -> None:
+    """QLoRA (arXiv:2305.14314) and its DoRA; int8 products round their inputs, so they are only near."""
+    pytest.importorskip("bitsandbytes")
+    pico_llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    model = hub.load_model(tmp_path, "causal-lm", "bf16", quantization=kind).model
+    method = METHODS[method_name].build({"rank": RANK}, seed=5)
+    method.attach(model, {target: torch.zeros(0) for target in TARGETS["llama"]})
+    assert {parameter.dtype for parameter in method.parameters(model)} == {torch.float32}
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in method.parameters(model):
+            parameter.add_(torch.rand_like(parameter) / 10)
+    for target in TARGETS["llama"]:
+        layer: Any = model.get_submodule(target)
+        weight_OI = dequantize(layer.base_layer, torch.float32)
+        a_RI, b_OR = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        tuned_OI = weight_OI + 2 * b_OR @ a_RI
+        if method_name == "dora":
+            magnitude_O = layer.lora_magnitude_vector["default"].weight.flatten()
+            tuned_OI = magnitude_O[:, None] * tuned_OI / tuned_OI.norm(dim=1, keepdim=True)
+        x_TI = torch.randn(5, weight_OI.shape[1])
+        for _ in range(3):  # what a forward leaves behind does not change the next one
+            y_TO = layer(x_TI.bfloat16()).float()
+            assert (y_TO - x_TI @ tuned_OI.T).norm() < 0.02 * y_TO.norm()
