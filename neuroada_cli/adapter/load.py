@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
@@ -160,7 +160,8 @@ def with_merged_layers(
     )  # fmt: skip
     if requantize is not None:
         for name in adapter.selection.indices:
-            weight_OI = layout_of(module := loaded.model.get_submodule(name)).rows(module.weight.detach())
+            module = loaded.model.get_submodule(name)
+            weight_OI = layout_of(module).rows(cast(Tensor, module.weight).detach())
             weight_OI.copy_(round_trip(weight_OI, requantize, weight_OI.dtype))
     put_on(loaded.model, adapter, where)
     whole = {name: tensor for name, tensor in adapter.whole.items() if ".lora_" not in name}

@@ -54,9 +54,7 @@ class Subject:
     @property
     def parameters(self) -> int:
         packed = {
-            id(module.weight): layer_shape(module)
-            for module in self.model.modules()
-            if is_quantized(module)
+            id(module.weight): layer_shape(module) for module in self.model.modules() if is_quantized(module)
         }
         return sum(math.prod(packed.get(id(p), p.shape)) for p in self.model.parameters())
 
@@ -179,8 +177,8 @@ def _vocabulary(model: nn.Module) -> int:
 
 
 def _predicted(subject: Subject, plan: BenchPlan, name: str, k: int | None) -> int | None:
-    """None for a peer whose set-up looks at values (a random mask's positions) and so cannot be traced, and on
-    a quantised base.
+    """None on a quantised base, and for a peer whose set-up looks at values (a random mask's positions) and so
+    cannot be traced.
     """
     if subject.quantized:
         return None

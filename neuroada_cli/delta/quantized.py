@@ -39,8 +39,12 @@ def keep_layout(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, REPACKS):
             setattr(module, REPACKS, False)
-        elif type(module).__name__ == "Linear8bitLt":
+        elif type(module).__name__ == "Linear8bitLt" and _keep_row_maxima not in _before_forward(module):
             module.register_forward_pre_hook(_keep_row_maxima)
+
+
+def _before_forward(module: nn.Module) -> list[Any]:
+    return list(module._forward_pre_hooks.values())
 
 
 def _keep_row_maxima(module: nn.Module, _: Any) -> None:
@@ -96,7 +100,7 @@ def state_of(module: nn.Module) -> list[Any]:
     weight, of 4 bits its scales, of int8 its numbers and the maxima of its rows.
     """
     weight, state = cast(Any, module.weight), getattr(module, "state", None)
-    if state is not None and weight.CB is not None:
+    if state is not None and weight.CB is not None and weight.SCB is not None:
         cast(Any, module).init_8bit_state()  # as the first forward does; a copy made before would find none
     parts = [weight, getattr(weight, "quant_state", None)]
     parts += [getattr(state, "CB", None), getattr(state, "SCB", None)]

@@ -6,7 +6,7 @@ import logging
 
 
 def quiet_bitsandbytes() -> None:
-    """Call it before bitsandbytes is imported: no line about a kernel that is not there, none per forward pass.
+    """Call it before bitsandbytes is imported: no line about a missing kernel, none per forward pass.
 
     On a processor with AVX-512 it asks for a further package at import, and every int8 product says that it
     casts its inputs. Errors are still told, and a level that somebody has set stays.

@@ -101,9 +101,10 @@ def test_a_quantised_base_is_measured_with_what_trains_on_it(kind: str, tmp_path
     pytest.importorskip("bitsandbytes")
     folder = tiny_llama_folder(tmp_path / "model", hidden_size=64, intermediate_size=128)
     recipe = tiny_recipe(folder, tmp_path / "run", model={"dtype": "bf16", "quantization": kind})
-    quick = {"batch": 2, "sequence": 16, "rounds": 2, "warmup": 1, "device": "cpu", "quiet": True}
-    result = bench.run(recipe, compare=("dora", "lora32"), **quick)  # type: ignore[arg-type]
-    assert [row.method for row in result.rows] == ["floor", "neuroada", "dora", "lora32"]
+    quick = {"batch": 2, "sequence": 16, "rounds": 1, "warmup": 0, "device": "cpu", "quiet": True}
+    peers = None if kind == "nf4" else ("dora",)
+    result = bench.run(recipe, compare=peers, **quick)  # type: ignore[arg-type]
+    assert [row.method for row in result.rows] == ["floor", "neuroada", "lora" if peers is None else "dora"]
     packed = 0.5 if kind == "nf4" else 1
     linear = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)
     embeddings = 2 * 259 * 64
@@ -115,6 +116,5 @@ def test_a_quantised_base_is_measured_with_what_trains_on_it(kind: str, tmp_path
         result.rows[1].trainable / (linear + embeddings + 5 * 64)
     )
     assert all(row.predicted_bytes is None for row in result.rows)
-    assert bench.run(recipe, **quick).rows[2].method == "lora"  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match="mask cannot train weights in model.quantization"):
+    with pytest.raises(RecipeError, match=r"mask cannot train weights in model\.quantization"):
         bench.run(recipe, compare=("mask",), **quick)  # type: ignore[arg-type]
