@@ -177,8 +177,8 @@ def _vocabulary(model: nn.Module) -> int:
 
 
 def _predicted(subject: Subject, plan: BenchPlan, name: str, k: int | None) -> int | None:
-    """None on a quantised base, and for a peer whose set-up looks at values (a random mask's positions) and so
-    cannot be traced.
+    """None on a quantised base, and for a peer whose set-up looks at values (a random mask's positions), so
+    that it cannot be traced.
     """
     if subject.quantized:
         return None

@@ -33,8 +33,8 @@ def keep_layout(model: nn.Module) -> None:
     4 bits: its 0.50, on a processor with AVX-512 bf16, repacks a layer's weight at its first forward in
     evaluation mode: no gradient passes it from then on, not even once it trains again, and what the weight is
     read as differs.
-    int8: PEFT 0.21 dequantises by putting a new weight in the layer's place that lacks the row maxima, and the
-    second forward after that (of DoRA) fails. They are in the layer's state as well.
+    int8: PEFT 0.21 dequantises by putting a new weight in the layer's place that lacks the row maxima, and
+    the second forward after that (of DoRA) fails. They are in the layer's state as well.
     """
     for module in model.modules():
         if hasattr(module, REPACKS):
