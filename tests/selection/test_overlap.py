@@ -10,6 +10,7 @@ from tiny_run import one_thread, tiny_llama_folder, tiny_recipe  # noqa: F401
 
 from neuroada_cli.cli.app import main
 from neuroada_cli.commands import select
+from neuroada_cli.delta.names import block_number
 from neuroada_cli.errors import ModelError, RecipeError
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.recipe.schema import Recipe
@@ -70,7 +71,7 @@ def test_kinds_are_told_apart_where_their_last_parts_are_the_same() -> None:
         "output.dense",
         "bert.pooler.dense",
     ]
-    assert overlap.block("bert.pooler.dense") is None
+    assert block_number("bert.pooler.dense") is None
     by_kind = overlap.table("a", {"b": entries_of(shares)})
     assert dict(zip(*(list(by_kind.columns[n].cells) for n in (0, 1)), strict=True)) == {
         "query": "10.0%",
