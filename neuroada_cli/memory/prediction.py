@@ -1,6 +1,7 @@
 """The memory of a training step that never runs: any architecture, any method, no weights.
 
-The step runs on fake tensors, which have shapes and data types but no memory; a few seconds for a 7B model.
+The step runs on fake tensors, which have shapes and data types but no memory. Where a model's blocks are
+alike it runs with two, three and four of them, and the others follow (`depth.py`).
 The result is as right as the step is the same: rows of one length, the same attention kernel.
 
 O = output neurons, K = chosen inputs per neuron, B = rows, S = tokens per row, N = learnt tokens
@@ -15,7 +16,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.model import delta_layers
@@ -23,7 +24,8 @@ from neuroada_cli.delta.sampled_grad import BACKENDS
 from neuroada_cli.loop.linear_cross_entropy import is_frozen_linear, linear_cross_entropy
 from neuroada_cli.loop.loss import logits_are_final
 from neuroada_cli.loop.recomputing import enable_checkpointing
-from neuroada_cli.memory.tracker import Breakdown, StepMemory, TensorBytes, copy_structure
+from neuroada_cli.memory.depth import alike_blocks, by_depth
+from neuroada_cli.memory.tracker import Breakdown, StepBytes, StepMemory, TensorBytes, copy_structure
 from neuroada_cli.methods.protocol import Method
 
 
@@ -55,39 +57,60 @@ def predict(
     padded     rows of several lengths: attention then takes a mask [B, 1, S, S], and K and V per head
     prepare    called on the model before the method is attached (the bench's hook on the embeddings)
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    checks = _ChecksPass()  # type: ignore[no-untyped-call]
-    with FakeTensorMode(allow_non_fake_inputs=True), checks, _shapes_only(device), _mask(padded):
+    counts = {name: k if isinstance(k, int) else k[name] for name in targets}
 
-        def fake(tensor: Tensor) -> Tensor:
+    def step_of(model: nn.Module, names: Iterable[str]) -> StepBytes:
+        here = {name: counts[name] for name in names}
+        return _step(model, method, here, whole, prepare, gradient_checkpointing, batch, sequence, learnt)
+
+    with _fake_tensors(device, padded):
+
+        def copied() -> nn.Module:
             # buffers (RoPE's frequencies) keep their own type, as they do when a model is loaded
-            return torch.empty(
-                tensor.shape, dtype=dtype if isinstance(tensor, nn.Parameter) else tensor.dtype
+            return copy_structure(
+                skeleton,
+                lambda tensor: torch.empty(
+                    tensor.shape, dtype=dtype if isinstance(tensor, nn.Parameter) else tensor.dtype
+                ),
             )
 
-        model = copy_structure(skeleton, fake)
-        model.train()
-        if prepare is not None:
-            prepare(model)
-        if gradient_checkpointing:
-            enable_checkpointing(model)
-        indices = {
-            name: torch.zeros(
-                layer_shape(model.get_submodule(name))[0],
-                k if isinstance(k, int) else k[name],
-                dtype=torch.int32,
-            )
-            for name in targets
-        }
+        stack = alike_blocks(
+            skeleton, {name: k if isinstance(k, int) else k[name] for name in targets}, whole
+        )
+        return (by_depth(stack, copied, step_of) or step_of(copied(), targets)).breakdown()
 
-        def attach() -> None:
-            method.attach(model, indices, whole)
-            for layer in delta_layers(model).values():
-                layer.backend = "shapes_only"
 
-        step = StepMemory(model, method, attach, TensorBytes())
-        return step.run(lambda: _fake_loss(model, batch, sequence, learnt))
+def _step(
+    model: nn.Module,
+    method: Method,
+    counts: Mapping[str, int],
+    whole: Sequence[str],
+    prepare: Callable[[nn.Module], None] | None,
+    gradient_checkpointing: bool,
+    batch: int,
+    sequence: int,
+    learnt: int | None,
+) -> StepBytes:
+    """One step of a model of fake tensors, the optimizer's moments being there already."""
+    model.train()
+    if prepare is not None:
+        prepare(model)
+    if gradient_checkpointing:
+        enable_checkpointing(model)
+    indices = {
+        name: torch.zeros(layer_shape(model.get_submodule(name))[0], count, dtype=torch.int32)
+        for name, count in counts.items()
+    }
+
+    def attach() -> None:
+        method.attach(model, indices, whole)
+        for layer in delta_layers(model).values():
+            layer.backend = "shapes_only"
+
+    step = StepMemory(model, method, attach, _FakeBytes())
+    step.make_moments()
+    return step.step(lambda: _fake_loss(model, batch, sequence, learnt))
 
 
 def _fake_loss(model: nn.Module, batch: int, sequence: int, learnt: int | None) -> Tensor:
@@ -118,16 +141,26 @@ def _fake_loss(model: nn.Module, batch: int, sequence: int, learnt: int | None) 
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
 
 
-class _ChecksPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Answers what code asks of values, which fake tensors have none of: numbers are 0, conditions hold."""
+class _FakeBytes(TensorBytes):  # type: ignore[no-untyped-call]
+    """The tracker, which also answers what code asks of values, for fake tensors have none: numbers are 0,
+    conditions hold.
+    """
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # half of all that comes by; nothing is made
         if func is torch.ops.aten._local_scalar_dense.default:
             dtype = args[0].dtype
             return True if dtype == torch.bool else 0.0 if dtype.is_floating_point else 0
-        return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+@contextmanager
+def _fake_tensors(device: str, padded: bool) -> Iterator[None]:
+    with FakeTensorMode(allow_non_fake_inputs=True), _shapes_only(device), _mask(padded):
+        yield
 
 
 @contextmanager

@@ -40,6 +40,29 @@ class Breakdown:
         return self.weights + self.state + self.activations
 
 
+@dataclass(frozen=True)
+class StepBytes:
+    """What lives in one step, in bytes.
+
+    weights  the model as loaded;  gradients  before the update;  left  after the step
+    parts    the peaks of the forward pass, of the backward pass and of the update
+    """
+
+    weights: int
+    gradients: int
+    left: int
+    parts: tuple[int, ...]
+
+    @property
+    def peak(self) -> int:
+        return max(self.parts)
+
+    def breakdown(self) -> Breakdown:
+        above = self.peak - self.weights
+        state = min(self.left - self.weights + self.gradients, above)
+        return Breakdown(self.weights, state, above - state)
+
+
 class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, `live` is the bytes of all storages made here or named in `known`; `peak` its highest value."""
 
@@ -59,13 +82,21 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Measure the peak from here on."""
         self.peak = self.live
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: nothing is compiled here, and the wrapper would cost more than the counting."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_iter(result):
-            if isinstance(leaf, Tensor):
-                self._note(leaf)
+        if isinstance(result, Tensor):
+            self._note(result)
+        else:
+            for leaf in tree_iter(result):
+                if isinstance(leaf, Tensor):
+                    self._note(leaf)
         return result
 
     def _note(self, tensor: Tensor) -> None:
@@ -167,19 +198,42 @@ class StepMemory:
         forward  the loss of one batch, with its graph
         Two steps at first, because the optimizer's moments are made at the end of the first one.
         """
-        gradients = 0
+        for _ in range(steps):
+            found = self.step(forward)
+        return found.breakdown()
+
+    def step(self, forward: Callable[[], Tensor]) -> StepBytes:
+        """One training step, its parts apart."""
+        peaks = []
+
+        def end_part() -> None:
+            peaks.append(self.meter.peak)
+            self.meter.restart()
+
         with self.meter:
-            for _ in range(steps):
-                self.meter.restart()
-                forward().backward()  # type: ignore[no-untyped-call]
-                gradients = storage_bytes(p.grad for p in self._trained() if p.grad is not None)
-                self.method.before_step(self.model)
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
-                self.method.after_step(self.model)
-        above = self.meter.peak - self.weights
-        state = min(self.meter.live - self.weights + gradients, above)
-        return Breakdown(self.weights, state, above - state)
+            self.meter.restart()
+            loss = forward()
+            end_part()
+            loss.backward()  # type: ignore[no-untyped-call]
+            del loss
+            end_part()
+            gradients = storage_bytes(p.grad for p in self._trained() if p.grad is not None)
+            self._update()
+            end_part()
+        return StepBytes(self.weights, gradients, self.meter.live, tuple(peaks))
+
+    def make_moments(self) -> None:
+        """The optimizer's moments, without a step of the model."""
+        with self.meter:
+            for parameter in self._trained():
+                parameter.grad = torch.zeros_like(parameter)
+            self._update()
+
+    def _update(self) -> None:
+        self.method.before_step(self.model)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.after_step(self.model)
 
     def _trained(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
