@@ -13,10 +13,11 @@ from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter.config import method_of, method_problem
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
-from neuroada_cli.delta.layout import layer_shape, layout_of
-from neuroada_cli.delta.model import attach, is_linear
+from neuroada_cli.delta.layout import layout_of
+from neuroada_cli.delta.model import attach
 from neuroada_cli.delta.names import blocks_of
 from neuroada_cli.delta.quantized import round_trip
+from neuroada_cli.delta.targets import shapes_of, targets_of
 from neuroada_cli.errors import ModelError
 from neuroada_cli.methods import METHODS
 from neuroada_cli.recipe.load import load_recipe
@@ -222,7 +223,7 @@ def put_on(model: nn.Module, adapter: Adapter, where: str) -> None:
 
 def _refuse_misfit(model: nn.Module, adapter: Adapter, where: str) -> None:
     """Added layers are built for the base's sizes before anything is put into them."""
-    shapes = {name: layer_shape(module) for name, module in model.named_modules() if is_linear(module)}
+    shapes = shapes_of(targets_of(model))
     check_shapes(adapter.selection, shapes, where)
     inputs = {name: shapes[name][1] for name in adapter.selection.indices}
     width = getattr(model.config.get_text_config(), "hidden_size", 0)  # type: ignore[union-attr,operator]

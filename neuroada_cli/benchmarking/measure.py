@@ -27,9 +27,9 @@ from neuroada_cli.benchmarking.steps import (
     timing,
 )
 from neuroada_cli.benchmarking.tables import BenchRow
-from neuroada_cli.delta.layout import layer_shape, layout_of
-from neuroada_cli.delta.model import find_targets
+from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.quantized import dequantize, is_quantized
+from neuroada_cli.delta.targets import Target, find_targets, target_of
 from neuroada_cli.loop.loss import count_targets
 from neuroada_cli.machine.allocator import keeping_freed_memory
 from neuroada_cli.memory import predict
@@ -129,16 +129,15 @@ def measure(
 
 def _indices(subject: Subject, plan: BenchPlan) -> dict[int, dict[str, Tensor]]:
     """K -> module name -> the columns of largest magnitude."""
-    check_k({name: layer_shape(subject.model.get_submodule(name)) for name in subject.targets}, max(plan.ks))
-    weights = {name: _weight_OI(subject.model.get_submodule(name)) for name in subject.targets}
+    check_k({name: target_of(subject.model, name).shape for name in subject.targets}, max(plan.ks))
+    weights = {name: _weight_OI(target_of(subject.model, name)) for name in subject.targets}
     return {k: {name: choose(weight_OI, k) for name, weight_OI in weights.items()} for k in plan.ks}
 
 
-def _weight_OI(module: nn.Module) -> Tensor:
-    assert isinstance(module.weight, Tensor)
-    if is_quantized(module):
-        return dequantize(module, torch.float32)
-    return layout_of(module).rows(module.weight.detach())
+def _weight_OI(target: Target) -> Tensor:
+    if is_quantized(target.owner):
+        return dequantize(target.owner, torch.float32)
+    return target.layout.rows(target.weight.detach())
 
 
 def _times(

@@ -1,10 +1,11 @@
 """Where the rows of a layer's neurons lie in the tensor that holds its weight: the only place that knows.
 
-O = output neurons, I = inputs, K = chosen inputs per neuron
+O = output neurons, I = inputs, K = chosen inputs per neuron, E = experts whose matrices share one tensor
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,32 +15,56 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Layout:
-    """outputs and inputs are O and I; transposed: the tensor lies as [I, O] (GPT-2's Conv1D), else [O, I]."""
+    """outputs and inputs are O and I of one matrix.
+
+    transposed  it lies as [I, O] (GPT-2's Conv1D), else as [O, I]
+    experts  E, of a tensor [E, O, I] or [E, I, O] that holds the matrices of a mixture's experts; None: one
+             matrix. Neurons count through all experts: neuron e * O + o is the o-th of expert e.
+    """
 
     outputs: int
     inputs: int
     transposed: bool = False
+    experts: int | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(O, I)."""
-        return self.outputs, self.inputs
+        """(neurons of all experts, I)."""
+        return self.outputs * (1 if self.experts is None else self.experts), self.inputs
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """The shape of the tensor that holds the weight, in memory as in the files."""
-        return (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
+        matrix = (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
+        return matrix if self.experts is None else (self.experts, *matrix)
 
     def rows(self, weight: Tensor) -> Tensor:
-        """The weight with neurons as rows, [O, I]: a view, so what is written into it is in the weight."""
-        return weight.T if self.transposed else weight
+        """The weight with neurons as rows: a view, so what is written into it is in the weight; only of
+        transposed experts a copy.
+        """
+        turned = weight.transpose(-1, -2) if self.transposed else weight
+        return turned if self.experts is None else turned.reshape(self.shape)
+
+    def matrices(self, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """(which neurons, their matrix [O, I] as a view), expert by expert."""
+        turned = weight.transpose(-1, -2) if self.transposed else weight
+        for expert, weight_OI in enumerate(turned[None] if self.experts is None else turned):
+            yield slice(expert * self.outputs, (expert + 1) * self.outputs), weight_OI
 
     def flat(self, index_OK: Tensor) -> Tensor:
         """Chosen columns as places in the contiguous tensor: int64 [O, K]."""
-        row_O1 = torch.arange(self.outputs, device=index_OK.device)[:, None]
-        if self.transposed:
+        row_O1 = torch.arange(len(index_OK), device=index_OK.device)[:, None]
+        if not self.transposed:
+            return row_O1 * self.inputs + index_OK
+        if self.experts is None:
             return index_OK.long() * self.outputs + row_O1
-        return row_O1 * self.inputs + index_OK
+        expert_O1 = row_O1 // self.outputs
+        inside_O1 = row_O1 - expert_O1 * self.outputs
+        return (expert_O1 * self.inputs + index_OK) * self.outputs + inside_O1
+
+    def take(self, weight: Tensor, index_OK: Tensor) -> Tensor:
+        """The chosen entries [O, K]."""
+        return weight.take(self.flat(index_OK))
 
 
 def layout_of(module: nn.Module) -> Layout:

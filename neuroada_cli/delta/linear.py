@@ -11,6 +11,7 @@ optimizer step. What trains is exactly what is shipped.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from neuroada_cli.delta.fold import fold_entries, write_entries
 from neuroada_cli.delta.index import filled
 from neuroada_cli.delta.layout import Layout, is_conv1d, layout_of
+from neuroada_cli.delta.products import without_view
 from neuroada_cli.delta.sampled_grad import sampled_grad
 
 
@@ -36,7 +38,8 @@ class _FoldedLinear(torch.autograd.Function):
         # save_for_backward watches versions: a refold between forward and backward is then an error
         ctx.save_for_backward(x if needs_x else None, weight)
         ctx.x_dtype = x.dtype
-        return layer.plain_forward(x, weight, bias)
+        with torch._C.DisableTorchFunctionSubclass():  # the weight may be watched
+            return without_view(layer.plain_forward(x, weight, bias))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, Tensor | None]:
@@ -46,7 +49,8 @@ class _FoldedLinear(torch.autograd.Function):
         grad_TO = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_delta_OK = grad_bias_O = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ layer.effective_OI(weight).to(grad.dtype)).to(ctx.x_dtype)
+            with torch._C.DisableTorchFunctionSubclass():
+                grad_x = (grad @ layer.effective_OI(weight).to(grad.dtype)).to(ctx.x_dtype)
         if ctx.needs_input_grad[1]:
             x_TI = x.reshape(-1, x.shape[-1])
             grad_delta_OK = sampled_grad(grad_TO, x_TI, layer.index, layer.backend)
@@ -57,48 +61,28 @@ class _FoldedLinear(torch.autograd.Function):
         return grad_x, grad_delta_OK, None, None, grad_bias_O
 
 
-class _FoldedEmbedding(torch.autograd.Function):
-    """Rows of W' by token id; the gradient of delta is each token's gradient at its row's K columns."""
+class _Token(torch.autograd.Function):
+    """A number that every product of a watched weight depends on: its backward pass comes after theirs."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        tokens: Tensor,
-        delta_VK: Tensor,
-        weight_VI: Tensor,
-        index_VK: Tensor,
-        real_VK: Tensor | None,
-        padding: int | None,
-    ) -> Tensor:
-        ctx.save_for_backward(tokens, index_VK, real_VK)
-        ctx.padding = padding
-        return F.embedding(tokens, weight_VI)
+    def forward(ctx: Any, delta_OK: Tensor, layer: DeltaLayer) -> Tensor:
+        ctx.layer = weakref.ref(layer)  # the layer holds this node
+        return delta_OK.new_zeros((), dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None, None, None]:
-        (grad,) = grads
-        tokens, index_VK, real_VK = ctx.saved_tensors
-        token_T = tokens.reshape(-1)
-        grad_TI = grad.reshape(-1, grad.shape[-1])
-        if ctx.padding is not None:  # nn.Embedding gives its padding row no gradient
-            kept = token_T != ctx.padding
-            token_T, grad_TI = token_T[kept], grad_TI[kept]
-        sampled_TK = grad_TI.float().gather(1, index_VK[token_T].long())
-        grad_delta_VK = torch.zeros(index_VK.shape, dtype=torch.float32, device=grad.device)
-        grad_delta_VK.index_add_(0, token_T, sampled_TK)
-        if real_VK is not None:
-            grad_delta_VK.mul_(real_VK)
-        return None, grad_delta_VK, None, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        return ctx.layer().take_sums(), None
 
 
 class DeltaLayer(nn.Module):
-    """What both kinds of layer share: the weight with deltas folded in, and how to fold and restore.
+    """The deltas folded into one weight, and how to fold and restore.
 
     index        int32 [O, K], ascending columns per row
     real         bool [O, K]: which of them train, where not all do (else None); the others get no gradient:
                  place holders where rows differ in length, and deltas that rest after a new selection
     base_values  [O, K] in the weight's dtype: the frozen entries that the folded ones replaced
     delta        fp32 [O, K], the trainable part
+    backend      name of a sampled-gradient back-end, or None for the measured choice
     """
 
     weight: nn.Parameter
@@ -107,14 +91,12 @@ class DeltaLayer(nn.Module):
     base_values: Tensor
     delta: nn.Parameter
 
-    def __init__(self, base: nn.Module, layout: Layout) -> None:
+    def __init__(self, layout: Layout) -> None:
         super().__init__()
-        # in a list, so that the original is kept for detaching but is no submodule (names stay the base's)
-        self._base = [base]
         self.layout = layout
-        self.shares_deltas = False  # True for every user of a tied weight but the one that was targeted
-        self.weight = cast(nn.Parameter, base.weight)
-        self.train(base.training)
+        self.backend: str | None = None
+        self._made_token: tuple[nn.Parameter, Tensor] | None = None
+        self._sums_OK: Tensor | None = None
 
     def _own_deltas(self, index_OK: Tensor) -> None:
         outputs, inputs = self.layout.shape
@@ -126,19 +108,34 @@ class DeltaLayer(nn.Module):
         index_OK, real_OK = filled(index_OK.to(device=device, dtype=torch.int32))
         self.register_buffer("index", index_OK)
         self.register_buffer("real", real_OK)
-        self.register_buffer("base_values", self.weight_OI.detach().gather(1, index_OK.long()))
+        self.register_buffer("base_values", self._base_values(index_OK))
         self.delta = nn.Parameter(torch.zeros(index_OK.shape, dtype=torch.float32, device=device))
 
-    def _share_deltas(self, owner: DeltaLayer) -> None:
-        self.shares_deltas = True
-        self.follow(owner)
+    def _base_values(self, index_OK: Tensor) -> Tensor:
+        return self.layout.take(self.weight.detach(), index_OK)
 
-    def follow(self, owner: DeltaLayer) -> None:
-        """Take over the index and the deltas of the layer that this one shares its weight with."""
-        self.delta = owner.delta
-        self.register_buffer("index", owner.index)
-        self.register_buffer("real", owner.real)
-        self.register_buffer("base_values", owner.base_values)
+    def token(self) -> Tensor:
+        """What a product of the watched weight depends on, so that `delta` gets what `add` is given."""
+        if self._made_token is None or self._made_token[0] is not self.delta:
+            self._sums_OK = None
+            made = cast(Tensor, _Token.apply(self.delta, self))  # type: ignore[no-untyped-call]
+            self._made_token = (self.delta, made)
+        return self._made_token[1]
+
+    def add(self, rows: slice, sampled_OK: Tensor) -> None:
+        """Add to the gradient of some neurons' deltas, in a backward pass."""
+        if self._sums_OK is None:
+            self._sums_OK = torch.zeros(self.index.shape, dtype=torch.float32, device=sampled_OK.device)
+        self._sums_OK[rows] += sampled_OK
+
+    def take_sums(self) -> Tensor | None:
+        """The gradient of `delta`, at the end of a backward pass."""
+        sums_OK, self._sums_OK, self._made_token = self._sums_OK, None, None
+        return sums_OK if sums_OK is None or self.real is None else sums_OK.mul_(self.real)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy begins without a graph."""
+        return {**self.__dict__, "_made_token": None, "_sums_OK": None}
 
     @torch.no_grad()
     def reindex(self, index_OU: Tensor, trains_OU: Tensor) -> None:
@@ -148,19 +145,15 @@ class DeltaLayer(nn.Module):
         trains_OU  bool: which of them get a gradient
         """
         index_OU, _ = filled(index_OU)
-        was_OI = self.weight_OI.detach().clone(memory_format=torch.contiguous_format)
-        write_entries(was_OI, self.index, self.base_values, Layout(*self.layout.shape))
+        was = self.weight.detach().clone(memory_format=torch.contiguous_format)
+        write_entries(was, self.index, self.base_values, self.layout)
         self.index, self.real = index_OU, trains_OU
-        self.base_values = was_OI.gather(1, index_OU.long())
-
-    @property
-    def base(self) -> nn.Module:
-        return self._base[0]
+        self.base_values = self.layout.take(was, index_OU)
 
     @property
     def weight_OI(self) -> Tensor:
-        """The weight with neurons as rows (a view for GPT-2's Conv1D)."""
-        return self.layout.rows(self.weight)
+        """The weight with neurons as rows (`Layout.rows`)."""
+        return self.layout.rows(self.weight.detach())
 
     @torch.no_grad()
     def refold(self) -> None:
@@ -181,14 +174,17 @@ class DeltaLayer(nn.Module):
 class DeltaLinear(DeltaLayer):
     """A linear layer (nn.Linear, or GPT-2's Conv1D) with K trainable connections per output neuron.
 
-    backend  name of a sampled-gradient back-end, or None for the measured choice
+    It takes the place of a module that does nothing else, and is quicker than watching its weight.
     """
 
     def __init__(self, base: nn.Module, layout: Layout) -> None:
-        super().__init__(base, layout)
+        super().__init__(layout)
+        # in a list, so that the original is kept for detaching but is no submodule (names stay the base's)
+        self._base = [base]
+        self.weight = cast(nn.Parameter, base.weight)
         self.bias = cast(nn.Parameter | None, base.bias)
         self.out_features, self.in_features = layout.shape
-        self.backend: str | None = None
+        self.train(base.training)
 
     @classmethod
     def from_base(cls, base: nn.Module, index_OK: Tensor) -> DeltaLinear:
@@ -196,23 +192,16 @@ class DeltaLinear(DeltaLayer):
 
         Raises ValueError when the module is no linear layer or the index does not fit its weight.
         """
-        layer = cls._wrap(base)
-        layer._own_deltas(index_OK)
-        return layer
-
-    @classmethod
-    def sharing(cls, base: nn.Module, owner: DeltaLayer) -> DeltaLinear:
-        """Wrap a module whose weight is tied to `owner`'s: one selection, one delta for both."""
-        layer = cls._wrap(base)
-        layer._share_deltas(owner)
-        return layer
-
-    @classmethod
-    def _wrap(cls, base: nn.Module) -> DeltaLinear:
         if not (isinstance(base, nn.Linear) or is_conv1d(base)):
             raise ValueError(f"{type(base).__name__} is not a linear layer")
         base.weight.requires_grad_(False)
-        return cls(base, layout_of(base))
+        layer = cls(base, layout_of(base))
+        layer._own_deltas(index_OK)
+        return layer
+
+    @property
+    def base(self) -> nn.Module:
+        return self._base[0]
 
     def effective_OI(self, weight: Tensor | None) -> Tensor:
         """The weight that the forward used, neurons as rows; `weight` is what forward saved."""
@@ -236,17 +225,18 @@ class DeltaLinear(DeltaLayer):
         return cast(Tensor, y)
 
 
-class DeltaEmbedding(DeltaLayer):
-    """An embedding whose table is tied to an adapted linear layer (a targeted lm_head): same deltas."""
+class DeltaWeight(DeltaLayer):
+    """K trainable connections per neuron of a weight whose own module computes with it in its own way.
 
-    def __init__(self, base: nn.Embedding, owner: DeltaLayer) -> None:
-        super().__init__(base, Layout(*base.weight.shape))
-        self.padding_idx = base.padding_idx
-        self.num_embeddings, self.embedding_dim = base.num_embeddings, base.embedding_dim
-        self._share_deltas(owner)
+    It lies beside that weight, in the module that owns it (`owner`), as `<attribute>_deltas`.
+    """
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        y = _FoldedEmbedding.apply(  # type: ignore[no-untyped-call]
-            tokens, self.delta, self.weight, self.index, self.real, self.padding_idx
-        )
-        return cast(Tensor, y)
+    def __init__(self, owner: nn.Module, attribute: str, layout: Layout, index_OK: Tensor) -> None:
+        super().__init__(layout)
+        # in a list, so that the owner does not become a part of what is a part of it
+        self._owner, self.attribute = [owner], attribute
+        self._own_deltas(index_OK)
+
+    @property
+    def weight(self) -> nn.Parameter:  # type: ignore[override]
+        return cast(nn.Parameter, getattr(self._owner[0], self.attribute))

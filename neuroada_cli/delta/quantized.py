@@ -156,6 +156,9 @@ class QuantizedDeltaLinear(DeltaLinear):
         """The dequantised base weight, a fresh temporary."""
         return dequantize(self.base, self.compute_dtype)
 
+    def _base_values(self, index_OK: Tensor) -> Tensor:
+        return self.weight_OI.gather(1, index_OK.long())
+
     def effective_OI(self, weight: Tensor | None) -> Tensor:
         folded_OK = self.base_values if self.folded is None else self.folded
         weight_OI = self.weight_OI

@@ -14,7 +14,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli.delta.linear import DeltaLayer
 from neuroada_cli.delta.model import delta_layers
 
 MATCH_ELEMENTS = 1 << 22
@@ -65,17 +64,15 @@ def reselect(
     found = {}
     for name, layer in delta_layers(model).items():
         old_index_OK, old = layer.index, layer.delta
-        chosen_OK = choose(layer.weight_OI.contiguous()).to(old_index_OK)
-        index_OU, trains_OU = union(old_index_OK, old.data, chosen_OK, layer.weight_OI.shape[1])
+        matrices = layer.layout.matrices(layer.weight.detach())
+        chosen_OK = torch.cat([choose(weight_OI.contiguous()) for _, weight_OI in matrices]).to(old_index_OK)
+        index_OU, trains_OU = union(old_index_OK, old.data, chosen_OK, layer.layout.inputs)
         layer.reindex(index_OU, trains_OU)
         place_OU = places(old_index_OK, layer.index)
         kept_OU, from_OU = place_OU >= 0, place_OU.clamp(min=0)
         # a new parameter, not new data in the old one: autograd may remember the old one's shape
         layer.delta = nn.Parameter(old.data.gather(1, from_OU) * kept_OU)
         _take_place(optimizer, old, layer.delta, from_OU, kept_OU & trains_OU)
-        for other in model.modules():
-            if isinstance(other, DeltaLayer) and other.shares_deltas and other.weight is layer.weight:
-                other.follow(layer)
         found[name] = index_OU, trains_OU
     return found
 

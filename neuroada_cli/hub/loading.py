@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from neuroada_cli.delta.model import is_linear
 from neuroada_cli.delta.quantized import keep_layout
+from neuroada_cli.delta.targets import is_linear
 from neuroada_cli.errors import ModelError, ResourceError, UserError
 from neuroada_cli.hub.resolve import check_folder
 from neuroada_cli.machine.quiet import quiet_bitsandbytes

@@ -6,15 +6,14 @@ import torch
 from torch import nn
 
 from neuroada_cli import hub
-from neuroada_cli.delta.layout import layout_of
-from neuroada_cli.delta.model import sharing_modules
+from neuroada_cli.delta.targets import Target, sharing_modules
 from neuroada_cli.errors import ModelError
 
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def check_weight(weights: hub.Weights, stored: str, name: str, module: nn.Module) -> None:
-    """Raises ModelError when the stored weight of a target has not the module's shape, or a packed type (a
+def check_weight(weights: hub.Weights, stored: str, name: str, target: Target) -> None:
+    """Raises ModelError when the stored weight of a target has not the layer's shape, or a packed type (a
     quantised model).
     """
     info = weights.info(stored)
@@ -24,7 +23,7 @@ def check_weight(weights: hub.Weights, stored: str, name: str, module: nn.Module
             str(info.file),
             "use the model's 16- or 32-bit original",
         )
-    expected = layout_of(module).stored_shape
+    expected = target.layout.stored_shape
     if info.shape != expected:
         raise ModelError(
             f"{stored} has the shape {list(info.shape)}, but {name} needs {list(expected)}", str(info.file)

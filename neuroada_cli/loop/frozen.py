@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli.delta.layout import Layout, layout_of
-from neuroada_cli.delta.linear import DeltaLayer
+from neuroada_cli.delta.layout import Layout
+from neuroada_cli.delta.targets import target_of
 from neuroada_cli.errors import NumericsError
 
 SAMPLES = 256  # entries per tensor: whatever writes to a frozen tensor by mistake writes to all of it
@@ -25,12 +25,11 @@ ODD = -7046029254386353131  # 2^64 / golden ratio as a signed number
 
 @dataclass(frozen=True)
 class _Frozen:
-    """One tensor: what may change of it (None: nothing), and where its neurons lie."""
+    """One tensor, and what may change of it: ascending places in it, None: nothing."""
 
     name: str
     tensor: Tensor
-    index_OK: Tensor | None
-    layout: Layout | None
+    chosen_N: Tensor | None
     place: tuple[Tensor, ...]  # one N-long index per dimension
     values: Tensor
     total: int
@@ -44,24 +43,20 @@ class FrozenWatch:
     """
 
     def __init__(self, model: nn.Module, indices: Mapping[str, Tensor]) -> None:
-        targets = {id(model.get_submodule(name).weight): (name, index) for name, index in indices.items()}
+        targets = {id(target_of(model, name).weight): name for name in indices}
         self._frozen: list[_Frozen] = []
         for name, parameter in model.named_parameters():
-            index_OK, layout = None, None
+            chosen_N = None
             if id(parameter) in targets:
-                module_name, index_OK = targets[id(parameter)]
-                module = model.get_submodule(module_name)
-                layout = module.layout if isinstance(module, DeltaLayer) else layout_of(module)
-                if not parameter.is_floating_point():  # a quantised weight keeps all of its bytes
-                    index_OK = None
+                if parameter.is_floating_point():  # a quantised weight keeps all of its bytes
+                    target = targets[id(parameter)]
+                    chosen_N = places(indices[target], target_of(model, target).layout, parameter.device)
             elif parameter.requires_grad:
                 continue
             tensor = parameter.detach()
-            place = _spread(tensor)
-            if index_OK is not None and layout is not None:
-                place = _outside(place, index_OK, layout)
-            total = weighted_sum(tensor, index_OK, layout)
-            self._frozen.append(_Frozen(name, tensor, index_OK, layout, place, tensor[place].clone(), total))
+            place = _spread(tensor, chosen_N)
+            total = weighted_sum(tensor, chosen_N)
+            self._frozen.append(_Frozen(name, tensor, chosen_N, place, tensor[place].clone(), total))
 
     def check(self) -> None:
         """Look at the samples. Raises NumericsError naming the first frozen tensor that moved."""
@@ -72,7 +67,7 @@ class FrozenWatch:
     def check_all(self) -> None:
         """Look at every entry. Raises NumericsError as `check` does."""
         for frozen in self._frozen:
-            if weighted_sum(frozen.tensor, frozen.index_OK, frozen.layout) != frozen.total:
+            if weighted_sum(frozen.tensor, frozen.chosen_N) != frozen.total:
                 raise _moved(frozen.name)
 
 
@@ -84,38 +79,39 @@ def _moved(name: str) -> NumericsError:
     )
 
 
-def _spread(tensor: Tensor) -> tuple[Tensor, ...]:
+def places(index_OK: Tensor, layout: Layout, device: torch.device) -> Tensor:
+    """Where the chosen entries of a weight lie in its tensor, ascending: int64 [N]."""
+    index_OK = index_OK.to(device)
+    return layout.flat(index_OK)[index_OK >= 0].sort().values
+
+
+def _spread(tensor: Tensor, chosen_N: Tensor | None) -> tuple[Tensor, ...]:
+    """Evenly spaced entries that are not chosen."""
     count = min(SAMPLES, tensor.numel())
     flat_N = torch.arange(count, device=tensor.device) * tensor.numel() // max(1, count)
+    if chosen_N is not None:
+        flat_N = flat_N[~torch.isin(flat_N, chosen_N)]
     return torch.unravel_index(flat_N, tensor.shape)
 
 
-def _outside(place: tuple[Tensor, ...], index_OK: Tensor, layout: Layout) -> tuple[Tensor, ...]:
-    """Those of some entries of a target's weight that are not chosen."""
-    column_N, row_N = place if layout.transposed else (place[1], place[0])
-    chosen_NK = index_OK.to(row_N.device)[row_N] == column_N[:, None]
-    kept_N = ~chosen_NK.any(dim=1)
-    return place[0][kept_N], place[1][kept_N]
-
-
 @torch.no_grad()
-def weighted_sum(tensor: Tensor, index_OK: Tensor | None = None, layout: Layout | None = None) -> int:
+def weighted_sum(tensor: Tensor, chosen_N: Tensor | None = None) -> int:
     """sum_j w_j x_j mod 2^64 over the tensor's bytes, taken eight at a time, with an odd w_j for every place.
 
     A change of a single word x_j always changes it, since an odd number times what is not 0 is not 0.
-    index_OK  chosen entries of a weight that lies as `layout` says: they count as 0
+    chosen_N  ascending places of entries that count as 0
     """
     if tensor.numel() == 0:
         return 0
-    matrix_RC = tensor.reshape(tensor.shape[0] if tensor.ndim else 1, -1)
+    matrix_RC = tensor.reshape(-1, tensor.shape[-1] if tensor.ndim else 1)
     per_row = matrix_RC.shape[1] * tensor.element_size()
     rows = max(8, PART_WORDS * 8 // per_row // 8 * 8)  # of eight rows every part begins with a whole word
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     odd = torch.empty(0)
     for start in range(0, len(matrix_RC), rows):
         part_RC = matrix_RC[start : start + rows]
-        if index_OK is not None and layout is not None:
-            part_RC = _without(part_RC, start, index_OK, layout)
+        if chosen_N is not None:
+            part_RC = _without(part_RC, start * part_RC.shape[1], chosen_N)
         words = _words(part_RC)
         if start == 0:  # the longest part
             odd = torch.arange(1, 2 * len(words), 2, device=words.device).mul_(ODD)
@@ -123,20 +119,12 @@ def weighted_sum(tensor: Tensor, index_OK: Tensor | None = None, layout: Layout 
     return int(total)
 
 
-def _without(part_RC: Tensor, start: int, index_OK: Tensor, layout: Layout) -> Tensor:
-    """A copy of rows `start`, start + 1, … of a weight in memory, with its chosen entries at 0."""
-    stop, columns = start + len(part_RC), part_RC.shape[1]
-    index_OK = index_OK.to(part_RC.device, torch.int64)
-    neuron_O1 = torch.arange(len(index_OK), device=index_OK.device)[:, None]
-    if layout.transposed:
-        inside_OK = (index_OK >= start) & (index_OK < stop)
-        flat_OK = (index_OK - start) * columns + neuron_O1
-    else:
-        index_OK, neuron_O1 = index_OK[start:stop], neuron_O1[start:stop]
-        inside_OK = index_OK >= 0
-        flat_OK = (neuron_O1 - start) * columns + index_OK
+def _without(part_RC: Tensor, first: int, chosen_N: Tensor) -> Tensor:
+    """A copy of a part that begins at place `first` of its tensor, with its chosen entries at 0."""
+    ends = torch.tensor([first, first + part_RC.numel()], device=chosen_N.device)
+    begin, end = torch.searchsorted(chosen_N, ends).tolist()
     copy = part_RC.clone(memory_format=torch.contiguous_format)
-    copy.view(-1).index_fill_(0, flat_OK[inside_OK], 0)
+    copy.view(-1).index_fill_(0, chosen_N[begin:end] - first, 0)
     return copy
 
 

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.model import delta_layers
 from neuroada_cli.delta.sampled_grad import BACKENDS
+from neuroada_cli.delta.targets import target_of
+from neuroada_cli.delta.trained_weight import Watching
 from neuroada_cli.loop.linear_cross_entropy import is_frozen_linear, linear_cross_entropy
 from neuroada_cli.loop.loss import logits_are_final
 from neuroada_cli.loop.recomputing import enable_checkpointing
@@ -99,7 +100,7 @@ def _step(
     if gradient_checkpointing:
         enable_checkpointing(model)
     indices = {
-        name: torch.zeros(layer_shape(model.get_submodule(name))[0], count, dtype=torch.int32)
+        name: torch.zeros(target_of(model, name).shape[0], count, dtype=torch.int32)
         for name, count in counts.items()
     }
 
@@ -159,7 +160,7 @@ class _FakeBytes(TensorBytes):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def _fake_tensors(device: str, padded: bool) -> Iterator[None]:
-    with FakeTensorMode(allow_non_fake_inputs=True), _shapes_only(device), _mask(padded):
+    with FakeTensorMode(allow_non_fake_inputs=True), _shapes_only(device), _mask(padded), Watching():
         yield
 
 

@@ -22,9 +22,9 @@ from neuroada_cli import hub
 from neuroada_cli.adapter.folder import Adapter
 from neuroada_cli.delta.fold import fold_entries, write_entries
 from neuroada_cli.delta.index import filled, size
-from neuroada_cli.delta.layout import layer_shape, layout_of
-from neuroada_cli.delta.model import is_linear
+from neuroada_cli.delta.layout import layout_of
 from neuroada_cli.delta.quantized import round_trip
+from neuroada_cli.delta.targets import is_linear, shapes_of, target_of, targets_of
 from neuroada_cli.hub.fingerprint import WHOLE_BYTES
 from neuroada_cli.hub.stored import WEIGHT_DTYPES, check_weight, main_dtype, stored_names
 from neuroada_cli.merging.finite import _finite_cast, _refuse_broken, _refuse_overflow
@@ -260,12 +260,11 @@ class Merge:
 
     def _folded_names(self) -> dict[str, str]:
         """Stored name -> target module; every stored copy of a tied weight is folded."""
-        targets = {name: layer_shape(module) for name, module in self._modules.items() if is_linear(module)}
-        check_shapes(self.adapter.selection, targets, str(self.base.folder))
+        check_shapes(self.adapter.selection, shapes_of(targets_of(self._skeleton)), str(self.base.folder))
         folds: dict[str, str] = {}
         for module in self.adapter.selection.indices:
             for stored in stored_names(self.base, self._skeleton, module):
-                check_weight(self.base, stored, module, self._modules[module])
+                check_weight(self.base, stored, module, target_of(self._skeleton, module))
                 folds[stored] = module
         return folds
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from neuroada_cli.delta.fold import write_entries
 from neuroada_cli.delta.index import filled
-from neuroada_cli.delta.layout import Layout, layout_of
+from neuroada_cli.delta.layout import Layout
+from neuroada_cli.delta.targets import target_of
 from neuroada_cli.methods.state import MethodState, WholeParameters, copy_exactly, same_names
 
 
@@ -25,16 +27,12 @@ class _Masked:
     index: Tensor
     base_values: Tensor
 
-    @property
-    def weight_OI(self) -> Tensor:
-        return self.layout.rows(self.weight)
-
     def values_OK(self) -> Tensor:
-        return self.weight_OI.detach().gather(1, self.index)
+        return self.layout.take(self.weight.detach(), self.index)
 
     @torch.no_grad()
     def write(self, values_OK: Tensor) -> None:
-        self.weight_OI.scatter_(1, self.index, values_OK.to(self.weight.dtype))
+        write_entries(self.weight, self.index, values_OK.to(self.weight.dtype), self.layout)
 
 
 class Mask:
@@ -53,17 +51,15 @@ class Mask:
         self._targets: dict[str, _Masked] = {}
         # in one order, however the selection was read: the optimizer's state is saved by position
         for name, index_OK in sorted(indices.items()):
-            module = model.get_submodule(name)
-            assert isinstance(module.weight, nn.Parameter)
-            weight = module.weight
+            target = target_of(model, name)
+            weight, layout = target.weight, target.layout
             weight.requires_grad_(True)
-            layout = layout_of(module)
             index_OK, real_OK = filled(index_OK.to(weight.device, torch.int64))
             chosen_OK = torch.ones_like(index_OK, dtype=torch.bool) if real_OK is None else real_OK
-            weight_OI = layout.rows(weight.detach())
-            mask_OI = torch.zeros_like(weight_OI, dtype=torch.bool).scatter_(1, index_OK, chosen_OK)
-            weight.register_post_accumulate_grad_hook(_Zero(layout.rows(mask_OI)))  # type: ignore[no-untyped-call]
-            base_OK = weight_OI.gather(1, index_OK)
+            mask = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
+            write_entries(mask, index_OK, chosen_OK, layout)
+            weight.register_post_accumulate_grad_hook(_Zero(mask))  # type: ignore[no-untyped-call]
+            base_OK = layout.take(weight.detach(), index_OK)
             self._targets[name] = _Masked(weight, layout, index_OK, base_OK)
         self._whole = WholeParameters(model, whole)
 

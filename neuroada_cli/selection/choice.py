@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuroada_cli import hub
-from neuroada_cli.delta.layout import layer_shape
-from neuroada_cli.delta.model import find_targets
 from neuroada_cli.delta.names import block_number
+from neuroada_cli.delta.targets import Target, find_targets, shapes_of
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.recipe.schema import SelectSection
 from neuroada_cli.selection.criteria import CRITERIA, DATA_CRITERIA, LIFT_RANK
@@ -25,13 +24,13 @@ from neuroada_cli.selection.spread import Pool, Spread, counts, tiles_of
 class Choice:
     """What is to be chosen, for everybody who has to know: choosing itself, plan, space, dry run, validate.
 
-    targets    layer -> its module, on the meta device or loaded
+    targets    name -> the layer, on the meta device or loaded
     spread     who gets how many connections
     criterion  by what they are chosen;  rank  of `lift`
     seed       of what is drawn at random
     """
 
-    targets: Mapping[str, nn.Module]
+    targets: Mapping[str, Target]
     spread: Spread = field(default_factory=Spread)
     criterion: str = "magnitude"
     rank: int = LIFT_RANK
@@ -45,7 +44,7 @@ class Choice:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Layer -> (O, I)."""
-        return {name: layer_shape(module) for name, module in self.targets.items()}
+        return shapes_of(self.targets)
 
     @cached_property
     def counts(self) -> dict[str, Tensor]:
@@ -120,8 +119,8 @@ def target_layers(
     include: Sequence[str] = ("all-linear",),
     exclude: Sequence[str] = (),
     layers: Sequence[int] | None = None,
-) -> dict[str, nn.Module]:
-    """Module name -> layer (on the meta device) that the recipe's select section means.
+) -> dict[str, Target]:
+    """Name -> layer (on the meta device) that the recipe's select section means.
 
     `all-linear` leaves out the output head, classification heads, and a pooler that the files lack.
     Raises RecipeError for an entry that matches nothing.

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from neuroada_cli import hub
 from neuroada_cli.delta.index import filled, size
-from neuroada_cli.delta.layout import layout_of
-from neuroada_cli.delta.model import sharing_modules
 from neuroada_cli.delta.quantized import round_trip
+from neuroada_cli.delta.targets import sharing_modules
 from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.stored import check_weight, stored_names
 from neuroada_cli.selection.choice import Choice
@@ -89,7 +88,7 @@ def indices_from_files(
         part = rows[name] if rows is not None else slice(None)
         check_weight(weights, stored[name], name, targets[name])
         tensor = base.read(stored[name]) if rows is None else weights.tensor(stored[name], part)
-        weight_OI = layout_of(targets[name]).rows(tensor)
+        weight_OI = targets[name].layout.rows(tensor)
         if quantization is not None:
             weight_OI = round_trip(weight_OI, quantization, dtype)
         generator = torch.Generator().manual_seed(choice.seed ^ zlib.crc32(name.encode()))
@@ -110,7 +109,7 @@ def indices_from_files(
         indices = winners(choice, competing)
         if on_layer is not None:
             for name in indices:
-                weight_OI = layout_of(targets[name]).rows(weights.tensor(stored[name]))
+                weight_OI = targets[name].layout.rows(weights.tensor(stored[name]))
                 on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
     return indices
 

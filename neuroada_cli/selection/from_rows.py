@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.data.batch import Batch
-from neuroada_cli.delta.layout import layer_shape, layout_of
+from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.quantized import dense_OI
+from neuroada_cli.delta.targets import target_of
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.loop.recomputing import recomputing
@@ -122,7 +123,7 @@ def _gradients(
             summed = sums.pop(name, None)
             if summed is None:  # the loss does not depend on it
                 summed = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-            yield name, layout_of(modules[name]).rows(summed)
+            yield name, target_of(model, name).layout.rows(summed)
 
 
 @contextmanager
@@ -199,8 +200,4 @@ def _inputs(
         for handle in handles:
             handle.remove()
     for name, module in modules.items():
-        yield name, squares[name].sqrt() if name in squares else torch.zeros(_inputs_of(module))
-
-
-def _inputs_of(module: nn.Module) -> int:
-    return layer_shape(module)[1]
+        yield name, squares[name].sqrt() if name in squares else torch.zeros(layer_shape(module)[1])

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from neuroada_cli import hub
-from neuroada_cli.delta.layout import layout_of
 from neuroada_cli.ranks.group import Ranks
 from neuroada_cli.selection.choice import Choice
 from neuroada_cli.selection.file import Selection
@@ -72,11 +71,11 @@ def told(selection: Selection | None, ranks: Ranks) -> Selection:
 def _parts(choice: Choice, quantization: str | None, ranks: Ranks) -> tuple[dict[str, slice], dict[str, int]]:
     """(layer -> this rank's neurons, layer -> the one rank that looks at all of it)."""
     rows, owner = {}, {}
-    for number, (name, module) in enumerate(choice.targets.items()):
+    for number, (name, target) in enumerate(choice.targets.items()):
         outputs, inputs = choice.shapes[name]
         whole_blocks = quantization in (None, "int8") or inputs % BLOCK == 0
         in_rows = choice.criterion in ROW_BY_ROW and not choice.competes and whole_blocks
-        if in_rows and not layout_of(module).transposed:
+        if in_rows and not target.layout.transposed:
             rows[name] = ranks.rows(outputs)
             continue
         owner[name] = 0 if choice.competes else number % ranks.size

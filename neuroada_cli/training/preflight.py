@@ -13,8 +13,7 @@ from typing import Any
 from torch import nn
 
 from neuroada_cli import hub
-from neuroada_cli.delta.layout import layer_shape
-from neuroada_cli.delta.model import is_linear
+from neuroada_cli.delta.targets import shapes_of, target_of, targets_of
 from neuroada_cli.errors import ModelError, RecipeError
 from neuroada_cli.methods import facts_of
 from neuroada_cli.ranks.group import ALONE, Ranks
@@ -73,7 +72,7 @@ def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE) -> Checked:
         choice.check()
     given = _given_selection(recipe, base, choice, overwrite)
     if given is not None and recipe.select.file is not None:  # a named file is the last word
-        targets = {name: base.graph.get_submodule(name) for name in given.indices}
+        targets = {name: target_of(base.graph, name) for name in given.indices}
         choice = dataclasses.replace(choice, targets=targets)
         section = recipe.select.model_copy(update={"k": given.k, "criterion": given.criterion})
         recipe = recipe.model_copy(update={"select": section})
@@ -142,8 +141,7 @@ def _given_selection(recipe: Recipe, base: hub.Base, choice: Choice, overwrite: 
         return None
     selection = read_selection(file)
     check_base(selection.fingerprint, base)
-    linear = {name: module for name, module in base.graph.named_modules() if is_linear(module)}
-    check_shapes(selection, {name: layer_shape(module) for name, module in linear.items()}, str(file))
+    check_shapes(selection, shapes_of(targets_of(base.graph)), str(file))
     if file == own:
         _check_own(selection, choice, str(file))
     return selection

@@ -19,7 +19,7 @@ from transformers import (
 
 from neuroada_cli import hub
 from neuroada_cli.delta.layout import layer_shape
-from neuroada_cli.delta.model import find_targets, is_linear, sharing_modules
+from neuroada_cli.delta.targets import find_targets, is_linear, sharing_modules
 from neuroada_cli.hub import graph
 from neuroada_cli.hub.graph import described, rebuilt
 

@@ -10,7 +10,7 @@ from torch import nn
 from neuroada_cli.delta.layout import Layout
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.loop import frozen
-from neuroada_cli.loop.frozen import FrozenWatch, weighted_sum
+from neuroada_cli.loop.frozen import FrozenWatch, places, weighted_sum
 from neuroada_cli.methods import METHODS
 
 Q = "model.layers.1.self_attn.q_proj"
@@ -96,7 +96,7 @@ def test_every_single_entry_counts(dtype: torch.dtype, shape: tuple[int, ...]) -
 @pytest.mark.parametrize("transposed", [False, True])
 def test_exactly_the_chosen_entries_do_not_count(transposed: bool) -> None:
     index_OK = torch.tensor([[0, 3], [2, -1], [1, 6], [4, 5], *[[6, -1]] * 20])
-    layout = Layout(24, 7, transposed)
+    chosen_N = places(index_OK, Layout(24, 7, transposed), torch.device("cpu"))
     weight_OI = torch.ones(24, 7)
     chosen_OI = torch.zeros(24, 8).scatter_(1, index_OK % 8, 1)[:, :7].bool()
     for o in range(24):
@@ -104,7 +104,7 @@ def test_exactly_the_chosen_entries_do_not_count(transposed: bool) -> None:
             changed_OI = weight_OI.clone()
             changed_OI[o, i] = 2
             stored = [w.T.contiguous() if transposed else w for w in (weight_OI, changed_OI)]
-            same = len({weighted_sum(each, index_OK, layout) for each in stored}) == 1
+            same = len({weighted_sum(each, chosen_N) for each in stored}) == 1
             assert same == bool(chosen_OI[o, i])
 
 

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma2Config, Gemma2ForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from neuroada_cli.data.batch import IGNORED, Batch
-from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.linear import DeltaLinear
-from neuroada_cli.delta.model import attach, find_targets
+from neuroada_cli.delta.model import attach
+from neuroada_cli.delta.targets import find_targets
 from neuroada_cli.errors import ModelError
 from neuroada_cli.loop import loss as loss_module
 from neuroada_cli.loop.linear_cross_entropy import SLICE_ELEMENTS, linear_cross_entropy
@@ -106,7 +106,7 @@ def frozen(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     model = MODELS[name]().to(dtype)
     model.requires_grad_(False)
     targets = find_targets(model, ["all-linear"], ["lm_head"])
-    attach(model, {n: torch.zeros(layer_shape(m)[0], 1, dtype=torch.int32) for n, m in targets.items()})
+    attach(model, {n: torch.zeros(m.shape[0], 1, dtype=torch.int32) for n, m in targets.items()})
     return model
 
 

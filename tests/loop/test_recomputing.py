@@ -23,7 +23,7 @@ from transformers import (
 from neuroada_cli.benchmarking.steps import random_batch
 from neuroada_cli.commands import select
 from neuroada_cli.data.batch import IGNORED
-from neuroada_cli.delta.model import find_targets
+from neuroada_cli.delta.targets import find_targets
 from neuroada_cli.errors import ModelError
 from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.loop.recomputing import FLAG, recomputing

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 from neuroada_cli.data.batch import IGNORED, Batch, Encoded, collate
 from neuroada_cli.delta.layout import is_conv1d
-from neuroada_cli.delta.model import find_targets
+from neuroada_cli.delta.targets import find_targets
 from neuroada_cli.errors import DataError, NumericsError
 from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.loop.optim import OptimSettings, adamw, lr_factor
@@ -50,7 +50,7 @@ def weight_OI(module: nn.Module) -> Tensor:
 
 def select(model: nn.Module) -> dict[str, Tensor]:
     heads = [name for name in ("lm_head", "classifier") if hasattr(model, name)]
-    return {n: choose(weight_OI(m).detach(), K) for n, m in find_targets(model, heads=heads).items()}
+    return {n: choose(weight_OI(m.owner).detach(), K) for n, m in find_targets(model, heads=heads).items()}
 
 
 def batches_of(data: Sequence[Encoded], size: int) -> list[Batch]:

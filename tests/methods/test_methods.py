@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from neuroada_cli.delta.layout import is_conv1d
-from neuroada_cli.delta.model import find_targets
+from neuroada_cli.delta.targets import find_targets
 from neuroada_cli.methods import METHODS
 from neuroada_cli.methods.protocol import Method
 from neuroada_cli.methods.state import MethodState
@@ -29,7 +29,7 @@ def weight_OI(module: nn.Module) -> Tensor:
 
 def select(model: nn.Module) -> dict[str, Tensor]:
     heads = [name for name in ("lm_head", "classifier") if hasattr(model, name)]
-    return {name: choose(weight_OI(m), K) for name, m in find_targets(model, heads=heads).items()}
+    return {name: choose(weight_OI(m.owner), K) for name, m in find_targets(model, heads=heads).items()}
 
 
 def run(

@@ -212,7 +212,7 @@ def test_roberta_is_trained_alike_in_both_sizes(size: str) -> None:
 
 def test_all_linear_of_a_llama_is_the_papers_seven_projections(llama: object) -> None:
     from neuroada_cli import hub
-    from neuroada_cli.delta.model import find_targets
+    from neuroada_cli.delta.targets import find_targets
 
     names = find_targets(llama, ["all-linear"], exclude=hub.default_exclude(llama))
     seven = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -15,8 +15,8 @@ from neuroada_cli import hub
 from neuroada_cli.commands import select, train
 from neuroada_cli.data.batch import IGNORED, Batch, collate
 from neuroada_cli.delta.layout import layout_of
-from neuroada_cli.delta.model import find_targets
 from neuroada_cli.delta.quantized import dense_OI
+from neuroada_cli.delta.targets import find_targets, target_of
 from neuroada_cli.errors import NumericsError, RecipeError
 from neuroada_cli.loop.loop import Schedule
 from neuroada_cli.loop.loss import LOSSES
@@ -50,7 +50,7 @@ def batches(kind: str) -> list[Batch]:
 
 
 def choice(model: nn.Module, names: Sequence[str], criterion: str, spread: Spread | None = None) -> Choice:
-    return Choice({name: model.get_submodule(name) for name in names}, spread or Spread(K), criterion)
+    return Choice({name: target_of(model, name) for name in names}, spread or Spread(K), criterion)
 
 
 def dense_evidence(

@@ -1,0 +1,147 @@
+"""The layers of a model that deltas can be folded into, by name.
+
+O = output neurons, I = inputs
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from neuroada_cli.delta.layout import Layout, is_conv1d, layout_of
+from neuroada_cli.delta.linear import DeltaLinear
+from neuroada_cli.delta.names import block_number
+from neuroada_cli.delta.quantized import is_quantized
+from neuroada_cli.errors import nearest
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One weight whose rows are neurons: an attribute of a module, on the meta device or loaded."""
+
+    owner: nn.Module
+    attribute: str = "weight"
+
+    @property
+    def weight(self) -> nn.Parameter:
+        found = getattr(self.owner, self.attribute)
+        assert isinstance(found, nn.Parameter)
+        return found
+
+    @property
+    def layout(self) -> Layout:
+        return self.owner.layout if isinstance(self.owner, DeltaLinear) else layout_of(self.owner)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I), the neurons of all experts where there are several."""
+        return self.layout.shape
+
+
+def is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | DeltaLinear) or is_conv1d(module)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a linear layer does what `F.linear` does and nothing else, so that another may take its place.
+
+    Falcon's rounds before it adds the bias, a router returns a tuple, and others hook `forward`.
+    """
+    if is_quantized(module):
+        return True
+    if "forward" in vars(module):
+        return False
+    if isinstance(module, nn.Linear):
+        return type(module).forward is nn.Linear.forward
+    return is_conv1d(module) and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def targets_of(model: nn.Module) -> dict[str, Target]:
+    """Name -> every weight that can be adapted, in the model's order: `<module>` stands for its `weight`."""
+    return {name: Target(module) for name, module in model.named_modules() if is_linear(module)}
+
+
+def target_of(model: nn.Module, name: str) -> Target:
+    """The target of that name. Raises AttributeError where there is no such module."""
+    return Target(model.get_submodule(name))
+
+
+def parameter_name(model: nn.Module, name: str) -> str:
+    """The name of a target's weight among the model's parameters."""
+    return f"{name}.weight"
+
+
+def find_targets(
+    model: nn.Module,
+    include: Sequence[str] = (ALL_LINEAR,),
+    exclude: Sequence[str] = (),
+    layers: Sequence[int] | None = None,
+    heads: Sequence[str] = (),
+) -> dict[str, Target]:
+    """Name -> layer to adapt, in the model's order; a weight shared by several layers comes once.
+
+    include  `all-linear`, the last part of a name (q_proj), a full name, or a glob (model.layers.1?.*)
+    exclude  layers to leave out, written the same way
+    layers   only blocks with these numbers (the first number in a layer's name)
+    heads    output heads, which `all-linear` leaves out; naming one in `include` takes it
+    Raises ValueError when an entry matches no linear layer, or when nothing is left.
+    """
+    linear = targets_of(model)
+    chosen: set[str] = set()
+    for entry in include:
+        chosen |= {n for n in linear if n not in heads} if entry == ALL_LINEAR else _matches(entry, linear)
+    for entry in exclude:
+        chosen -= _matches(entry, linear)
+    if layers is not None:
+        chosen = {name for name in chosen if _in_blocks(name, linear, layers)}
+    if not chosen:
+        raise ValueError("the targets leave no linear layer to adapt")
+    found: dict[str, Target] = {}
+    seen: set[int] = set()
+    for name, target in linear.items():
+        if name in chosen and id(target.weight) not in seen:
+            seen.add(id(target.weight))
+            found[name] = target
+    return found
+
+
+def _matches(entry: str, linear: Iterable[str]) -> set[str]:
+    found = {
+        name
+        for name in linear
+        if name == entry or name.rpartition(".")[2] == entry or fnmatch.fnmatchcase(name, entry)
+    }
+    if not found:
+        kinds = sorted({name.rpartition(".")[2] for name in linear})
+        hint = nearest(entry, [*kinds, *linear], f"this model has {', '.join(kinds[:12])}")
+        raise ValueError(f"{entry} matches no linear layer; {hint}")
+    return found
+
+
+def _in_blocks(name: str, linear: Iterable[str], layers: Sequence[int]) -> bool:
+    present = {block_number(other) for other in linear}
+    for layer in layers:
+        if layer not in present:
+            highest = max((n for n in present if n is not None), default=-1)
+            raise ValueError(f"there is no block {layer}; this model has 0..{highest}")
+    return block_number(name) in layers
+
+
+def sharing_modules(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
+    """Target -> the other modules that use the same weight (tied embeddings), in one walk."""
+    users: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(weight := getattr(module, "weight", None), nn.Parameter):
+            users.setdefault(id(weight), []).append(name)
+    weights = {name: id(target_of(model, name).weight) for name in names}
+    return {name: [other for other in users[key] if other != name] for name, key in weights.items()}
+
+
+def shapes_of(targets: Mapping[str, Target]) -> dict[str, tuple[int, int]]:
+    """Target -> (O, I)."""
+    return {name: target.shape for name, target in targets.items()}
