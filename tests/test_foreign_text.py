@@ -18,7 +18,8 @@ from neuroada_cli import failures
 from neuroada_cli.cli import app as cli
 from neuroada_cli.commands import eval as evaluate
 from neuroada_cli.commands import quickstart
-from neuroada_cli.data.batch import Example, encode, preview
+from neuroada_cli.data.batch import Example
+from neuroada_cli.data.encoding import encode, preview
 from neuroada_cli.errors import DataError, UserError
 from neuroada_cli.evaluation.run import Prediction
 from neuroada_cli.foreign_text import has_secrets, printable, public, shown

@@ -196,7 +196,7 @@ def tokenizer_of(target: Target, revision: str | None = None, trust_remote_code:
 def _tokenizer(adapter: Path, base: Path, trust_remote_code: bool) -> Any:
     """The adapter's own, of which no code ever runs, else the base's."""
     own = (adapter / adapters.TOKENIZER).is_file()
-    return hub.load_tokenizer(adapter) if own else hub.load_tokenizer(base, trust_remote_code)
+    return hub.load_tokenizer(adapter, model=base) if own else hub.load_tokenizer(base, trust_remote_code)
 
 
 @torch.no_grad()

@@ -127,6 +127,9 @@ def run(
         console.print(
             f"{shown(', '.join(subject.fresh))}: random, in none of the files, so scores are chance"
         )
+    remark = hub.endings(subject.tokenizer).remark
+    if remark is not None and jobs[0].task.kind == "generation":
+        console.print(shown(remark), highlight=False, soft_wrap=True)
     result = EvalResult({}, {}, records.folder)
     with files.Lock(records.folder), _stoppable():
         abouts = [_about(job, settings, subject) for job in jobs]
@@ -137,6 +140,7 @@ def run(
         for job, about, before in zip(jobs, abouts, done, strict=True):
             rows, scores = before or _score(job, settings, subject, about, records, console)
             result.predictions[job.task.name], result.results[job.task.name] = rows, scores
+            display.tell_unasked(scores, rows, console)
     console.print(display.table(result.results, f"{shown(target)}   protocol {settings.rules.name}"))
     console.print(f"predictions and results: {shown(records.folder)}", soft_wrap=True)
     return result

@@ -62,7 +62,7 @@ def run(
             }
         )
     plan = checked.plan
-    preview.show(recipe, plan, checked.rows, checked.tokenizer, console, ranks)
+    preview.show(checked, console, ranks)
     if dry_run:
         predicted = preview.dry_run(checked)
         return TrainResult(

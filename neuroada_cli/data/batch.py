@@ -1,24 +1,18 @@
-"""From examples to batches: tokens, masks and labels.
+"""From encoded rows to batches: padding, masks and labels, and the order of an epoch.
 
 B = rows of a batch, S = sequence length
-
-The loss mask follows the papers' code: prompt and target are tokenised together, the prompt is tokenised by
-itself only to find how many tokens of the whole it is, and those are not learnt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any
 
 import torch
-from rich.text import Text
 from torch import Tensor
 
 from neuroada_cli.errors import DataError
-from neuroada_cli.foreign_text import printable
 
 IGNORED = -100  # the label of a token that is not learnt (the convention of torch and transformers)
 MEGA_BATCHES = 50  # rows are sorted by length within so many batches, so that order stays random at large
@@ -28,11 +22,15 @@ MEGA_BATCHES = 50  # rows are sorted by length within so many batches, so that o
 class Example:
     """One row as a task means it.
 
-    prompt  what the model is given
-    target  what it learns to write, without the end token; empty for classification
-    answer  the reference that scoring compares with (text, class number or real score)
-    row     its number in the source, 0 is the first
-    pair    the second text of a sentence pair
+    prompt    what the model is given
+    target    what it learns to write, without the end token; empty for classification
+    answer    the reference that scoring compares with (text, class number or real score)
+    row       its number in the source, 0 is the first
+    pair      the second text of a sentence pair
+    rendered  a chat template wrote prompt and target, with all their special tokens
+    lead      what of target stands before the answer, such as an empty thought; end: what stands behind it
+    learnt    parts of the prompt (characters from, to; ascending) that are learnt too: earlier turns
+    apart     earlier turns that the template writes otherwise in this text: each is learnt as its own row
     """
 
     prompt: str
@@ -40,6 +38,11 @@ class Example:
     answer: str | int | float
     row: int
     pair: str | None = None
+    rendered: bool = False
+    lead: str = ""
+    end: str = ""
+    learnt: tuple[tuple[int, int], ...] = ()
+    apart: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,17 +60,6 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.input_ids)
-
-
-@dataclass(frozen=True)
-class EncodeReport:
-    """What encoding did: rows, all tokens, learnt tokens, and rows whose end was cut off."""
-
-    rows: int
-    tokens: int
-    targets: int
-    truncated: int
-    longest: int
 
 
 @dataclass(frozen=True)
@@ -113,108 +105,6 @@ def align_padding(model: Any, tokenizer: Any) -> int:
     if config.pad_token_id is None:
         config.pad_token_id = pad_id(tokenizer)
     return int(config.pad_token_id)
-
-
-def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """The prompt's tokens as the model gets them: one BOS where the tokenizer adds one, no EOS."""
-    bos = getattr(tokenizer, "bos_token", None)
-    special = not (bos and text.startswith(bos))  # a chat template writes its own
-    ids = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-    if special and len(ids) > 1 and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
-        ids.pop()
-    return ids
-
-
-def encode(
-    examples: Sequence[Example],
-    tokenizer: Any,
-    max_length: int,
-    kind: str = "generation",
-    loss_on_prompt: bool = False,
-) -> tuple[list[Encoded], EncodeReport]:
-    """Encode rows for training or validation.
-
-    max_length      tokens per row; what is longer is cut at its end and counted
-    kind            generation, classification or regression
-    loss_on_prompt  learn the prompt's tokens, too (protocol `llm-adapters`)
-    Raises DataError for no rows at all, a tokenizer without an end token, and rows whose prompt alone fills
-    max_length: they would have no answer to learn, whatever is learnt of the prompt.
-    """
-    if not examples:
-        raise DataError("there are no rows", fix="check data.train and data.limit")
-    if kind == "generation":
-        if tokenizer.eos_token_id is None:
-            raise DataError("the tokenizer has no end token, so no answer could end", fix="set its eos_token")
-        _refuse_without_answer(examples)
-        pairs = [_encode_target(e, tokenizer, max_length, loss_on_prompt) for e in examples]
-    else:
-        pairs = [_encode_label(e, tokenizer, max_length, kind) for e in examples]
-    rows = [row for row, _ in pairs]
-    if kind == "generation":
-        _refuse_without_target(rows, max_length)
-    targets = sum(
-        sum(label != IGNORED for label in row.labels[1:]) if isinstance(row.labels, list) else 1
-        for row in rows
-    )
-    report = EncodeReport(
-        rows=len(rows),
-        tokens=sum(map(len, rows)),
-        targets=targets,
-        truncated=sum(cut for _, cut in pairs),
-        longest=max(map(len, rows)),
-    )
-    return rows, report
-
-
-def _encode_target(
-    example: Example, tokenizer: Any, max_length: int, loss_on_prompt: bool
-) -> tuple[Encoded, bool]:
-    ids = token_ids(tokenizer, example.prompt + example.target)
-    if ids[-1:] != [tokenizer.eos_token_id]:
-        ids.append(tokenizer.eos_token_id)
-    prompt = len(token_ids(tokenizer, example.prompt))
-    cut = len(ids) > max_length
-    ids = ids[:max_length]
-    unlearnt = 0 if loss_on_prompt else prompt
-    labels = [IGNORED] * min(unlearnt, len(ids)) + ids[unlearnt:]
-    return Encoded(ids, labels, example.row, prompt=min(prompt, len(ids))), cut
-
-
-def _encode_label(example: Example, tokenizer: Any, max_length: int, kind: str) -> tuple[Encoded, bool]:
-    whole = tokenizer(example.prompt, example.pair, verbose=False)
-    cut = len(whole["input_ids"]) > max_length
-    # cutting is the tokenizer's: it shortens the longer text and keeps the end markers
-    encoded = (
-        tokenizer(example.prompt, example.pair, truncation=True, max_length=max_length) if cut else whole
-    )
-    label = float(example.answer) if kind == "regression" else int(example.answer)
-    return Encoded(list(encoded["input_ids"]), label, example.row, encoded.get("token_type_ids")), cut
-
-
-def _refuse_without_answer(examples: Sequence[Example]) -> None:
-    empty = [example.row for example in examples if not example.target.strip()]
-    if empty:
-        raise DataError(
-            f"{len(empty)} of {len(examples)} rows have no answer to learn (the first is row {empty[0]})",
-            fix="fill their answers in, or drop these rows",
-        )
-
-
-def _refuse_without_target(rows: Sequence[Encoded], max_length: int) -> None:
-    barren = [row for row in rows if isinstance(row.labels, list) and not _has_answer(row, row.labels)]
-    if barren:
-        first = barren[0].row
-        raise DataError(
-            f"{len(barren)} of {len(rows)} rows have nothing to learn within data.max_length={max_length}: "
-            f"their prompt alone fills it (the first is row {first})",
-            fix="raise data.max_length, or drop these rows",
-        )
-
-
-def _has_answer(row: Encoded, labels: Sequence[int]) -> bool:
-    """Whether a token is left that is learnt and no prompt; the first of a row is never predicted."""
-    prompt = 1 if row.prompt is None else max(1, row.prompt)
-    return any(label != IGNORED for label in labels[prompt:])
 
 
 def collate(rows: Sequence[Encoded], pad: int) -> Batch:
@@ -284,14 +174,3 @@ def listed(rows: Sequence[int]) -> str:
     """Row numbers as a message shows them: "4, 5, 6", of many only the first."""
     shown = ", ".join(str(row) for row in rows[:8])
     return f"{shown} and {len(rows) - 8} more" if len(rows) > 8 else shown
-
-
-def preview(row: Encoded, tokenizer: Any) -> Text:
-    """A row as the model sees it: tokens that are learnt stand out, the rest is dim; \\n is shown as ↵."""
-    text = Text()
-    labels = row.labels if isinstance(row.labels, list) else [IGNORED] * len(row)
-    # runs, not single tokens: one character may be several tokens
-    for ignored, run in groupby(zip(row.input_ids, labels, strict=True), lambda pair: pair[1] == IGNORED):
-        piece = printable(tokenizer.decode([token for token, _ in run]), keep="\n\t").replace("\n", "↵\n")
-        text.append(piece, style="dim" if ignored else "bold black on bright_green")
-    return text

@@ -48,6 +48,18 @@ def tell_unscored(tasks: Sequence[Task], protocol: str, console: Console) -> Non
         console.print("no strict column for numbers: pip install 'neuroada-cli[strict]'", markup=False)
 
 
+def tell_unasked(result: TaskResult, found: Sequence[Prediction], console: Console) -> None:
+    """One line where prompts fill the model's context by themselves."""
+    if result.unasked:
+        first = next(prediction.row for prediction in found if not prediction.asked)
+        console.print(
+            f"{result.task}: {result.unasked:,} of {result.n:,} prompts fill the model's context by "
+            f"themselves, so they count as not answered (the first is row {first})",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
 def table(results: dict[str, TaskResult], title: str) -> Table:
     """Scores in percent, in 80 columns: what holds for no task, or is the same for all, has no column.
 

@@ -6,14 +6,18 @@ B = rows of a batch, S = sequence length, V = vocabulary
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli.data.batch import pad_id, token_ids
+from neuroada_cli.data.batch import pad_id
+from neuroada_cli.data.encoding import end_ids
+from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import DataError, NumericsError
 from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.tasks.task import Decoding
@@ -26,14 +30,17 @@ GREEDY = Decoding()
 def generate(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str | list[int]],
     max_new_tokens: int,
     batch_size: int = 16,
     on_batch: OnBatch | None = None,
     decoding: Decoding = GREEDY,
     seed: int = 0,
+    special: bool = False,
 ) -> list[str]:
-    """The completions of `prompts`, in their order, without the end token.
+    """The completions of `prompts` (texts, or their tokens), in their order, without the end token.
+
+    special  write special tokens as text and tidy nothing, so that an answer comes back as it was learnt
 
     Whatever the model's own generation settings say, `decoding` is what happens. Rows of similar length share
     a batch, longest first, and a batch ends with its last row's end token.
@@ -41,19 +48,20 @@ def generate(
     give the same texts, also when an evaluation goes on after a stop, on one device with one version of
     torch. Another batch size makes other batches, so it draws other texts; the caller's random state is left
     as it was.
-    Raises DataError for a prompt that leaves no room in the model's context, NumericsError for NaN.
+    A row whose prompt leaves less room in the model's context than max_new_tokens writes what fits.
+    Raises DataError where no prompt leaves room for max_new_tokens, or one leaves none at all; NumericsError
+    for NaN.
     """
-    encoded = [token_ids(tokenizer, prompt) for prompt in prompts]
+    coder = Coder(tokenizer)
+    encoded = [coder.ids(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     _refuse_unfit(model, encoded, max_new_tokens)
-    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
     completions = [""] * len(prompts)
     settings = _own_settings(model, tokenizer, max_new_tokens, decoding)
     with evaluating(model), torch.inference_mode(), settings:
-        for start in range(0, len(order), batch_size):
-            numbers = order[start : start + batch_size]
+        for numbers, room in _batches(encoded, batch_size, max_new_tokens, context_of(model)):
             rows = [encoded[i] for i in numbers]
             with nullcontext() if decoding.temperature is None else _drawing(model, rows, seed):
-                texts, count = _complete(model, tokenizer, rows)
+                texts, count = _complete(model, tokenizer, rows, room, special)
             for number, text in zip(numbers, texts, strict=True):
                 completions[number] = text
             if on_batch is not None:
@@ -61,21 +69,38 @@ def generate(
     return completions
 
 
-def _complete(model: Any, tokenizer: Any, rows: list[list[int]]) -> tuple[list[str], int]:
+def _batches(
+    encoded: list[list[int]], batch_size: int, most: int, context: int | None
+) -> Iterator[tuple[list[int], int]]:
+    """(numbers of rows, how many tokens they may write), longest first; a batch has one room for all."""
+    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
+    for room, group in groupby(order, lambda i: min(most, (context or math.inf) - len(encoded[i]))):
+        numbers = list(group)
+        for start in range(0, len(numbers), batch_size):
+            yield numbers[start : start + batch_size], int(room)
+
+
+def _complete(
+    model: Any, tokenizer: Any, rows: list[list[int]], room: int, special: bool
+) -> tuple[list[str], int]:
     device = next(model.parameters()).device
     pad, ends = model.generation_config.pad_token_id, model.generation_config.eos_token_id
     length = max(map(len, rows))
     tokens_BS = torch.tensor([[pad] * (length - len(row)) + row for row in rows], device=device)
     attention_BS = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
     watch = _NanWatch(device, bool(model.generation_config.do_sample))
-    output_BS = model.generate(tokens_BS, attention_mask=attention_BS, logits_processor=[watch])
+    output_BS = model.generate(
+        tokens_BS, attention_mask=attention_BS, logits_processor=[watch], max_new_tokens=room
+    )
     if watch.seen:
         raise NumericsError(
             "the model's outputs are not numbers (NaN), so nothing it writes means anything",
             fix="try --dtype fp32; if that fails, too, its weights are broken",
         )
     new = [_until_end(row, ends) for row in output_BS[:, length:].tolist()]
-    return [tokenizer.decode(row, skip_special_tokens=True) for row in new], sum(map(len, new))
+    tidied = {"clean_up_tokenization_spaces": False} if special else {}
+    texts = [tokenizer.decode(row, skip_special_tokens=not special, **tidied) for row in new]
+    return texts, sum(map(len, new))
 
 
 class _NanWatch:
@@ -136,10 +161,9 @@ def _own_settings(model: Any, tokenizer: Any, max_new_tokens: int, decoding: Dec
 
 
 def _end_ids(settings: Any, tokenizer: Any) -> list[int]:
-    """The tokenizer's end token, and those the model names (chat models end a turn with their own)."""
+    """The tokens that end an answer, and those the model names (chat models end a turn with their own)."""
     named = getattr(settings, "eos_token_id", None)
-    ends = [named] if isinstance(named, int) else list(named or [])
-    return sorted({*ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
+    return sorted({*([named] if isinstance(named, int) else named or []), *end_ids(tokenizer)})
 
 
 def _until_end(row: list[int], ends: Sequence[int]) -> list[int]:
@@ -151,13 +175,23 @@ def _refuse_unfit(model: Any, encoded: list[list[int]], max_new_tokens: int) -> 
         raise DataError(
             "a prompt is empty, and this tokenizer starts rows with nothing", fix="remove the row"
         )
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, encoded), default=0)
-    if context is not None and longest + max_new_tokens > context:
+    context, lengths = context_of(model), [len(row) for row in encoded]
+    if context is None or not lengths:
+        return
+    if max(lengths) >= context:
         raise DataError(
-            f"the longest prompt has {longest} tokens; {max_new_tokens} new ones do not fit behind it into "
-            f"the model's context of {context}",
-            fix="lower eval.max_new_tokens (--max-new-tokens)"
-            if longest < context
-            else "choose a model with a longer context, or leave this task out",
+            f"the longest prompt has {max(lengths)} tokens, which fill the model's context of {context}",
+            fix="choose a model with a longer context, or leave this task out",
         )
+    if min(lengths) + max_new_tokens > context:
+        raise DataError(
+            f"the shortest prompt has {min(lengths)} tokens; {max_new_tokens} new ones do not fit behind it "
+            f"into the model's context of {context}",
+            fix="lower eval.max_new_tokens (--max-new-tokens)",
+        )
+
+
+def context_of(model: Any) -> int | None:
+    """How many tokens a prompt and its answer may have together; None where the model sets no bound."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None

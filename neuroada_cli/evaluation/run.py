@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from neuroada_cli.data.batch import Encoded, Example, align_padding, collate, encode
+from neuroada_cli.data.batch import Encoded, Example, align_padding, collate
+from neuroada_cli.data.encoding import answer_in, encode, prompt_ids
+from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import NumericsError
-from neuroada_cli.evaluation.generate import generate
+from neuroada_cli.evaluation.generate import context_of, generate
 from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.tasks.metrics import METRICS
 from neuroada_cli.tasks.task import PROTOCOLS, Decoding, Scoring, Task, decoding_of
@@ -26,6 +28,7 @@ class Prediction:
     extracted  what the protocol's rule found
     strict     by our stricter scorer, if it ran
     leaked     whether its question was trained on; None where the training set is not known
+    asked      False: its prompt alone fills the model's context, so it was not answered
     """
 
     row: int
@@ -36,6 +39,7 @@ class Prediction:
     correct: bool
     strict: bool | None = None
     leaked: bool | None = None
+    asked: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class TaskResult:
     unparsed  rows in which no answer was found: they count as wrong, and are shown
     majority  accuracy of always giving the most frequent reference (not for free numbers)
     leaked    rows whose question was trained on, by training_set; both None where that is not known
+    unasked   rows whose prompt alone fills the model's context: they count as wrong
     """
 
     task: str
@@ -59,6 +64,7 @@ class TaskResult:
     metrics: dict[str, float] = field(default_factory=dict)
     leaked: int | None = None
     training_set: str | None = None
+    unasked: int = 0
 
     @property
     def clean(self) -> bool | None:
@@ -86,36 +92,62 @@ def predict(
     """(scored predictions in the order of `examples`, tokens generated); on_rows gets each batch at once.
 
     decoding  of text, None: the protocol's own; seed: of what sampling draws (see `generate`)
-    Raises NumericsError for logits that are not finite, DataError for prompts that do not fit.
+    A prompt that fills the model's context by itself is not asked, and counts as not answered.
+    Raises NumericsError for logits that are not finite, DataError where no prompt fits.
     """
     if task.kind != "generation":
         return _classify(model, tokenizer, task, examples, batch_size, max_length, on_rows), 0
-    scoring = task.scoring[protocol]
+    scoring, coder = task.scoring[protocol], Coder(tokenizer)
+    prompts, context = prompt_ids(examples, tokenizer, task.published), context_of(model)
+    fit = [n for n, ids in enumerate(prompts) if context is None or len(ids) < context]
+    if not fit:
+        fit = list(range(len(prompts)))  # which is refused
+    unfit = sorted({*range(len(prompts))} - {*fit})
     done: dict[int, Prediction] = {}
     tokens = 0
 
     def finish(numbers: list[int], completions: list[str], count: int) -> None:
         nonlocal tokens
         tokens += count
+        places = [fit[number] for number in numbers]
         scored = [
-            score_one(scoring, examples[number], text)
-            for number, text in zip(numbers, completions, strict=True)
+            _scored(task, scoring, examples[place], text, coder)
+            for place, text in zip(places, completions, strict=True)
         ]
-        done.update(zip(numbers, scored, strict=True))
+        done.update(zip(places, scored, strict=True))
         if on_rows is not None:
             on_rows(scored, count)
 
+    unasked = [replace(score_one(scoring, examples[n], ""), asked=False) for n in unfit]
+    done.update(zip(unfit, unasked, strict=True))
+    if unasked and on_rows is not None:
+        on_rows(unasked, 0)
     generate(
         model,
         tokenizer,
-        [example.prompt for example in examples],
+        [prompts[n] for n in fit],
         max_new_tokens or scoring.max_new_tokens,
         batch_size,
         finish,
         decoding or decoding_of(task, PROTOCOLS[protocol], None),
         seed,
+        special=not task.published,
     )
     return [done[number] for number in range(len(examples))], tokens
+
+
+def _scored(task: Task, scoring: Scoring, example: Example, written: str, coder: Coder) -> Prediction:
+    """A completion's answer, scored. What the tokenizer cannot write as it stands in the row (it may drop
+    case or spaces) is right when it is what the tokenizer makes of it.
+    """
+    if task.published:
+        return score_one(scoring, example, written)
+    found = score_one(scoring, example, answer_in(example, written))
+    if found.correct:
+        return found
+    as_written = coder.as_written(str(example.answer))
+    other = score_one(scoring, replace(example, answer=as_written), found.prediction)
+    return replace(other, reference=found.reference) if other.correct else found
 
 
 def score_one(scoring: Scoring, example: Example, completion: str) -> Prediction:
@@ -198,6 +230,7 @@ def summarise(task: Task, predictions: Sequence[Prediction], seconds: float, tok
         seconds=round(seconds, 3),
         tokens=tokens,
         metrics=metrics,
+        unasked=sum(not p.asked for p in predictions),
     )
 
 

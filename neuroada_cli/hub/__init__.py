@@ -13,6 +13,7 @@ This package is the only importer of transformers' loaders.
 
 from neuroada_cli.files.safetensors_header import TensorInfo
 from neuroada_cli.hub.base import Base, open_base
+from neuroada_cli.hub.endings import Endings, endings
 from neuroada_cli.hub.fingerprint import FORMAT as FINGERPRINT_FORMAT
 from neuroada_cli.hub.fingerprint import HASHES, fingerprint, hash_of, what_differs
 from neuroada_cli.hub.graph import module_graph
@@ -43,12 +44,14 @@ __all__ = [
     "INDEX",
     "TORCH_DTYPES",
     "Base",
+    "Endings",
     "LoadedModel",
     "ModelTask",
     "TensorInfo",
     "Weights",
     "choose_device",
     "default_exclude",
+    "endings",
     "fingerprint",
     "hash_of",
     "is_hub_id",

@@ -44,6 +44,19 @@ class Base:
         return self.weights.parameters
 
     @cached_property
+    def positions(self) -> int | None:
+        """How many tokens a row may have; None where the model sets no bound."""
+        config = self.graph.config
+        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        if limit is None:
+            return None
+        for name, module in self.graph.named_modules():
+            # RoBERTa's positions start behind the padding token's, so it takes fewer than its config says
+            if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
+                limit = min(limit, module.num_embeddings - module.padding_idx - 1)
+        return int(limit)
+
+    @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """What makes this base this base (`hub.fingerprint`), its large tensors by samples."""
         return fingerprint(self.folder, self.weights)

@@ -14,6 +14,7 @@ from torch import nn
 from neuroada_cli.delta.quantized import keep_layout
 from neuroada_cli.delta.targets import is_linear
 from neuroada_cli.errors import ModelError, ResourceError, UserError
+from neuroada_cli.hub.endings import settle
 from neuroada_cli.hub.resolve import check_folder
 from neuroada_cli.machine.quiet import quiet_bitsandbytes
 
@@ -112,17 +113,33 @@ def load_model(
         return LoadedModel(model if packed else model.to(device), fresh, folder)
 
 
-def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The folder's tokenizer (a PreTrainedTokenizerBase). Raises ModelError when there is none."""
+def load_tokenizer(folder: Path, trust_remote_code: bool = False, model: Path | None = None) -> Any:
+    """The folder's tokenizer (a PreTrainedTokenizerBase), its end token settled with the model's configs.
+
+    model  the folder of these configs, where it is another one
+    Raises ModelError when there is none, or one that cannot name its own special tokens or read a text.
+    """
     from transformers import AutoTokenizer
 
     try:
         with _silent_transformers():
-            return AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=trust_remote_code
             )
+            settle(tokenizer, model or folder)
+            _ = tokenizer.special_tokens_map, tokenizer.all_special_ids, tokenizer.pad_token_id
+            tokenizer("a", verbose=False)
+            return tokenizer
+    except UserError:
+        raise
     except ImportError as error:
         raise ResourceError(f"the tokenizer needs a package: {_first_line(error)}", str(folder)) from error
+    except RecursionError as error:  # transformers looks for the unknown token's number by itself
+        raise ModelError(
+            "the tokenizer's unknown token is none of its tokens",
+            str(folder),
+            "mend unk_token (and bos_token, eos_token) in its tokenizer_config.json",
+        ) from error
     except Exception as error:  # the folder's content is foreign: anything may come out of it
         raise ModelError(
             f"no tokenizer can be loaded: {_first_line(error)}", str(folder), "copy its tokenizer files there"

@@ -16,7 +16,8 @@ from neuroada_cli import hub
 from neuroada_cli.adapter import load as adapted
 from neuroada_cli.adapter.folder import Adapter
 from neuroada_cli.data import sources
-from neuroada_cli.data.batch import Encoded, collate, encode, pad_id
+from neuroada_cli.data.batch import Encoded, collate, pad_id
+from neuroada_cli.data.encoding import encode
 from neuroada_cli.errors import UserError
 from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.tasks.task import Task, examples_of
@@ -76,7 +77,7 @@ def _rows(target: adapted.Target, adapter: Adapter, tokenizer: Any) -> tuple[lis
 
 def _encoded(task: Task, rows: sources.Rows, tokenizer: Any, protocol: str) -> list[Encoded]:
     examples = examples_of(task, rows.rows[:ROWS], protocol, rows.source)
-    return encode(examples, tokenizer, MAX_LENGTH, task.kind)[0]
+    return encode(examples, tokenizer, MAX_LENGTH, task.kind, published=task.published)[0]
 
 
 @torch.inference_mode()

@@ -122,8 +122,13 @@ class DataSection(Section):
     max_length: int | None = Field(
         None,
         ge=8,
-        description="Tokens per row, what is longer is cut and counted; empty: the protocol's own (reft 512, "
-        "llm-adapters 256).",
+        description="Tokens per row; empty: the protocol's own (reft 512, llm-adapters 256).",
+    )
+    too_long: Literal["refuse", "cut", "drop"] = Field(
+        "refuse",
+        description="What becomes of a longer row, counted. refuse: its end is cut off, and a prompt that "
+        "fills max_length by itself stops the run; cut: the prompt's beginning goes first, then the answer's "
+        "end; drop: it is left out.",
     )
     data_dir: str | None = Field(
         None, description="Folder searched first for data sets (also $NEUROADA_DATA)."

@@ -34,6 +34,7 @@ def _task(name: str, sets: dict[str, str]) -> Task:
         name=name,
         family="arithmetic",
         kind="generation",
+        published=True,
         example=example,
         sets=sets,  # type: ignore[arg-type]
         scoring={

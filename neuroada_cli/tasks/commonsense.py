@@ -42,6 +42,7 @@ def _task(name: str, options: str, sets: dict[str, str]) -> Task:
         name=name,
         family="commonsense",
         kind="generation",
+        published=True,
         example=example,
         sets=sets,  # type: ignore[arg-type]
         scoring={

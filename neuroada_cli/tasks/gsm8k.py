@@ -28,6 +28,7 @@ TASKS = [
         name="gsm8k_cot",
         family="gsm8k",
         kind="generation",
+        published=True,
         example=example,
         sets={"train": "gsm8k_openai", "test": "gsm8k_openai"},
         scoring={

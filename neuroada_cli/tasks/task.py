@@ -91,6 +91,7 @@ class Task:
     scoring     protocol name -> Scoring, for generation
     metrics     names in `evaluation.metrics`, the first one ranks checkpoints (not for generation)
     num_labels  classes; 1 for regression, None for generation
+    published   a benchmark of the papers: rows are tokenised and answers decoded by their code's rules
     """
 
     name: str
@@ -102,6 +103,7 @@ class Task:
     metrics: tuple[str, ...] = ("accuracy",)
     num_labels: int | None = None
     labels: tuple[str, ...] = ()
+    published: bool = False
 
     @property
     def model_task(self) -> Literal["causal-lm", "sequence-classification"]:
@@ -128,7 +130,12 @@ def under(task: Task, protocol: Protocol) -> Task:
     rules = protocol.rules.get(task.family)
     if rules is not None:
         scoring = {**task.scoring, protocol.name: rules.scoring(task)}
-        return replace(task, example=lambda row, number, _: rules.example(row, number), scoring=scoring)
+        return replace(
+            task,
+            example=lambda row, number, _: rules.example(row, number),
+            scoring=scoring,
+            published=False,  # its seam of prompt and answer is ours, not the papers'
+        )
     if task.kind == "generation" and protocol.name not in task.scoring:
         raise RecipeError(
             f"protocol {protocol.name} has no rules for task {task.name}",

@@ -48,7 +48,7 @@ def select(
         return told(alone, ranks)
     tokenizer = tokenizer or hub.load_tokenizer(base.folder, recipe.model.trust_remote_code)
     task = get_task(recipe.data.task)
-    data = data or prepare(recipe.data, task, tokenizer, recipe.seed).data
+    data = data or prepare(recipe.data, task, tokenizer, recipe.seed, context=base.positions).data
     model = load(recipe, base, device or hub.choose_device(recipe.device)).model
     if data.kind != "generation":
         data = dataclasses.replace(data, pad_id=align_padding(model, tokenizer))

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
 from neuroada_cli import memory
-from neuroada_cli.data.batch import preview
+from neuroada_cli.data.encoding import preview
 from neuroada_cli.foreign_text import printable, shown
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.load import to_yaml
-from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.show.numbers import share
-from neuroada_cli.training.plan import Plan, largest_step, predicted_memory
+from neuroada_cli.training.plan import largest_step, predicted_memory
 from neuroada_cli.training.preflight import Checked
-from neuroada_cli.training.rows import PreparedRows
+from neuroada_cli.training.remarks import remarks
 
 PREVIEW_CHARACTERS = 1200
 
 
-def show(
-    recipe: Recipe,
-    plan: Plan,
-    rows: PreparedRows,
-    tokenizer: Any,
-    console: Console,
-    ranks: Ranks = ALONE,
-) -> None:
+def show(checked: Checked, console: Console, ranks: Ranks = ALONE) -> None:
     """A few lines and one training row, with learnt tokens standing out."""
+    recipe, plan, rows = checked.recipe, checked.plan, checked.rows
     counts, held = rows.train_report, rows.validation_report
     cut = f", {counts.truncated} cut at {rows.max_length}" if counts.truncated else ""
     lines = [
@@ -45,8 +36,8 @@ def show(
         lines.insert(2, f"{rows.dropped:,} rows left out: test sets ask them, too")
     for line in lines:
         console.print(shown(line), highlight=False, soft_wrap=True)
-    if counts.truncated:
-        console.print("cut rows never show the model their end: raise data.max_length", style="yellow")
+    for line in remarks(checked):
+        console.print(shown(line), style="yellow", highlight=False, soft_wrap=True)
     warmup = recipe.optim.warmup_steps
     if warmup is not None and warmup > plan.steps:
         console.print(
@@ -55,7 +46,7 @@ def show(
         )
     if rows.data.kind == "generation":
         learnt = 100 * counts.targets / counts.tokens
-        text = preview(rows.data.train[0], tokenizer)
+        text = preview(rows.data.train[0], checked.tokenizer)
         text.truncate(PREVIEW_CHARACTERS, overflow="ellipsis")
         console.print(Panel(text, title="first row", subtitle=f"{learnt:.0f} % of all tokens are learnt"))
 

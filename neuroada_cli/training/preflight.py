@@ -60,12 +60,17 @@ def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE) -> Checked:
     folder = hub.resolve_model(model.path, model.revision, model.trust_remote_code)
     tokenizer = hub.load_tokenizer(folder, model.trust_remote_code)
     scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
-    rows = prepare(recipe.data, task, tokenizer, recipe.seed, scored)
+    base = hub.open_base(folder, task.model_task, task.num_labels, model.trust_remote_code)
+    limit = base.positions
+    rows = prepare(recipe.data, task, tokenizer, recipe.seed, scored, limit)
     if recipe.train.early_stop is not None and not rows.data.validation:
         raise RecipeError("train.early_stop needs validation rows", fix="set data.validation_rows")
-    base = hub.open_base(folder, task.model_task, task.num_labels, model.trust_remote_code)
     longest = max(rows.train_report.longest, rows.validation_report.longest if rows.validation_report else 0)
-    _check_positions(base.graph, longest)
+    if limit is not None and longest > limit:
+        raise RecipeError(
+            f"a row has {longest} tokens, but the model takes {limit}",
+            fix=f"set data.max_length: {limit}, or data.too_long: drop (or cut)",
+        )
     _check_tokens(base.graph, rows, str(folder))
     choice = choice_of(recipe.select, base, recipe.seed)
     if recipe.select.file is None:
@@ -92,22 +97,6 @@ def _check_ranks(recipe: Recipe, ranks: Ranks) -> None:
         raise RecipeError(
             f"train.batch_size={recipe.train.batch_size} has not a row for each of {ranks.size} processes",
             fix=f"choose {ranks.size} or more, or start fewer",
-        )
-
-
-def _check_positions(skeleton: nn.Module, longest: int) -> None:
-    """Raises RecipeError when a row is longer than the positions that the model has."""
-    config = skeleton.config
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if limit is None:
-        return
-    for name, module in skeleton.named_modules():
-        # RoBERTa's positions start behind the padding token's, so it takes fewer than its config says
-        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
-            limit = min(limit, module.num_embeddings - module.padding_idx - 1)
-    if longest > limit:
-        raise RecipeError(
-            f"a row has {longest} tokens, but the model takes {limit}", fix=f"set data.max_length: {limit}"
         )
 
 

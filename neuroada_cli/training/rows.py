@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuroada_cli.data import sources
-from neuroada_cli.data.batch import Encoded, EncodeReport, Example, encode, pad_id
+from neuroada_cli.data.batch import Encoded, Example, pad_id
+from neuroada_cli.data.encoding import EncodeReport, encode
 from neuroada_cli.data.sources import Rows
 from neuroada_cli.loop.loop import TrainData
 from neuroada_cli.loop.validate import Metric
@@ -29,6 +30,7 @@ class PreparedRows:
 
     max_length  tokens at which rows were cut
     dropped  training rows left out because test sets ask them, too (data.drop_leaked)
+    published  they are encoded by the papers' rule
     """
 
     data: TrainData
@@ -39,21 +41,30 @@ class PreparedRows:
     validation_source: str | None
     hashes: dict[str, str]
     dropped: int = 0
+    published: bool = False
 
 
 def prepare(
-    section: DataSection, task: Task, tokenizer: Any, seed: int, scored: Collection[Task] = ()
+    section: DataSection,
+    task: Task,
+    tokenizer: Any,
+    seed: int,
+    scored: Collection[Task] = (),
+    context: int | None = None,
 ) -> PreparedRows:
     """Load, split, limit and encode.
 
     Validation rows are, in this order: `data.validation`; the last `data.validation_rows` of the training
     set; the last 300 for GSM8K by itself; the task's own validation set (of GLUE's the part that chooses
     checkpoints); otherwise there are none. `scored` are the tasks whose test sets `data.drop_leaked` means.
+    context: tokens that the model takes, where rows may be cut or dropped for it.
     Raises DataError or RecipeError, with counts and places.
     """
     metrics.require(task.metrics[:1] if task.kind != "generation" else ())
     rules = get_protocol(section.protocol)
     task, max_length = under(task, rules), section.max_length or rules.max_length
+    if section.too_long != "refuse":
+        max_length = min(max_length, context or max_length)
     found = training_set(section, task, seed, scored)
     rows = found.rows
     if task.name == "instruct":
@@ -61,11 +72,12 @@ def prepare(
     train, validation, validation_rows = _split(section, task, found, seed)
 
     on_prompt = rules.loss_on_prompt
-    train_encoded, report = encode(train, tokenizer, max_length, task.kind, on_prompt)
+    how = (tokenizer, max_length, task.kind, on_prompt, task.published, section.too_long)
+    train_encoded, report = encode(train, *how)
     held: list[Encoded] = []
     held_report = None
     if validation:
-        held, held_report = encode(validation, tokenizer, max_length, task.kind, on_prompt)
+        held, held_report = encode(validation, *how)
     hashes = {"train": rows.sha256, "train tokens": _hash_of(train_encoded)}
     if validation_rows is not None:
         hashes |= {"validation": validation_rows.sha256, "validation tokens": _hash_of(held)}
@@ -80,6 +92,7 @@ def prepare(
         validation_rows.source if validation_rows else None,
         hashes,
         len(found.dropped),
+        task.published,
     )
 
 

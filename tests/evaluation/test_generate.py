@@ -12,7 +12,7 @@ from tiny_tokenizer import EOS, SIZE, byte_tokenizer
 from transformers import LlamaForCausalLM
 
 from neuroada_cli import hub
-from neuroada_cli.data.batch import token_ids
+from neuroada_cli.data.seams import token_ids
 from neuroada_cli.errors import DataError, NumericsError
 from neuroada_cli.evaluation.generate import generate
 from neuroada_cli.tasks.task import Decoding
@@ -172,12 +172,25 @@ def test_not_a_number_is_an_error_not_a_wrong_answer() -> None:
 
 
 def test_prompts_that_do_not_fit() -> None:
-    with pytest.raises(DataError, match=r"has 51 tokens; 78 new ones do not fit.*context of 128.*lower eval"):
-        generate(writer(), byte_tokenizer(), PROMPTS, 78)
+    with pytest.raises(DataError, match=r"has 2 tokens; 127 new ones do not fit.*context of 128.*lower eval"):
+        generate(writer(), byte_tokenizer(), PROMPTS, 127)
     with pytest.raises(DataError, match="choose a model with a longer context"):
         generate(writer(), byte_tokenizer(), ["x" * 200], 1)
     with pytest.raises(DataError, match="a prompt is empty"):
         generate(writer(), byte_tokenizer(bos=False), [""], 1)
+
+
+def test_a_long_prompt_is_answered_in_the_room_that_it_leaves() -> None:
+    model, tokenizer = writer(), byte_tokenizer(eos_token="<unk>")
+    prompts = ["x" * 120, "y" * 120, "z" * 117, "a"]
+    written: dict[int, int] = {}
+
+    def keep(numbers: list[int], texts: list[str], count: int) -> None:
+        written[numbers[0]] = count
+
+    alone = generate(model, tokenizer, prompts, NEW, 1, keep, special=True)
+    assert written == {0: 7, 1: 7, 2: 10, 3: NEW}, "none of them writes the end token"
+    assert generate(model, tokenizer, prompts, NEW, 4, special=True) == alone
 
 
 def test_a_real_model_tells_its_story(shared: Path) -> None:

@@ -198,6 +198,11 @@ def without_tokens(*names: str) -> Callable[[Room], list[str]]:
         settings = json.loads(file.read_text(encoding="utf-8"))
         kept = {key: value for key, value in settings.items() if key not in names}
         file.write_text(json.dumps(kept), encoding="utf-8")
+        if "eos_token" in names:  # the model's own configs would tell it
+            for name in ("config.json", "generation_config.json"):
+                file = room.model / name
+                settings = json.loads(file.read_text(encoding="utf-8")) | {"eos_token_id": None}
+                file.write_text(json.dumps(settings), encoding="utf-8")
         return room.train
 
     return case

@@ -134,7 +134,7 @@ def test_a_suite_may_show_the_loss_of_reference_answers(tmp_path: Path, recipe: 
     import torch
 
     from neuroada_cli.adapter import load as adapted
-    from neuroada_cli.data.batch import encode
+    from neuroada_cli.data.encoding import encode
     from neuroada_cli.evaluation.rows import prepare
     from neuroada_cli.tasks.registry import get_protocol, get_task
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from tiny_tokenizer import byte_tokenizer
 
-from neuroada_cli.data.batch import Example, encode
+from neuroada_cli.data.batch import Example
+from neuroada_cli.data.encoding import encode
 from neuroada_cli.data.sources import load_rows
 from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.evaluation.run import score_one

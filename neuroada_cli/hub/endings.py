@@ -1,0 +1,111 @@
+"""Which tokens end a text: the tokenizer's end token beside those that the model's configs name.
+
+A model stops where its configs say, so what is learnt as an end has to be one of theirs. Tokenizer and
+configs come from different hands, and differ in more folders than one would think: an empty or unknown end
+token in early LLaMA copies, a chat model's turn end in one of them only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuroada_cli.errors import ModelError
+from neuroada_cli.files import strict_json
+from neuroada_cli.hub.resolve import MAX_CONFIG_BYTES, read_config
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+
+
+@dataclass(frozen=True)
+class Endings:
+    """ids      tokens at which a model stops: the tokenizer's own and those that the configs name
+    remark   what is to be said of them before training; None: tokenizer and configs agree
+    problem  why no text can be ended; None: it can
+    """
+
+    ids: frozenset[int]
+    remark: str | None = None
+    problem: str | None = None
+
+
+def endings(tokenizer: Any) -> Endings:
+    """What `settle` found; of a tokenizer that came from no model folder, its own end token."""
+    known = getattr(tokenizer, "endings", None)
+    if isinstance(known, Endings):
+        return known
+    own = tokenizer.eos_token_id
+    return Endings(frozenset() if own is None else frozenset({int(own)}))
+
+
+def settle(tokenizer: Any, folder: Path) -> None:
+    """Compare the tokenizer's end token with those that the folder's configs name, and keep what was found.
+
+    A tokenizer whose end token is none of its tokens, or none of those named, gets the first of these
+    instead: generation would not stop at any other. Raises ModelError for configs that cannot be read.
+    """
+    named = named_ends(folder)
+    own, token = tokenizer.eos_token_id, tokenizer.eos_token
+    proper = own is not None and tokenizer.convert_ids_to_tokens(own) == str(token)
+    ids = [number for numbers in named.values() for number in numbers]
+    if proper and (not ids or own in ids):
+        tokenizer.endings = Endings(frozenset({int(own), *ids}))
+        return
+    if own is None and not ids:
+        tokenizer.endings = Endings(frozenset())
+        return
+    held = f"{token!r} (token {own})" if own is not None else "none"
+    said = " and ".join(f"{file} names {', '.join(map(str, numbers))}" for file, numbers in named.items())
+    usable = next((number for number in ids if _is_token(tokenizer, number)), None)
+    if usable is None:
+        others = f"{said}, which the tokenizer has not" if ids else "and no config names another"
+        why = f"the tokenizer's end token is {held}, {others}"
+        tokenizer.endings = Endings(frozenset(ids), problem=why)
+        return
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(usable)
+    remark = (
+        f"the tokenizer's end token is {held}, but {said}: answers end in {tokenizer.eos_token!r} "
+        f"({usable}), where the model stops"
+    )
+    tokenizer.endings = Endings(frozenset({usable, *ids}), remark)
+
+
+def named_ends(folder: Path) -> dict[str, list[int]]:
+    """File -> the end tokens that it names; generation's first, since that is where a model stops."""
+    found = {}
+    generation = folder / GENERATION
+    if generation.is_file():
+        found[GENERATION] = _numbers(_read(generation))
+    if (folder / CONFIG).is_file():
+        config = read_config(folder)
+        inner = config.get("text_config")
+        found[CONFIG] = _numbers(config) or _numbers(inner if isinstance(inner, dict) else {})
+    return {file: numbers for file, numbers in found.items() if numbers}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise ModelError("is too large for a config", str(file))
+        found = strict_json.parse(file.read_bytes())
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror}", str(file)) from None
+    except ValueError as error:
+        raise ModelError(f"not valid JSON: {error}", str(file)) from None
+    return found if isinstance(found, dict) else {}
+
+
+def _numbers(config: dict[str, Any]) -> list[int]:
+    """eos_token_id: one number, a list of them, or nothing."""
+    named = config.get("eos_token_id")
+    listed = named if isinstance(named, list) else [named]
+    return [number for number in listed if type(number) is int]
+
+
+def _is_token(tokenizer: Any, number: int) -> bool:
+    """Whether the vocabulary holds a token of that number that is not the unknown one."""
+    if not 0 <= number < len(tokenizer) or number == tokenizer.unk_token_id:
+        return False
+    token = tokenizer.convert_ids_to_tokens(number)
+    return isinstance(token, str) and bool(token)
