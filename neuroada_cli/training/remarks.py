@@ -28,8 +28,8 @@ def remarks(checked: Checked) -> Iterator[str]:
 def _of_rows(checked: Checked, counts: EncodeReport, what: str) -> Iterator[str]:
     limit, total = checked.rows.max_length, counts.rows + counts.dropped
     apart = (
-        f"the prompt's end and the answer's beginning share a token, which is not learnt (the rule of protocol "
-        f"{checked.recipe.data.protocol})"
+        "the prompt's end and the answer's beginning share a token, which is not learnt (the rule of "
+        f"protocol {checked.recipe.data.protocol})"
         if checked.rows.published
         else "the prompt's end and the answer's beginning would be one token, so they are tokenised apart"
     )
