@@ -86,15 +86,8 @@ class Followed(PeerError):
         self.exit_code = exit_code
 
 
-class Terminated(BaseException):
-    """SIGTERM where nothing else handles it: unwinds like Ctrl-C, so that temporaries go (exit 143).
-
-    No KeyboardInterrupt, since Typer makes exit code 130 of every one.
-    """
-
-
 class Stopped(UserError):
-    """Stopped by a signal after everything was saved (exit 130 for SIGINT, 143 for SIGTERM)."""
+    """Stopped by a signal after everything was saved (exit 130 for SIGINT, 143 SIGTERM, 129 SIGHUP)."""
 
     def __init__(self, signal_number: int, what: str, fix: str | None = None) -> None:
         super().__init__(what, fix=fix)

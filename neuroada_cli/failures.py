@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
-from neuroada_cli.errors import Terminated, UserError, out_of_memory
+from neuroada_cli.errors import UserError, out_of_memory
 from neuroada_cli.foreign_text import printable, public
 
 USAGE = 2
 RESOURCES = 6
 BUG = 70
-INTERRUPTED = 130
-TERMINATED = 143
+INTERRUPTED = 130  # where no handler of ours is installed (`stopping`)
 # What the machine refused, rather than what we did wrong.
 RESOURCE_ERRNOS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM,
@@ -28,26 +22,6 @@ RESOURCE_ERRNOS = frozenset(
 LESS_MEMORY = (
     "lower train.micro_batch_size, data.max_length or eval.batch_size, or set train.gradient_checkpointing"
 )
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Inside, SIGTERM raises Terminated in the main thread, unless it is ignored or handled already."""
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    )
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    if ours:
-        signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def report(error: BaseException, debug: bool = False, speaks: bool = True) -> int:
@@ -74,8 +48,8 @@ def explain(error: BaseException) -> tuple[str, int]:
     """One line and an exit code for any exception."""
     if isinstance(error, UserError):
         return f"error: {error.line()}", error.exit_code
-    if isinstance(error, KeyboardInterrupt | Terminated) or type(error).__name__ == "Abort":
-        return "stopped", TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+        return "stopped", INTERRUPTED
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "neuroada"

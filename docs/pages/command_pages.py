@@ -41,7 +41,7 @@ line, shows the traceback of an error.
 | 7 | the output exists, or another process holds it |
 | 8 | a peer process failed |
 | 70 | a bug in neuroada |
-| 130, 143 | stopped by SIGINT, SIGTERM after saving |
+| 130, 143, 129 | stopped by SIGINT, SIGTERM, SIGHUP; a training saves first |
 """
 
 

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from neuroada_cli import __version__, failures
+from neuroada_cli import __version__, failures, stopping
 from neuroada_cli.cli.bench import bench
 from neuroada_cli.cli.convert import convert
 from neuroada_cli.cli.evaluate import eval_
@@ -272,14 +272,16 @@ def env() -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line and exit with its code. `--debug` may stand anywhere in it."""
+    """Run the command line and exit with its code. `--debug` may stand anywhere in it.
+
+    args  instead of the process's own, whose signals are then left alone
+    """
+    if args is None:
+        stopping.install()
     given = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in given
     try:
-        with failures.terminable():
-            code = app(
-                [word for word in given if word != "--debug"], prog_name="neuroada", standalone_mode=False
-            )
+        code = app([word for word in given if word != "--debug"], prog_name="neuroada", standalone_mode=False)
         sys.stdout.flush()  # a reader that has gone is noticed here, not at the interpreter's end
     except BaseException as error:
         code = failures.report(error, debug, speaks=not several() or _speaks(error))

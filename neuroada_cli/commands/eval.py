@@ -14,10 +14,10 @@ import torch
 import transformers
 from rich.console import Console
 
-from neuroada_cli import __version__, files, hub
+from neuroada_cli import __version__, files, hub, stopping
 from neuroada_cli.adapter import load as adapted
 from neuroada_cli.data.sources import refuse_foreign
-from neuroada_cli.errors import DataError, OutputError, RecipeError, Stopped, Terminated
+from neuroada_cli.errors import DataError, OutputError, RecipeError, Stopped
 from neuroada_cli.evaluation import display, foreign
 from neuroada_cli.evaluation.records import About, Records
 from neuroada_cli.evaluation.rows import Learnt, TaskRows, learnt_by, prepare
@@ -364,10 +364,10 @@ def _score(
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    try:
-        yield
-    except (KeyboardInterrupt, Terminated) as error:
-        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
-        raise Stopped(
-            number, "stopped; the rows done so far are kept", "start it again to go on from there"
-        ) from None
+    """A stopped evaluation says how it goes on; without handlers of ours Ctrl-C is an exception."""
+    kept, how = "the rows done so far are kept", "start it again to go on from there"
+    with stopping.saying(f"{kept}; {how}"):
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Stopped(signal.SIGINT, f"stopped; {kept}", how) from None

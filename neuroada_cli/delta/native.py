@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from neuroada_cli import stopping
 from neuroada_cli.machine.cache import cache_folder
 from neuroada_cli.machine.processor import cpu_lines, cpu_name
 
@@ -79,12 +80,16 @@ def _library() -> ctypes.CDLL | None:
 def _compile(compiler: str, library: Path) -> None:
     """Build beside the final name and rename, so that processes racing here all find a whole file."""
     library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as folder:
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as folder, _tidied(folder):
         unlinked, built = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
         run = functools.partial(subprocess.run, check=True, capture_output=True, timeout=120)
         run([compiler, *FLAGS, "-c", str(SOURCE), "-o", str(unlinked)])
         run([compiler, "-shared", str(unlinked), "-o", str(built)])  # without -fopenmp: no second runtime
         os.replace(built, library)
+
+
+def _tidied(folder: str) -> stopping.tidied:
+    return stopping.tidied(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def available(dtype: torch.dtype) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from neuroada_cli import stopping
 from neuroada_cli.errors import OutputError, ResourceError
 from neuroada_cli.files.disk import explained, fsync
 from neuroada_cli.files.manifest import MANIFEST, seal
@@ -39,14 +40,18 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = _temporary(path)
+
+    def tidy() -> None:
+        temporary.unlink(missing_ok=True)
+
     try:
-        with explained(path):
+        with stopping.tidied(tidy), explained(path):
             yield temporary
             fsync(temporary)
             os.replace(temporary, path)
             fsync(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        tidy()
         raise
 
 
@@ -64,16 +69,11 @@ def atomic_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iter
     with explained(Path(path)):
         target.parent.mkdir(parents=True, exist_ok=True)
         _clean_abandoned(target)
-        temporary, claim = _claimed(target)
-    try:
-        with _by_its_final_name(temporary, Path(path)), explained(Path(path)):
-            yield temporary
-            seal(temporary)
+    with _claimed(target) as temporary, _by_its_final_name(temporary, Path(path)), explained(Path(path)):
+        yield temporary
+        seal(temporary)
+        with stopping.held():
             _take_place(temporary, target, overwrite)
-    finally:
-        # the new folder when something failed, the old one when it was exchanged
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(claim)
 
 
 @contextmanager
@@ -108,22 +108,62 @@ def _checked_target(path: Path, overwrite: bool) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _claimed(target: Path) -> tuple[Path, int]:
-    """A new temporary folder and a descriptor that holds its lock, which says that its writer lives.
+@contextmanager
+def _claimed(target: Path) -> Iterator[Path]:
+    """A new temporary folder beside `target`, which is gone afterwards with whatever lies there then: the
+    new folder when something failed, the old one when it was exchanged.
 
-    In the instant before the lock another process may take the folder for abandoned; then the next one.
+    While it is filled its lock is held, which says that its writer lives. Raises ResourceError.
     """
-    while True:
-        temporary = _temporary(target)
-        temporary.mkdir()
-        descriptor = None
-        with suppress(FileNotFoundError, BlockingIOError):
-            descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    place: list[Path] = []
+    claim: list[int] = []
+
+    def tidy() -> None:
+        while claim:  # first, since removing takes a descriptor, and there may be no other
+            os.close(claim.pop())
+        for folder in place:
+            remove_tree(folder)
+
+    try:
+        with stopping.tidied(tidy):
+            with explained(target):
+                while not claim:
+                    place[:] = [_temporary(target)]
+                    place[0].mkdir()
+                    claim += _lock_of(place[0])
+            yield place[0]
+    finally:
+        tidy()
+
+
+def _lock_of(folder: Path) -> list[int]:
+    """A descriptor that holds a new folder's lock; none where another process has taken the folder for
+    abandoned in the instant before.
+    """
+    with suppress(FileNotFoundError, BlockingIOError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with suppress(BlockingIOError):
             _lock(descriptor)
-            if temporary.is_dir():
-                return temporary, descriptor
-        if descriptor is not None:
-            os.close(descriptor)
+            if folder.is_dir():
+                return [descriptor]
+        os.close(descriptor)
+    return []
+
+
+def remove_tree(folder: Path) -> None:
+    """A folder with all that is in it, as far as the system allows; with one descriptor at a time, so that it
+    works where there are hardly any left.
+    """
+    with suppress(OSError):
+        with os.scandir(folder) as found:
+            entries = list(found)
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                remove_tree(Path(entry.path))
+            else:
+                with suppress(OSError):
+                    os.unlink(entry.path)
+        os.rmdir(folder)
 
 
 def _lock(descriptor: int) -> bool:
@@ -201,7 +241,7 @@ def _step_aside(temporary: Path, target: Path) -> None:
         os.rename(aside, target)
 
     _settle(undo, target.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    remove_tree(aside)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -221,7 +261,7 @@ def _exchange(one: Path, other: Path) -> bool:
 def atomic_link(link: Path, target: str) -> None:
     """Point the relative link at `target`, a name in the same folder, in one step."""
     temporary = _temporary(link)
-    with explained(link):
+    with stopping.tidied(lambda: temporary.unlink(missing_ok=True)), explained(link):
         try:
             os.symlink(target, temporary)
             os.replace(temporary, link)
@@ -233,11 +273,12 @@ def atomic_link(link: Path, target: str) -> None:
 def remove_folder(path: Path) -> None:
     """Take a folder away. Its name goes before its content, so that nobody ever finds half of it.
 
-    Raises OSError.
+    What of the content cannot be removed stays behind under a name that `clean_stale` knows. Raises OSError.
     """
     temporary = _temporary(path)
-    os.rename(path, temporary)
-    shutil.rmtree(temporary)
+    with stopping.tidied(lambda: remove_tree(temporary)):
+        os.rename(path, temporary)
+        shutil.rmtree(temporary)
 
 
 def clean_stale(folder: Path, name: str | None = None) -> None:
@@ -257,6 +298,6 @@ def _remove_or_put_back(entry: Path, match: re.Match[str]) -> None:
         if match["kind"] == "was" and not os.path.lexists(entry.with_name(match["name"])):
             os.rename(entry, entry.with_name(match["name"]))
         elif entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry, ignore_errors=True)
+            remove_tree(entry)
         else:
             entry.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from neuroada_cli import stopping
 from neuroada_cli.errors import OutputError
 from neuroada_cli.files import strict_json
 from neuroada_cli.files.disk import explained
@@ -33,6 +34,7 @@ class Lock:
         self.held = self.folder  # what a refusal names
         self._made: list[Path] = []
         self._descriptor: int | None = None
+        self._released = stopping.tidied(self._release)  # also where a signal ends the process
 
     @classmethod
     def on(cls, target: str | os.PathLike[str]) -> Lock:
@@ -43,24 +45,31 @@ class Lock:
         return lock
 
     def __enter__(self) -> Lock:
-        with explained(self.held):
-            self._made = [path for path in (self.folder, *self.folder.parents) if not path.is_dir()]
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self._released.__enter__()
         try:
-            self._descriptor = self._acquired()
+            with explained(self.held):
+                self._made = [path for path in (self.folder, *self.folder.parents) if not path.is_dir()]
+                self.folder.mkdir(parents=True, exist_ok=True)
+            with stopping.held():
+                self._descriptor = self._acquired()
         except BaseException:
-            self._forget_folder()
+            self.__exit__(None, None, None)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._descriptor is not None:
-            with suppress(OSError):  # while it is still ours
-                (self.folder / self.name).unlink()
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._release()
+        self._released.__exit__(kind, error, trace)
+
+    def _release(self) -> None:
+        with stopping.held():
+            if self._descriptor is not None:
+                with suppress(OSError):  # while it is still ours
+                    (self.folder / self.name).unlink()
+                os.close(self._descriptor)
+                self._descriptor = None
             self._forget_folder()
 
     def _acquired(self) -> int:
@@ -79,14 +88,23 @@ class Lock:
                 if not self._is_file(descriptor):  # its holder has just taken the file away: a new one, then
                     os.close(descriptor)
                     continue
-                with explained(self.held):
-                    os.ftruncate(descriptor, 0)
-                    said = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-                    os.pwrite(descriptor, said.encode(), 0)
+                self._sign(descriptor)
                 return descriptor
             except BaseException:
                 os.close(descriptor)
                 raise
+
+    def _sign(self, descriptor: int) -> None:
+        """Say who holds it; where the disk takes no more, the file goes again."""
+        said = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+        try:
+            with explained(self.held):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, said.encode(), 0)
+        except BaseException:
+            with suppress(OSError):
+                (self.folder / self.name).unlink()
+            raise
 
     def _locked(self, descriptor: int) -> None:
         try:

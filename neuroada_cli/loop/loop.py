@@ -23,11 +23,11 @@ from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.loop.optim import OptimSettings, adamw, lr_factor
 from neuroada_cli.loop.recomputing import enable_checkpointing
 from neuroada_cli.loop.rng import seed_everything, seed_of
-from neuroada_cli.loop.signals import StopSignals
 from neuroada_cli.loop.step import StepStats, train_step
 from neuroada_cli.loop.validate import Evaluation, Metric, validate
 from neuroada_cli.methods.protocol import Method, Reselects
 from neuroada_cli.ranks.group import ALONE, Ranks
+from neuroada_cli.stopping import Noted
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def train(
     model.train()
     schedule = Schedule(data, settings, ranks.size)
     begun = progress.step
-    with StopSignals() as stop:
+    with Noted() as stop:
         while True:
             improved = False
             if data.validation and schedule.due(progress.step, progress.evaluated, settings.eval_every):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from neuroada_cli.data.batch import Batch, listed
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.loop.loss import class_error, row_logits, score_error, token_loss
-from neuroada_cli.loop.signals import StopSignals
 from neuroada_cli.ranks.group import ALONE, Ranks
+from neuroada_cli.stopping import Noted
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def validate(
     batches: Iterable[Batch],
     kind: str,
     metric: Metric | None = None,
-    stop: StopSignals | None = None,
+    stop: Noted | None = None,
     step: int | None = None,
     ranks: Ranks = ALONE,
 ) -> Evaluation | None:

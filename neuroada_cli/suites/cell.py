@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from neuroada_cli import failures, files
+from neuroada_cli import failures, files, stopping
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.training.log import read_metrics
@@ -126,6 +126,7 @@ def _trained(result: Any, batch_size: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    stopping.install()
     words = sys.argv[1:]
     try:
         run(Path(words[0]), words[1] if words[1:] else None)

@@ -25,7 +25,7 @@ from typing import Any
 
 from rich.console import Console
 
-from neuroada_cli import files
+from neuroada_cli import files, stopping
 from neuroada_cli.errors import DataError, PeerError, Stopped
 from neuroada_cli.machine.load import machine
 from neuroada_cli.recipe.load import to_yaml
@@ -123,25 +123,18 @@ class _Runner:
         left = [cell for key, cell in unique.items() if not self.done(key, score)]
         if len(unique) > len(left):
             self.console.print(f"{len(unique) - len(left)} of {len(unique)} {kind}s are done already")
-        before = signal.signal(signal.SIGTERM, lambda *_: self._interrupt(signal.SIGTERM))
-        try:
-            with ThreadPoolExecutor(self.jobs) as pool:
-                futures = [pool.submit(self._one, cell, score) for cell in left]
-                try:
-                    for number, (cell, future) in enumerate(zip(left, futures, strict=True), start=1):
-                        seconds = future.result()
-                        if seconds is not None:
-                            self._tell(f"{kind} {number}/{len(left)}", cell, seconds)
-                except KeyboardInterrupt:
-                    self._interrupt(signal.SIGINT)
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def _interrupt(self, number: int) -> None:
-        self.children.stop()
-        raise Stopped(
-            number, "stopped; finished cells and checkpoints are kept", "start it again to go on from there"
-        ) from None
+        with stopping.Noted(lambda _: self.children.stop()) as stop, ThreadPoolExecutor(self.jobs) as pool:
+            futures = [pool.submit(self._one, cell, score) for cell in left]
+            for number, (cell, future) in enumerate(zip(left, futures, strict=True), start=1):
+                seconds = future.result()
+                if seconds is not None:
+                    self._tell(f"{kind} {number}/{len(left)}", cell, seconds)
+        if stop.requested is not None:
+            raise Stopped(
+                stop.requested,
+                "stopped; finished cells and checkpoints are kept",
+                "start it again to go on from there",
+            )
 
     def stopped(self) -> bool:
         return self.children.stopped
@@ -184,7 +177,10 @@ class _Runner:
             with self.children.lock:
                 if self.children.stopped:
                     return None
-                child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+                # in a session of its own: Ctrl-C in the terminal reaches it through us, and only once
+                child = subprocess.Popen(
+                    command, stdout=log, stderr=log, env=environment, start_new_session=True
+                )
                 self.children.running.add(child)
             code = child.wait()
         with self.children.lock:

@@ -19,7 +19,7 @@ import pytest
 from tiny_run import one_thread, tiny_llama_folder, tiny_recipe  # noqa: F401  (the fixture is used by all)
 from trees import tree
 
-from neuroada_cli import failures, files
+from neuroada_cli import failures, files, stopping
 from neuroada_cli.commands import bench, merge, select, train
 from neuroada_cli.commands import eval as evaluate
 from neuroada_cli.errors import OutputError
@@ -84,10 +84,10 @@ STOPPED = (*(name for name in JOBS if name != "train"), "bench")  # training sav
 
 
 def ended(act: Callable[[], object]) -> int:
-    """How the command line would end."""
+    """How the command line would end (in a child: a signal ends it)."""
+    stopping.install()
     try:
-        with failures.terminable():
-            act()
+        act()
     except BaseException as error:
         return failures.report(error)
     return 0
@@ -152,7 +152,7 @@ def test_a_killed_one_is_no_obstacle_and_nothing_of_it_stays(
     assert not list(tmp_path.rglob(".*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", stopping.SIGNALS)
 @pytest.mark.parametrize("name", STOPPED)
 def test_a_signal_leaves_everything_as_it_was(
     jobs: dict[str, Job], name: str, number: int, tmp_path: Path

@@ -444,8 +444,8 @@ def test_sigterm_ends_with_143_and_resumes(llama_folder: Path, tmp_path: Path) -
 def test_a_second_interrupt_exits_at_once(llama_folder: Path, tmp_path: Path) -> None:
     code = (
         "import os, signal, time\n"
-        "from neuroada_cli.loop.signals import StopSignals\n"
-        "with StopSignals() as stop:\n"
+        "from neuroada_cli.stopping import Noted\n"
+        "with Noted() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    assert stop.requested == signal.SIGINT\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"

@@ -18,7 +18,7 @@ from neuroada_cli.adapter.folder import read_adapter
 from neuroada_cli.commands import merge, train
 from neuroada_cli.errors import Stopped
 from neuroada_cli.loop import rng
-from neuroada_cli.loop.signals import StopSignals
+from neuroada_cli.stopping import Noted
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.training.log import read_metrics
@@ -134,9 +134,9 @@ class StopAfter:
         from neuroada_cli.loop import loop
 
         original, signals = loop.train_step, []
-        before = StopSignals.__enter__
+        before = Noted.__enter__
 
-        def enter(self_: StopSignals) -> StopSignals:
+        def enter(self_: Noted) -> Noted:
             signals.append(self_)
             return before(self_)
 
@@ -146,7 +146,7 @@ class StopAfter:
                 signals[-1].requested = 15
             return stats
 
-        monkeypatch.setattr(StopSignals, "__enter__", enter)
+        monkeypatch.setattr(Noted, "__enter__", enter)
         monkeypatch.setattr(loop, "train_step", step)
 
 
