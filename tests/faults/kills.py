@@ -1,4 +1,4 @@
-"""SIGKILL, SIGINT and SIGTERM at random moments, and files that may not grow.
+"""SIGKILL, SIGINT, SIGTERM and SIGHUP at random moments, and files that may not grow.
 
     python tests/faults/kills.py report.json ROOM KIND COUNT [SEED]
 
@@ -159,7 +159,7 @@ def training(room: Path, count: int, chance: random.Random) -> Counter[str]:
 
 
 def signals(room: Path, count: int, chance: random.Random) -> Counter[str]:
-    return stopped(Run(room), count, (signal.SIGINT, signal.SIGTERM), chance)
+    return stopped(Run(room), count, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP), chance)
 
 
 def stopped(run: Run, count: int, kinds: tuple[int, ...], chance: random.Random) -> Counter[str]:

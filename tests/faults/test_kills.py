@@ -19,11 +19,15 @@ HERE = Path(__file__).parent
 
 
 def run(kind: str, count: int, room: Path) -> dict[str, int]:
+    return run_cases("kills.py", kind, count, room)
+
+
+def run_cases(script: str, kind: str, count: int, room: Path) -> dict[str, int]:
     """In a process of its own with one thread, since the cases are forks of it."""
     report = room / "report.json"
     memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else room
     place = memory / f"neuroada-{kind}-{os.getpid()}"
-    command = [sys.executable, str(HERE / "kills.py"), str(report), str(place), kind, str(count)]
+    command = [sys.executable, str(HERE / script), str(report), str(place), kind, str(count)]
     place.mkdir()
     try:
         done = subprocess.run(
@@ -54,7 +58,7 @@ def test_signals_stop_with_their_code_and_resume_to_the_same_bits(tmp_path: Path
     count = scale(6, 200)
     found = run("signals", count, tmp_path)
     assert found["resumed, same end"] == count
-    record("random signals: SIGINT and SIGTERM, resumed", found)
+    record("random signals in training, resumed", found)
 
 
 def test_files_that_may_not_grow_leave_everything_as_before(tmp_path: Path) -> None:

@@ -1,0 +1,206 @@
+"""Signals end every command from its first instant: its code, one line, nothing half written.
+
+Through the installed command (`python -m neuroada_cli`, and its `main` in forked children of a process that
+has imported everything already).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from counting import TARGET, record, scale
+from test_kills import run_cases
+from tiny_run import tiny_llama_folder
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# In a folder before all others on Python's path: says, or is sent a signal at, the imports of a process.
+SITE = """
+import os, signal, sys
+
+at, number, log = os.environ["AT"], int(os.environ["NUMBER"]), os.environ["LOG"]
+seen = []
+
+def hook(event, arguments):
+    if event != "import" or seen[-1:] == ["done"]:
+        return
+    name = arguments[0]
+    if name == "neuroada_cli.cli.app" or seen:  # the handlers are there
+        seen.append(name)
+    if seen and name == at:
+        seen.append("done")
+        os.kill(os.getpid(), number)
+
+sys.addaudithook(hook)
+if log:
+    import atexit
+    atexit.register(lambda: open(log, "w").write("\\n".join(seen)))
+"""
+MODULES = ["typer", "yaml", "torch", "torch.nn.functional", "tokenizers", "transformers.modeling_utils"]
+RECIPE = """
+name: tiny
+run_dir: run
+device: cpu
+model: {path: llama, dtype: fp32}
+data: {task: due_dates, limit: 8, validation_limit: 4, max_length: 256}
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITE, encoding="utf-8")
+    (tmp_path / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+    tiny_llama_folder(tmp_path / "llama")
+    return tmp_path
+
+
+def command(site: Path, at: str, number: int, *words: str, log: Path | None = None) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(site / "site"), str(Path(__file__).parents[2])])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "LOG": str(log or "")}
+    environment |= {"AT": at, "NUMBER": str(int(number))}
+    words = words or ("train", "tiny.yaml", "--dry-run")
+    return subprocess.Popen(
+        [sys.executable, "-m", "neuroada_cli", *words],
+        env=environment, cwd=site, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_in_any_import_a_signal_ends_it_in_one_line(site: Path) -> None:
+    modules = MODULES
+    if TARGET:  # every twentieth of all that a training imports
+        log = site / "log"
+        command(site, "", 0, log=log).communicate()
+        modules = [name for name in log.read_text().split("\n") if name][::20]
+        assert len(modules) > 50
+        log.unlink()
+    cases = [(name, number) for name in modules for number in SIGNALS]
+    cases = cases if TARGET else cases[:: len(SIGNALS) + 1]
+    for name, number in cases:
+        child = command(site, name, number)
+        out, said = child.communicate(timeout=120)
+        assert child.returncode == 128 + number, (name, number, said)
+        assert re.fullmatch(rf"stopped by {signal.Signals(number).name}; [^\n]+\n", said), (name, said)
+        assert not out
+        assert sorted(path.name for path in site.iterdir()) == ["llama", "site", "tiny.yaml"]
+    record("signals during imports", {"one line, its code": len(cases)})
+
+
+def test_every_command_ends_so_before_anything_heavy(site: Path) -> None:
+    """`--help` and `env`, too: the handlers come before the command line is read."""
+    lines = (
+        ["--help"],
+        ["env"],
+        ["recipes"],
+        ["validate", "minilm_rte"],
+        ["bench", "minilm_rte"],
+        ["merge", "x", "y"],
+    )
+    for position, words in enumerate(lines):
+        number = SIGNALS[position % len(SIGNALS)]
+        child = command(site, "typer", number, *words)
+        out, said = child.communicate(timeout=120)
+        assert (child.returncode, out, said.count("\n")) == (128 + number, "", 1), said
+
+
+def test_what_is_ignored_stays_ignored(site: Path) -> None:
+    """nohup: the command runs on, into its own error."""
+    words = ["env", "AT=typer", f"NUMBER={int(signal.SIGHUP)}", "LOG="]
+    environment = os.environ | {"PYTHONPATH": f"{site / 'site'}{os.pathsep}{Path(__file__).parents[2]}"}
+    nohup = shutil.which("nohup")
+    if nohup is None:
+        pytest.skip("needs nohup (coreutils)")
+    line = [*words, nohup, sys.executable, "-m", "neuroada_cli", "validate", "nothing.yaml"]
+    done = subprocess.run(line, env=environment, cwd=site, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "nothing.yaml" in done.stderr
+
+
+SECOND = """
+import os, signal, sys, time
+from neuroada_cli import stopping
+stopping.install()
+def slow():
+    os.kill(os.getpid(), signal.SIGTERM)  # at once: `timeout` tells a process and then its group
+    print("once", flush=True)
+    time.sleep(60)
+with stopping.tidied(slow):
+    print("ready", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_second_one_ends_even_the_end(tmp_path: Path) -> None:
+    started = time.monotonic()
+    child = subprocess.Popen(
+        [sys.executable, "-c", SECOND], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert [child.stdout.readline(), child.stdout.readline()] == ["ready\n", "once\n"]
+    time.sleep(0.2)
+    child.send_signal(signal.SIGHUP)
+    said = child.communicate(timeout=30)[1]
+    assert (child.returncode, said) == (129, "")
+    assert time.monotonic() - started < 30
+
+
+HELD = """
+import os, signal
+from pathlib import Path
+from neuroada_cli import stopping
+stopping.install()
+with stopping.saying("as it should"):
+    with stopping.held(), stopping.held():
+        os.kill(os.getpid(), signal.SIGINT)
+        Path("inside").touch()
+    Path("behind").touch()
+"""
+
+
+def test_what_belongs_together_is_not_torn_apart(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HELD], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "stopped by SIGINT; as it should\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["inside"]
+
+
+FORKED = """
+import os, signal, time
+from neuroada_cli import stopping
+stopping.install()
+with stopping.tidied(lambda: print("taken away", flush=True)):
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(60)
+    os.kill(pid, signal.SIGTERM)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGTERM
+print("done")
+"""
+
+
+def test_a_librarys_fork_takes_nothing_of_ours_away() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+def test_in_every_phase_a_signal_ends_it_and_it_can_be_done_again(tmp_path: Path) -> None:
+    count = scale(1, 3)
+    found = run_cases("stops.py", "phases", count, tmp_path)
+    assert sum(found.values()) == 16 * count
+    record("random signals: every phase of train, select, merge, eval", found)
+
+
+@pytest.mark.slow
+def test_at_any_moment_a_signal_ends_it_and_it_can_be_done_again(tmp_path: Path) -> None:
+    count = scale(20, 200)
+    found = run_cases("stops.py", "moments", count, tmp_path)
+    assert found["stopped, then done"] == count
+    record("random signals: any moment of train, select, merge, eval", found)
