@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-# `timeout` and schedulers tell a process and then its group, so that one wish arrives twice
-SAME_WISH_SECONDS = 0.1
+# One wish may arrive twice: `timeout` and schedulers tell a process and then its group; Ctrl-C reaches a
+# launcher and its processes, which the launcher then tells by another signal.
+SAME_WISH_SECONDS = {"same": 0.1, "other": 1.0}
 NOTHING_LOST = "nothing is left half written"
 SHOW_CURSOR = "\x1b[?25h"
 
@@ -70,9 +71,11 @@ def leave(number: int) -> None:
     os._exit(128 + number)
 
 
-def is_again(number: int, since: float) -> bool:
-    """Whether a signal now is a second wish, and not the first one told twice."""
-    return number == signal.SIGINT or time.monotonic() - since > SAME_WISH_SECONDS
+def is_again(number: int, first: int, since: float) -> bool:
+    """Whether a signal now is a second wish, and not the first one told twice. Nobody tells SIGINT twice."""
+    if number == first == signal.SIGINT:
+        return True
+    return time.monotonic() - since > SAME_WISH_SECONDS["same" if number == first else "other"]
 
 
 def let_go_of_terminal(number: int) -> None:
@@ -165,7 +168,7 @@ class Noted:
             let_go_of_terminal(number)
             if self._on_request is not None:
                 self._on_request(number)
-        elif is_again(number, self._since):
+        elif is_again(number, self.requested, self._since):
             leave(number)
 
 
@@ -175,7 +178,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         os.kill(os.getpid(), number)
         return
     if _state.number is not None:
-        if is_again(number, _state.since):
+        if is_again(number, _state.number, _state.since):
             leave(number)
         return
     _state.number, _state.since = number, time.monotonic()
@@ -190,7 +193,8 @@ def _end(number: int) -> None:
         with suppress(BaseException):  # the disk may refuse; the next writer removes it
             tidy()
     words = _state.words[-1] if _state.words else NOTHING_LOST
-    _write(f"stopped by {signal.Signals(number).name}; {words}\n")
+    if os.environ.get("RANK", "0") == "0":  # of several processes (torchrun) one says it
+        _write(f"stopped by {signal.Signals(number).name}; {words}\n")
     leave(number)
 
 

@@ -14,7 +14,7 @@ import typer.main
 from neuroada_cli import __version__, failures
 from neuroada_cli.cli import app as cli
 from neuroada_cli.cli.options import parse_bytes, parse_counts
-from neuroada_cli.errors import DataError, RecipeError, Stopped, Terminated
+from neuroada_cli.errors import DataError, RecipeError, Stopped
 
 ROOT = Path(__file__).parents[2]
 
@@ -163,15 +163,6 @@ def test_every_failure_has_a_line_and_a_code(error: BaseException, code: int, ex
     assert found == code
     assert line.startswith(expected)
     assert "\n" not in line
-
-
-@pytest.mark.parametrize(("error", "code"), [(Terminated(), 143), (KeyboardInterrupt(), 130)])
-def test_a_signal_outside_training_ends_with_its_code(neuroada, monkeypatch, error, code) -> None:
-    def stop() -> None:
-        raise error
-
-    monkeypatch.setattr("neuroada_cli.commands.env.run", stop)
-    assert neuroada("env")[0] == code
 
 
 def test_terminal_escapes_of_foreign_files_are_not_passed_on() -> None:

@@ -20,6 +20,8 @@ from counting import TARGET, record, scale
 from test_kills import run_cases
 from tiny_run import tiny_llama_folder
 
+from neuroada_cli import stopping
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # In a folder before all others on Python's path: says, or is sent a signal at, the imports of a process.
 SITE = """
@@ -145,10 +147,24 @@ def test_a_second_one_ends_even_the_end(tmp_path: Path) -> None:
     assert child.stdout is not None
     assert [child.stdout.readline(), child.stdout.readline()] == ["ready\n", "once\n"]
     time.sleep(0.2)
-    child.send_signal(signal.SIGHUP)
+    child.send_signal(signal.SIGTERM)
     said = child.communicate(timeout=30)[1]
-    assert (child.returncode, said) == (129, "")
+    assert (child.returncode, said) == (143, "")
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "seconds", "ends"),
+    [
+        (signal.SIGINT, signal.SIGINT, 0.0, True),
+        (signal.SIGTERM, signal.SIGTERM, 0.0, False),  # told twice
+        (signal.SIGTERM, signal.SIGTERM, 0.2, True),
+        (signal.SIGINT, signal.SIGTERM, 0.3, False),  # by the terminal, and by the launcher
+        (signal.SIGINT, signal.SIGTERM, 1.5, True),
+    ],
+)
+def test_what_a_second_wish_is(first: int, second: int, seconds: float, ends: bool) -> None:
+    assert stopping.is_again(second, first, time.monotonic() - seconds) is ends
 
 
 HELD = """

@@ -18,9 +18,9 @@ from neuroada_cli.adapter.folder import read_adapter
 from neuroada_cli.commands import merge, train
 from neuroada_cli.errors import Stopped
 from neuroada_cli.loop import rng
-from neuroada_cli.stopping import Noted
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.stopping import Noted
 from neuroada_cli.training.log import read_metrics
 
 
