@@ -18,7 +18,7 @@ from neuroada_cli.benchmarking.shapes import build
 from neuroada_cli.commands import bench, merge, select, train, validate
 from neuroada_cli.commands import eval as evaluate
 from neuroada_cli.errors import ModelError, RecipeError
-from neuroada_cli.hub import load_tokenizer
+from neuroada_cli.hub import Reader, load_tokenizer
 from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.criteria import CRITERIA
 from neuroada_cli.selection.file import read_selection
@@ -100,7 +100,7 @@ def test_the_protocol_trains_and_scores_a_task_of_ours(tmp_path: Path, model: Pa
     data = {"task": "boolq", "protocol": "short", "train": str(rows), "limit": 8, "validation_limit": None}
     recipe = tiny_recipe(model, tmp_path / "run", data={**data, "max_length": None})
     assert recipe.data.max_length is None
-    checked = prepare(recipe.data, get_task("boolq"), load_tokenizer(model), 0)
+    checked = prepare(recipe.data, get_task("boolq"), Reader(load_tokenizer(model)), 0)
     assert checked.max_length == 64
     first = checked.data.train[0]
     learnt = [i for i, label in zip(first.input_ids, first.labels, strict=True) if label != -100]

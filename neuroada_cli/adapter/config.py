@@ -21,8 +21,14 @@ from neuroada_cli.recipe.schema import PeerSection
 from neuroada_cli.selection.file import check_format
 
 CONFIG = "adapter_config.json"
-PEFT_TASKS: dict[hub.ModelTask, str] = {"causal-lm": "CAUSAL_LM", "sequence-classification": "SEQ_CLS"}
+# PEFT knows no other: where it has no word for the task, settings.model_task says it
+PEFT_TASKS: dict[hub.ModelTask, str] = {
+    "causal-lm": "CAUSAL_LM",
+    "seq2seq-lm": "SEQ_2_SEQ_LM",
+    "sequence-classification": "SEQ_CLS",
+}
 TASKS: dict[str, hub.ModelTask] = {name: task for task, name in PEFT_TASKS.items()}
+OWN_TASKS: tuple[hub.ModelTask, ...] = ("image-text-to-text", "image-classification")
 CONFIG_KEYS = {
     "peft_type", "task_type", "base_model_name_or_path", "revision", "target_modules", "inference_mode",
     "format", "k", "criterion", "fingerprint", "tied", "settings", "modules_to_save",
@@ -51,7 +57,7 @@ def _is_peer(value: Any) -> bool:
 
 # What the reader takes.
 CONFIG_VALUES: dict[str, Callable[[Any], bool]] = {
-    "task_type": lambda value: isinstance(value, str) and value in TASKS,
+    "task_type": lambda value: value is None or (isinstance(value, str) and value in TASKS),
     "base_model_name_or_path": lambda value: _is_text(value) and value != "",
     "revision": lambda value: value is None or _is_text(value),
     "inference_mode": lambda value: isinstance(value, bool),
@@ -67,6 +73,7 @@ SETTINGS: dict[str, Callable[[Any], bool]] = {
     "pad_token_id": lambda value: value is None or (type(value) is int and 0 <= value < 2**31),
     "method": lambda value: isinstance(value, str) and value in METHODS,
     "peer": _is_peer,
+    "model_task": lambda value: isinstance(value, str) and value in OWN_TASKS,
     **{key: _is_text for key in ("task", "protocol", "loss_mask")},
 }
 
@@ -91,7 +98,10 @@ def check_config(config: Any, place: str) -> hub.ModelTask:
             raise ModelError(f"settings.{key[:80]} is not a key", place)
         if not SETTINGS[key](value):
             raise ModelError(f"settings.{key} is {short(value)}, which cannot be", place)
-    return TASKS[config["task_type"]]
+    named, own = config["task_type"], config["settings"].get("model_task")
+    if (named is None) == (own is None):
+        raise ModelError("task_type and settings.model_task do not name one task", place)
+    return TASKS[named] if own is None else own
 
 
 def method_problem(

@@ -27,6 +27,7 @@ from torch import Tensor
 from neuroada_cli import files, hub
 from neuroada_cli.adapter.config import (
     CONFIG,
+    OWN_TASKS,
     PEFT_TASKS,
     check_config,
     method_of,
@@ -85,7 +86,7 @@ class Adapter:
     deltas    module name -> fp32 [O, K]
     whole     parameter name -> tensor: parameters trained in full (a fresh head, biases)
     base      where the base model was found, and its revision
-    task      "causal-lm" or "sequence-classification"
+    task      the class of model it was trained as
     settings  JSON values that merging and evaluating need: dtype, num_labels, labels, task, protocol, …
     """
 
@@ -114,7 +115,7 @@ def write_adapter(
         tensors[PREFIX + module + VALUES] = adapter.deltas[module]
     config = {
         "peft_type": "NEUROADA",
-        "task_type": PEFT_TASKS[adapter.task],
+        "task_type": PEFT_TASKS.get(adapter.task),
         "base_model_name_or_path": adapter.base,
         "revision": adapter.revision,
         "target_modules": sorted(selection.indices),
@@ -125,7 +126,7 @@ def write_adapter(
         "fingerprint": selection.fingerprint,
         "tied": selection.tied,
         "modules_to_save": modules_to_save(adapter.whole),
-        "settings": adapter.settings,
+        "settings": adapter.settings | ({"model_task": adapter.task} if adapter.task in OWN_TASKS else {}),
     }
     files.write_tensors(folder / TENSORS, tensors, METADATA)
     files.write_json(folder / CONFIG, config)
@@ -303,7 +304,7 @@ def how_trained(adapter: Adapter) -> str:
         what = f"{sum(tensor.numel() for tensor in adapter.whole.values()):,} parameters trained whole"
     what += f", {PAPER if METHODS[method] is NEUROADA else f'by the baseline method `{method}`'}."
     rules = [f"task `{settings['task']}`"] if "task" in settings else []
-    if "protocol" in settings and adapter.task == "causal-lm":
+    if "protocol" in settings and adapter.task not in hub.CLASSIFIERS:
         rules += [f"protocol `{settings['protocol']}`", f"loss on {settings.get('loss_mask', 'unknown')}"]
     return f"{what} Trained on: {', '.join(rules)}." if rules else what
 

@@ -27,7 +27,7 @@ from neuroada_cli.selection.file import check_base, check_shapes
 
 @dataclass(frozen=True)
 class Adapted:
-    """model is in evaluation mode; adapter is None for a plain model.
+    """model is in evaluation mode, reader what it reads rows with; adapter is None for a plain model.
 
     folder    of the base (or plain) model
     identity  what a result file says the model was: fingerprint of the base, hash of the adapter
@@ -35,11 +35,15 @@ class Adapted:
     """
 
     model: nn.Module
-    tokenizer: Any
+    reader: hub.Reader
     folder: Path
     adapter: Adapter | None
     identity: dict[str, Any]
     fresh: tuple[str, ...] = ()
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.reader.tokenizer
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def recipe_of(target: Target) -> Recipe | None:
 
 def load(
     target: str | Target,
-    task: hub.ModelTask | None = None,
+    task: hub.ModelTask | hub.Work | None = None,
     dtype: str | None = None,
     device: str = "cpu",
     num_labels: int | None = None,
@@ -100,7 +104,7 @@ def load(
     """Load `target` ready to answer.
 
     target  adapter or run folder, model folder, packaged model, or hub id; or one that was looked at
-    task    of a plain model; an adapter knows its own
+    task    the class of a plain model, or what is asked of it; an adapter knows its own
     dtype   default: what training saw, of a merged folder what it was merged to, else bf16 for language
             models on any device, fp32 for classifiers
     base    where an adapter's base lies now; default: where training found it
@@ -109,20 +113,23 @@ def load(
     target = find_target(target) if isinstance(target, str) else target
     if target.adapter is None:
         folder = hub.resolve_model(target.name, revision, trust_remote_code)
-        kind: hub.ModelTask = task or "causal-lm"
-        usual = "bf16" if kind == "causal-lm" else "fp32"
+        kind = _class_of(folder, task or hub.Work(), trust_remote_code)
+        usual = "fp32" if kind in hub.CLASSIFIERS else "bf16"
         loaded = hub.load_model(
             folder, kind, dtype or _merged_dtype(folder) or usual, device, num_labels, attention,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
-        tokenizer = hub.load_tokenizer(folder, trust_remote_code)
+        reader = hub.load_reader(folder, kind, trust_remote_code)
         identity = {"model": hub.fingerprint(folder), "model_content": "sampled"}
-        return Adapted(loaded.model, tokenizer, folder, None, identity, tuple(loaded.fresh))
+        return Adapted(loaded.model, reader, folder, None, identity, tuple(loaded.fresh))
     place = target.adapter.folder
     adapter = adapters.read_adapter(target.adapter)
-    if task is not None and task != adapter.task:
-        raise ModelError(f"was trained for {adapter.task}, not for {task}", str(place), "choose its own task")
     folder = hub.resolve_model(base or adapter.base, None if base else adapter.revision, trust_remote_code)
+    wanted = adapter.task if task is None else _class_of(folder, task, trust_remote_code)
+    if wanted != adapter.task:
+        raise ModelError(
+            f"was trained for {adapter.task}, not for {wanted}", str(place), "choose its own task"
+        )
     check_base(adapter.selection.fingerprint, folder)
     labels = adapter.settings.get("num_labels")
     loaded = hub.load_model(
@@ -130,7 +137,8 @@ def load(
         trust_remote_code=trust_remote_code, quantization=adapter.settings.get("quantization"),
     )  # fmt: skip
     put_on(loaded.model, adapter, str(place))
-    tokenizer = _tokenizer(place, folder, trust_remote_code)
+    start = hub.decoder_start(folder, adapter.task, trust_remote_code)
+    reader = hub.Reader(_tokenizer(place, folder, trust_remote_code), start)
     manifest = target.adapter.manifest["files"]
     known = {key: value for key, value in adapter.selection.fingerprint.items() if key != hub.HASHES}
     identity = {
@@ -139,7 +147,11 @@ def load(
         "adapter_sha256": manifest[adapters.TENSORS]["sha256"],
     }
     fresh = tuple(name for name in loaded.fresh if name not in adapter.whole)
-    return Adapted(loaded.model.eval(), tokenizer, folder, adapter, identity, fresh)
+    return Adapted(loaded.model.eval(), reader, folder, adapter, identity, fresh)
+
+
+def _class_of(folder: Path, task: hub.ModelTask | hub.Work, trust_remote_code: bool) -> hub.ModelTask:
+    return hub.model_task(folder, task, trust_remote_code) if isinstance(task, hub.Work) else task
 
 
 def with_merged_layers(

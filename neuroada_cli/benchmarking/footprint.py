@@ -57,7 +57,10 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Load:
-    """What a step is fed: rows of random tokens of one length, or real ones."""
+    """What a step is fed: rows of random tokens of one length, or real ones.
+
+    pairs  for an encoder-decoder: as many tokens for either side
+    """
 
     vocabulary: int
     kind: str
@@ -65,11 +68,12 @@ class Load:
     sequence: int
     device: str
     real: RealRows | None = None
+    pairs: bool = False
 
     def batch(self, rows: int) -> Batch:
         if self.real is not None:
             return self.real.batch(rows, self.device)
-        return random_batch(self.vocabulary, self.kind, rows, self.sequence, self.device)
+        return random_batch(self.vocabulary, self.kind, rows, self.sequence, self.device, pairs=self.pairs)
 
 
 def footprint(

@@ -30,7 +30,7 @@ from neuroada_cli.benchmarking.tables import BenchRow
 from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.quantized import dequantize, is_quantized
 from neuroada_cli.delta.targets import Target, find_targets, target_of
-from neuroada_cli.loop.loss import count_targets
+from neuroada_cli.loop.loss import count_targets, decoder_inputs
 from neuroada_cli.machine.allocator import keeping_freed_memory
 from neuroada_cli.memory import predict
 from neuroada_cli.methods import METHODS
@@ -42,7 +42,9 @@ UNTRACEABLE = (RuntimeError, NotImplementedError, ValueError, TypeError)
 
 @dataclass(frozen=True)
 class Subject:
-    """What is trained. kind is the loss's; name and layers describe it, depth is the uncut number."""
+    """What is trained. kind is the loss's, task the model's; name and layers describe it, depth is the uncut
+    number.
+    """
 
     name: str
     model: nn.Module
@@ -50,6 +52,7 @@ class Subject:
     kind: str
     layers: int
     depth: int
+    task: hub.ModelTask = "causal-lm"
 
     @property
     def parameters(self) -> int:
@@ -99,7 +102,8 @@ def all_targets(
     layers: Sequence[int] | None = None,
 ) -> list[str]:
     """Names of the layers to adapt. Raises ValueError as `find_targets` does."""
-    return list(find_targets(model, include, exclude, layers, hub.default_exclude(model)))
+    parts = hub.parts_of(model)
+    return list(find_targets(model, include, exclude, layers, hub.left_out(model, parts), parts))
 
 
 def measure(
@@ -167,8 +171,9 @@ def _times(
 
 
 def _load(subject: Subject, plan: BenchPlan) -> Load:
+    pairs = subject.task == "seq2seq-lm"
     vocabulary = _vocabulary(subject.model)
-    return Load(vocabulary, subject.kind, plan.batch, plan.sequence, plan.device, plan.real)
+    return Load(vocabulary, subject.kind, plan.batch, plan.sequence, plan.device, plan.real, pairs)
 
 
 def _vocabulary(model: nn.Module) -> int:
@@ -181,14 +186,14 @@ def _predicted(subject: Subject, plan: BenchPlan, name: str, k: int | None) -> i
     """
     if subject.quantized:
         return None
-    learnt, padded = None, False
-    if plan.real is not None:
-        batch = plan.real.batch(plan.batch, "cpu")
-        learnt, padded = count_targets(batch.labels_BS), not bool(batch.attention_BS.all())
+    batch = _load(subject, plan).batch(plan.batch).to("cpu")
+    learnt = count_targets(batch.labels_BS) if subject.kind == "generation" else None
+    padded = not bool(batch.attention_BS.all())
     try:
         memory = predict(
             subject.model, subject.targets, make(name), k or max(plan.ks), plan.batch, plan.sequence,
             plan.dtype, learnt, device=plan.device, padded=padded, prepare=flow_to_embeddings,
+            also=decoder_inputs(batch),
         )  # fmt: skip
     except UNTRACEABLE:
         if name == "floor" or (name in METHODS and METHODS[name].predictable):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +121,10 @@ def flow_to_embeddings(model: nn.Module) -> None:
     def ask(_: nn.Module, __: tuple[Tensor, ...], embedded_BSH: Tensor) -> Tensor:
         return embedded_BSH.requires_grad_(True)
 
-    model.get_input_embeddings().register_forward_hook(ask)  # type: ignore[operator]
+    table = model.get_input_embeddings().weight  # type: ignore[operator]
+    for module in model.modules():  # an encoder-decoder looks its tokens up in two modules with one table
+        if isinstance(module, nn.Embedding) and module.weight is table:
+            module.register_forward_hook(ask)
 
 
 def trainable(name: str, optimizer: torch.optim.Optimizer, guest: Guest) -> int:
@@ -146,13 +149,20 @@ class RealRows:
         return collate(taken, self.pad_id).to(device)
 
 
-def random_batch(vocabulary: int, kind: str, rows: int, sequence: int, device: str, seed: int = 0) -> Batch:
-    """Rows of random tokens, none padded, every token learnt (or one class per row)."""
+def random_batch(
+    vocabulary: int, kind: str, rows: int, sequence: int, device: str, seed: int = 0, pairs: bool = False
+) -> Batch:
+    """Rows of random tokens, none padded, every token learnt (or one class per row).
+
+    pairs  for an encoder-decoder: the same tokens again for its decoder
+    """
     generator = torch.Generator().manual_seed(seed)
     # small numbers are often special: RoBERTa's padding token is 1
     tokens_BS = torch.randint(min(4, vocabulary - 1), vocabulary, (rows, sequence), generator=generator)
     labels = tokens_BS if kind == "generation" else torch.randint(0, 2, (rows,), generator=generator)
     batch = Batch(tokens_BS, torch.ones_like(tokens_BS), labels, list(range(rows)))
+    if pairs:
+        batch = replace(batch, decoder_BS=tokens_BS, decoder_attention_BS=batch.attention_BS)
     return batch.to(device)
 
 

@@ -124,8 +124,9 @@ def _from_recipe(recipe: Recipe, layers: int | None, plan: BenchPlan) -> Subject
     settings = recipe.model
     folder = hub.resolve_model(settings.path, settings.revision, settings.trust_remote_code)
     _check_length(plan, hub.read_config(folder).get("max_position_embeddings"))
+    model_task = hub.model_task(folder, task.work, settings.trust_remote_code)
     model = hub.load_model(
-        folder, task.model_task, plan.dtype, plan.device, num_labels=task.num_labels,
+        folder, model_task, plan.dtype, plan.device, num_labels=task.num_labels,
         attention=settings.attention, seed=recipe.seed, trust_remote_code=settings.trust_remote_code,
         quantization=settings.quantization,
     ).model  # fmt: skip
@@ -135,7 +136,7 @@ def _from_recipe(recipe: Recipe, layers: int | None, plan: BenchPlan) -> Subject
     except ValueError as error:
         raise RecipeError(str(error), "select") from None
     depth = int(getattr(model.config, "num_hidden_layers", 0))
-    return Subject(settings.path, model, targets, task.kind, depth, depth)
+    return Subject(settings.path, model, targets, task.kind, depth, depth, model_task)
 
 
 def _real_rows(recipe: Recipe) -> RealRows:
@@ -144,8 +145,10 @@ def _real_rows(recipe: Recipe) -> RealRows:
 
     settings = recipe.model
     folder = hub.resolve_model(settings.path, settings.revision, settings.trust_remote_code)
-    tokenizer = hub.load_tokenizer(folder, settings.trust_remote_code)
-    rows = prepare(recipe.data, get_task(recipe.data.task), tokenizer, recipe.seed)
+    task = get_task(recipe.data.task)
+    model_task = hub.model_task(folder, task.work, settings.trust_remote_code)
+    reader = hub.load_reader(folder, model_task, settings.trust_remote_code)
+    rows = prepare(recipe.data, task, reader, recipe.seed)
     return RealRows(rows.data.train, rows.data.pad_id, rows.train_source)
 
 

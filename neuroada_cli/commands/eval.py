@@ -206,7 +206,7 @@ def _chosen_tasks(names: Sequence[str], recipe: Recipe | None) -> list[Task]:
     if not names and recipe is None:
         raise RecipeError("no task to score", fix="add --tasks boolq,piqa (or a recipe)")
     chosen = expand(names) if names or recipe is None else scored_tasks(recipe.eval.tasks, recipe.data.task)
-    if len({(task.model_task, task.num_labels) for task in chosen}) > 1:
+    if len({(task.work, task.num_labels) for task in chosen}) > 1:
         raise RecipeError("these tasks need different heads", "--tasks", "evaluate them one by one")
     for task in chosen:
         metrics.require(task.metrics if task.kind != "generation" else ())
@@ -279,7 +279,7 @@ def _load(
     named = model.dtype if model and recipe is not trained and target.adapter is None else None
     return adapted.load(
         target,
-        task.model_task,
+        task.work,
         dtype or (recipe.eval.dtype if recipe else None) or named,
         device,
         task.num_labels,
@@ -340,7 +340,7 @@ def _score(
         if todo:
             predict(
                 subject.model,
-                subject.tokenizer,
+                subject.reader,
                 job.task,
                 todo,
                 settings.rules.name,

@@ -101,7 +101,7 @@ def run(
                 adapter, str(folder), base_folder, trust_remote_code, requantize
             )
         weights = hub.open_weights(base_folder)
-        classifier = adapter.task == "sequence-classification"
+        classifier = adapter.task in hub.CLASSIFIERS
         skeleton = hub.module_graph(base_folder, adapter.task, _num_labels(adapter), trust_remote_code)
         trained = _trained_dtype(adapter, weights)
         target = hub.TORCH_DTYPES[dtype] if dtype else trained
@@ -259,7 +259,7 @@ def _trained_dtype(adapter: Adapter, weights: hub.Weights) -> torch.dtype:
 
 def _num_labels(adapter: Adapter) -> int | None:
     """The classifier's labels: as stated, else the rows of the head's last layer."""
-    if adapter.task != "sequence-classification":
+    if adapter.task not in hub.CLASSIFIERS:
         return None
     stated = adapter.settings.get("num_labels")
     if isinstance(stated, int) and stated > 0:

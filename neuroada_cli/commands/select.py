@@ -101,7 +101,7 @@ def _base(recipe: Recipe) -> tuple[hub.Base, Choice]:
     """The recipe's model as far as choosing needs it, and what it chooses there; no weight is read."""
     task, model = get_task(recipe.data.task), recipe.model
     folder = hub.resolve_model(model.path, model.revision, model.trust_remote_code)
-    base = hub.open_base(folder, task.model_task, task.num_labels, model.trust_remote_code)
+    base = hub.open_base(folder, task.work, task.num_labels, model.trust_remote_code)
     choice = choice_of(recipe.select, base, recipe.seed)
     choice.check()
     return base, choice

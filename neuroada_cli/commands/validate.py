@@ -52,7 +52,7 @@ def _model(recipe: Recipe, task: Task) -> str:
     if recipe.model.path not in PACKAGED and not Path(recipe.model.path).expanduser().exists():
         return f"K={select.k} by {select.criterion}; not on this machine, so not looked into"
     folder = hub.resolve_model(recipe.model.path, recipe.model.revision, recipe.model.trust_remote_code)
-    base = hub.open_base(folder, task.model_task, task.num_labels, recipe.model.trust_remote_code)
+    base = hub.open_base(folder, task.work, task.num_labels, recipe.model.trust_remote_code)
     choice = choice_of(select, base, recipe.seed)
     choice.check()
     count, total = choice.connections, base.parameters

@@ -5,7 +5,7 @@ B = rows of a batch, S = sequence length
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,7 +49,9 @@ class Example:
 class Encoded:
     """Token ids of a row; labels are per token, or one class number or score for the whole row.
 
-    prompt  how many of the tokens are prompt; None: all (there is nothing to generate)
+    prompt   how many of the tokens are prompt; None: all (there is nothing to generate)
+    decoder  of an encoder-decoder, whose encoder gets input_ids: the start token and the answer; labels are
+             of these tokens then
     """
 
     input_ids: list[int]
@@ -57,6 +59,7 @@ class Encoded:
     row: int
     type_ids: list[int] | None = None
     prompt: int | None = None
+    decoder: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -68,6 +71,7 @@ class Batch:
 
     prompts_B     int64: tokens of each row's prompt; None: all of a row is prompt
     positions_BS  int64: of a packed batch, where all rows lie in one (B = 1): each token's place in its own
+    decoder_BS, decoder_attention_BS   int64, of an encoder-decoder: its decoder's tokens, one per label
     """
 
     tokens_BS: Tensor
@@ -77,6 +81,29 @@ class Batch:
     types_BS: Tensor | None = None
     prompts_B: Tensor | None = None
     positions_BS: Tensor | None = None
+    decoder_BS: Tensor | None = None
+    decoder_attention_BS: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many there are, without padding."""
+        decoder = 0 if self.decoder_attention_BS is None else int(self.decoder_attention_BS.sum())
+        return int(self.attention_BS.sum()) + decoder
+
+    def alone(self) -> Iterator[Batch]:
+        """Each row of tokens by itself, without padding."""
+        for row in range(len(self.rows)):
+            length = int(self.attention_BS[row].sum())
+            decoder = self.decoder_attention_BS
+            upto = length if decoder is None else int(decoder[row].sum())
+            yield Batch(
+                self.tokens_BS[row : row + 1, :length],
+                self.attention_BS[row : row + 1, :length],
+                self.labels_BS[row : row + 1, :upto],
+                self.rows[row : row + 1],
+                decoder_BS=None if self.decoder_BS is None else self.decoder_BS[row : row + 1, :upto],
+                decoder_attention_BS=None if decoder is None else decoder[row : row + 1, :upto],
+            )
 
     def to(self, device: torch.device | str) -> Batch:
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -109,24 +136,37 @@ def align_padding(model: Any, tokenizer: Any) -> int:
 
 def collate(rows: Sequence[Encoded], pad: int) -> Batch:
     """Right-pad rows to the longest of them."""
-    length = max(map(len, rows))
-    tokens_BS = torch.full((len(rows), length), pad, dtype=torch.int64)
-    attention_BS = torch.zeros((len(rows), length), dtype=torch.int64)
-    per_token = isinstance(rows[0].labels, list)
-    labels_BS = torch.full((len(rows), length), IGNORED, dtype=torch.int64)
-    types_BS = torch.zeros((len(rows), length), dtype=torch.int64) if rows[0].type_ids is not None else None
-    for i, row in enumerate(rows):
-        tokens_BS[i, : len(row)] = torch.tensor(row.input_ids)
-        attention_BS[i, : len(row)] = 1
-        if per_token:
-            labels_BS[i, : len(row)] = torch.tensor(row.labels)
-        if types_BS is not None and row.type_ids is not None:
-            types_BS[i, : len(row)] = torch.tensor(row.type_ids)
-    if not per_token:
+    tokens_BS, attention_BS = _padded([row.input_ids for row in rows], pad)
+    per_token = [row.labels for row in rows if isinstance(row.labels, list)]
+    if per_token:
+        labels_BS = _padded(per_token, IGNORED)[0]
+    else:
         labels_BS = torch.tensor([row.labels for row in rows])  # int64 classes or fp32 scores, [B]
+    types = [row.type_ids for row in rows if row.type_ids is not None]
     lengths = [row.prompt for row in rows if row.prompt is not None]
-    prompts_B = torch.tensor(lengths) if len(lengths) == len(rows) else None
-    return Batch(tokens_BS, attention_BS, labels_BS, [row.row for row in rows], types_BS, prompts_B)
+    decoders = [row.decoder for row in rows if row.decoder is not None]
+    decoder_BS, decoder_attention_BS = _padded(decoders, pad) if decoders else (None, None)
+    return Batch(
+        tokens_BS,
+        attention_BS,
+        labels_BS,
+        [row.row for row in rows],
+        _padded(types, 0)[0] if types else None,
+        torch.tensor(lengths) if len(lengths) == len(rows) else None,
+        decoder_BS=decoder_BS,
+        decoder_attention_BS=decoder_attention_BS,
+    )
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """(int64 [B, S], right-padded to the longest row; 1 where a row has a number)."""
+    length = max(map(len, rows))
+    values_BS = torch.full((len(rows), length), pad, dtype=torch.int64)
+    real_BS = torch.zeros((len(rows), length), dtype=torch.int64)
+    for i, row in enumerate(rows):
+        values_BS[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        real_BS[i, : len(row)] = 1
+    return values_BS, real_BS
 
 
 def pack(rows: Sequence[Encoded]) -> Batch:

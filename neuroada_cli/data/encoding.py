@@ -29,6 +29,7 @@ class EncodeReport:
     """What encoding did.
 
     rows, tokens, targets, longest   rows that are left, all their tokens, the learnt ones, and of one row
+    longest_answer  of an encoder-decoder: tokens of one decoder
     truncated  rows whose end was cut off; shortened: whose prompt lost its beginning; dropped: left out
     seams      rows whose prompt and answer share a token when they are written together
     ended      rows with an end token inside their answer: what stands behind it is never written
@@ -40,6 +41,7 @@ class EncodeReport:
     targets: int
     truncated: int
     longest: int
+    longest_answer: int = 0
     shortened: int = 0
     dropped: int = 0
     seams: int = 0
@@ -288,9 +290,12 @@ def _encode_label(example: Example, tokenizer: Any, max_length: int, kind: str) 
 def preview(row: Encoded, tokenizer: Any) -> Text:
     """A row as the model sees it: tokens that are learnt stand out, the rest is dim; \\n is shown as ↵."""
     text = Text()
-    labels = row.labels if isinstance(row.labels, list) else [IGNORED] * len(row)
+    tokens = row.input_ids + (row.decoder or [])[1:]
+    learnt = row.labels if isinstance(row.labels, list) else []
+    learnt = learnt if row.decoder is None else learnt[1:]
+    labels = [IGNORED] * (len(tokens) - len(learnt)) + learnt
     # runs, not single tokens: one character may be several tokens
-    for ignored, run in groupby(zip(row.input_ids, labels, strict=True), lambda pair: pair[1] == IGNORED):
+    for ignored, run in groupby(zip(tokens, labels, strict=True), lambda pair: pair[1] == IGNORED):
         piece = printable(tokenizer.decode([token for token, _ in run]), keep="\n\t").replace("\n", "↵\n")
         text.append(piece, style="dim" if ignored else "bold black on bright_green")
     return text

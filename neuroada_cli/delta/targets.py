@@ -82,21 +82,25 @@ def find_targets(
     exclude: Sequence[str] = (),
     layers: Sequence[int] | None = None,
     heads: Sequence[str] = (),
+    parts: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Target]:
     """Name -> layer to adapt, in the model's order; a weight shared by several layers comes once.
 
-    include  `all-linear`, the last part of a name (q_proj), a full name, or a glob (model.layers.1?.*)
+    include  `all-linear`, a part of the model, the last part of a name (q_proj), a full name, or a glob
+             (model.layers.1?.*)
     exclude  layers to leave out, written the same way
     layers   only blocks with these numbers (the first number in a layer's name)
     heads    output heads, which `all-linear` leaves out; naming one in `include` takes it
+    parts    name of a part (encoder, vision) -> its linear layers
     Raises ValueError when an entry matches no linear layer, or when nothing is left.
     """
     linear = targets_of(model)
+    groups = {ALL_LINEAR: [name for name in linear if name not in heads], **(parts or {})}
     chosen: set[str] = set()
     for entry in include:
-        chosen |= {n for n in linear if n not in heads} if entry == ALL_LINEAR else _matches(entry, linear)
+        chosen |= _matches(entry, linear, groups)
     for entry in exclude:
-        chosen -= _matches(entry, linear)
+        chosen -= _matches(entry, linear, parts or {})
     if layers is not None:
         chosen = {name for name in chosen if _in_blocks(name, linear, layers)}
     if not chosen:
@@ -110,7 +114,9 @@ def find_targets(
     return found
 
 
-def _matches(entry: str, linear: Iterable[str]) -> set[str]:
+def _matches(entry: str, linear: Iterable[str], groups: Mapping[str, Sequence[str]]) -> set[str]:
+    if entry in groups:
+        return set(groups[entry])
     found = {
         name
         for name in linear
@@ -118,7 +124,7 @@ def _matches(entry: str, linear: Iterable[str]) -> set[str]:
     }
     if not found:
         kinds = sorted({name.rpartition(".")[2] for name in linear})
-        hint = nearest(entry, [*kinds, *linear], f"this model has {', '.join(kinds[:12])}")
+        hint = nearest(entry, [*groups, *kinds, *linear], f"this model has {', '.join(kinds[:12])}")
         raise ValueError(f"{entry} matches no linear layer; {hint}")
     return found
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from neuroada_cli.data.batch import pad_id
 from neuroada_cli.data.encoding import end_ids
+from neuroada_cli.data.pairs import asked
 from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import DataError, NumericsError
 from neuroada_cli.loop.validate import evaluating
@@ -25,6 +26,8 @@ from neuroada_cli.tasks.task import Decoding
 # (numbers of the rows just done, their completions, tokens generated)
 OnBatch = Callable[[list[int], list[str], int], None]
 GREEDY = Decoding()
+# how the answers of an encoder-decoder begin is a part of the model, no habit of writing
+BEGINNINGS = ("decoder_start_token_id", "bos_token_id", "forced_bos_token_id")
 
 
 def generate(
@@ -52,8 +55,8 @@ def generate(
     Raises DataError where no prompt leaves room for max_new_tokens, or one leaves none at all; NumericsError
     for NaN.
     """
-    coder = Coder(tokenizer)
-    encoded = [coder.ids(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    coder, pairs = Coder(tokenizer), is_encoder_decoder(model)
+    encoded = [_encoded(prompt, coder, tokenizer, pairs) for prompt in prompts]
     _refuse_unfit(model, encoded, max_new_tokens)
     completions = [""] * len(prompts)
     settings = _own_settings(model, tokenizer, max_new_tokens, decoding)
@@ -86,8 +89,14 @@ def _complete(
     device = next(model.parameters()).device
     pad, ends = model.generation_config.pad_token_id, model.generation_config.eos_token_id
     length = max(map(len, rows))
-    tokens_BS = torch.tensor([[pad] * (length - len(row)) + row for row in rows], device=device)
-    attention_BS = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
+    tokens_BS = torch.full((len(rows), length), pad)
+    attention_BS = torch.zeros_like(tokens_BS)
+    pairs = is_encoder_decoder(model)
+    for row, ids in enumerate(rows):
+        # what is written goes on behind the prompt; an encoder counts positions from the left
+        place = slice(0, len(ids)) if pairs else slice(length - len(ids), length)
+        tokens_BS[row, place], attention_BS[row, place] = torch.tensor(ids), 1
+    tokens_BS, attention_BS = tokens_BS.to(device), attention_BS.to(device)
     watch = _NanWatch(device, bool(model.generation_config.do_sample))
     output_BS = model.generate(
         tokens_BS, attention_mask=attention_BS, logits_processor=[watch], max_new_tokens=room
@@ -97,7 +106,8 @@ def _complete(
             "the model's outputs are not numbers (NaN), so nothing it writes means anything",
             fix="try --dtype fp32; if that fails, too, its weights are broken",
         )
-    new = [_until_end(row, ends) for row in output_BS[:, length:].tolist()]
+    begun = 1 if pairs else length  # a decoder begins with its start token
+    new = [_until_end(row, ends) for row in output_BS[:, begun:].tolist()]
     tidied = {"clean_up_tokenization_spaces": False} if special else {}
     texts = [tokenizer.decode(row, skip_special_tokens=not special, **tidied) for row in new]
     return texts, sum(map(len, new))
@@ -153,6 +163,7 @@ def _own_settings(model: Any, tokenizer: Any, max_new_tokens: int, decoding: Dec
         pad_token_id=pad_id(tokenizer),
         eos_token_id=_end_ids(before, tokenizer),
         use_cache=True,
+        **{key: getattr(before, key, None) for key in BEGINNINGS if is_encoder_decoder(model)},
     )
     try:
         yield
@@ -178,6 +189,8 @@ def _refuse_unfit(model: Any, encoded: list[list[int]], max_new_tokens: int) -> 
     context, lengths = context_of(model), [len(row) for row in encoded]
     if context is None or not lengths:
         return
+    if is_encoder_decoder(model):
+        return _refuse_longer(max(lengths), max_new_tokens, context)
     if max(lengths) >= context:
         raise DataError(
             f"the longest prompt has {max(lengths)} tokens, which fill the model's context of {context}",
@@ -195,3 +208,27 @@ def context_of(model: Any) -> int | None:
     """How many tokens a prompt and its answer may have together; None where the model sets no bound."""
     found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return found if isinstance(found, int) else None
+
+
+def _encoded(prompt: str | list[int], coder: Coder, tokenizer: Any, pairs: bool) -> list[int]:
+    if not isinstance(prompt, str):
+        return prompt
+    return asked(tokenizer, prompt)[0] if pairs else coder.ids(prompt)
+
+
+def is_encoder_decoder(model: Any) -> bool:
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def _refuse_longer(longest: int, max_new_tokens: int, context: int) -> None:
+    """Each side of an encoder-decoder has positions of its own."""
+    if longest > context:
+        raise DataError(
+            f"the longest prompt has {longest} tokens, and the encoder takes {context}",
+            fix="shorten the prompts, or choose a model with a longer context",
+        )
+    if max_new_tokens >= context:
+        raise DataError(
+            f"{max_new_tokens} new tokens do not fit into the decoder's {context}",
+            fix="lower eval.max_new_tokens (--max-new-tokens)",
+        )

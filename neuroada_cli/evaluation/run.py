@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from neuroada_cli.data.batch import Encoded, Example, align_padding, collate
-from neuroada_cli.data.encoding import answer_in, encode, prompt_ids
+from neuroada_cli.data.encoding import answer_in
+from neuroada_cli.data.inputs import encode_for, prompts_for
 from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.evaluation.generate import context_of, generate
+from neuroada_cli.hub.reader import Reader
 from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.tasks.metrics import METRICS
 from neuroada_cli.tasks.task import PROTOCOLS, Decoding, Scoring, Task, decoding_of
@@ -78,7 +79,7 @@ OnRows = Callable[[list[Prediction], int], None]
 
 def predict(
     model: nn.Module,
-    tokenizer: Any,
+    reader: Reader,
     task: Task,
     examples: Sequence[Example],
     protocol: str,
@@ -96,9 +97,9 @@ def predict(
     Raises NumericsError for logits that are not finite, DataError where no prompt fits.
     """
     if task.kind != "generation":
-        return _classify(model, tokenizer, task, examples, batch_size, max_length, on_rows), 0
-    scoring, coder = task.scoring[protocol], Coder(tokenizer)
-    prompts, context = prompt_ids(examples, tokenizer, task.published), context_of(model)
+        return _classify(model, reader, task, examples, batch_size, max_length, on_rows), 0
+    scoring, coder = task.scoring[protocol], Coder(reader.tokenizer)
+    prompts, context = prompts_for(reader, examples, task.published), context_of(model)
     fit = [n for n, ids in enumerate(prompts) if context is None or len(ids) < context]
     if not fit:
         fit = list(range(len(prompts)))  # which is refused
@@ -124,14 +125,14 @@ def predict(
         on_rows(unasked, 0)
     generate(
         model,
-        tokenizer,
+        reader.tokenizer,
         [prompts[n] for n in fit],
         max_new_tokens or scoring.max_new_tokens,
         batch_size,
         finish,
         decoding or decoding_of(task, PROTOCOLS[protocol], None),
         seed,
-        special=not task.published,
+        special=not task.published and reader.decoder_start is None,
     )
     return [done[number] for number in range(len(examples))], tokens
 
@@ -167,15 +168,15 @@ def score_one(scoring: Scoring, example: Example, completion: str) -> Prediction
 @torch.inference_mode()
 def _classify(
     model: nn.Module,
-    tokenizer: Any,
+    reader: Reader,
     task: Task,
     examples: Sequence[Example],
     batch_size: int,
     max_length: int,
     on_rows: OnRows | None,
 ) -> list[Prediction]:
-    rows, _ = encode(examples, tokenizer, max_length, task.kind)
-    pad, device = align_padding(model, tokenizer), next(model.parameters()).device
+    rows, _ = encode_for(reader, examples, max_length, task.kind)
+    pad, device = align_padding(model, reader.tokenizer), next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     done: dict[int, Prediction] = {}
     with evaluating(model):

@@ -17,17 +17,20 @@ from neuroada_cli.hub.endings import Endings, endings
 from neuroada_cli.hub.fingerprint import FORMAT as FINGERPRINT_FORMAT
 from neuroada_cli.hub.fingerprint import HASHES, fingerprint, hash_of, what_differs
 from neuroada_cli.hub.graph import module_graph
+from neuroada_cli.hub.kinds import CLASSIFIERS, ModelTask, Work
 from neuroada_cli.hub.loading import (
     TORCH_DTYPES,
     LoadedModel,
-    ModelTask,
     choose_device,
     default_exclude,
     is_pooler,
     load_model,
     load_tokenizer,
+    model_task,
     skeleton,
 )
+from neuroada_cli.hub.parts import left_out, parts_of
+from neuroada_cli.hub.reader import Reader, decoder_start, load_reader
 from neuroada_cli.hub.resolve import is_hub_id, read_config, resolve_model
 from neuroada_cli.hub.weights import (
     INDEX,
@@ -39,6 +42,7 @@ from neuroada_cli.hub.weights import (
 )
 
 __all__ = [
+    "CLASSIFIERS",
     "FINGERPRINT_FORMAT",
     "HASHES",
     "INDEX",
@@ -47,20 +51,27 @@ __all__ = [
     "Endings",
     "LoadedModel",
     "ModelTask",
+    "Reader",
     "TensorInfo",
     "Weights",
+    "Work",
     "choose_device",
+    "decoder_start",
     "default_exclude",
     "endings",
     "fingerprint",
     "hash_of",
     "is_hub_id",
     "is_pooler",
+    "left_out",
     "load_model",
+    "load_reader",
     "load_tokenizer",
+    "model_task",
     "module_graph",
     "open_base",
     "open_weights",
+    "parts_of",
     "read_config",
     "resolve_model",
     "shard_name",

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from neuroada_cli.hub.fingerprint import HASHES, fingerprint, hash_of
 from neuroada_cli.hub.graph import module_graph
-from neuroada_cli.hub.loading import ModelTask, skeleton
+from neuroada_cli.hub.kinds import ModelTask, Work
+from neuroada_cli.hub.loading import model_task, skeleton
 from neuroada_cli.hub.weights import Weights, open_weights
 from neuroada_cli.ranks.group import Ranks
 
@@ -21,7 +22,7 @@ from neuroada_cli.ranks.group import Ranks
 class Base:
     """folder holds the files, weights their tensors; graph is walked (`module_graph`).
 
-    task, num_labels, trust_remote_code  of the model that is meant
+    task, num_labels, trust_remote_code  of the model that is meant: which of transformers' classes it is
     hashes  of the tensors that were read whole so far
     """
 
@@ -94,10 +95,16 @@ class Base:
 
 def open_base(
     folder: Path,
-    task: ModelTask = "causal-lm",
+    task: ModelTask | Work = "causal-lm",
     num_labels: int | None = None,
     trust_remote_code: bool = False,
 ) -> Base:
-    """The base in a checked local folder (`hub.resolve_model`). Raises ModelError."""
+    """The base in a checked local folder (`hub.resolve_model`).
+
+    task  the class of model, or what it has to do
+    Raises ModelError, also for a model that cannot do it.
+    """
+    if isinstance(task, Work):
+        task = model_task(folder, task, trust_remote_code)
     graph = module_graph(folder, task, num_labels, trust_remote_code)
     return Base(folder, graph, open_weights(folder), task, num_labels, trust_remote_code)

@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from neuroada_cli import files
 from neuroada_cli.delta.layout import is_conv1d
 from neuroada_cli.errors import UserError
-from neuroada_cli.hub.loading import ModelTask, skeleton
+from neuroada_cli.hub.kinds import ModelTask
+from neuroada_cli.hub.loading import skeleton
+from neuroada_cli.hub.parts import stacks_of
 from neuroada_cli.hub.resolve import read_config
 from neuroada_cli.machine.cache import cache_folder
 
-FORMAT = 1  # raised when a record says other things, so that an older one is not taken for it
+FORMAT = 2  # raised when a record says other things, so that an older one is not taken for it
 # The sizes by which a layer is known beside its tensors.
 SIZES = (
     "in_features", "out_features", "num_embeddings", "embedding_dim", "padding_idx", "nf", "nx",
@@ -96,6 +98,7 @@ def described(model: Any) -> dict[str, Any]:
         "prefix": str(model.base_model_prefix),
         "input": names.get(id(model.get_input_embeddings())),
         "output": names.get(id(model.get_output_embeddings())),
+        "stacks": stacks_of(model),
         "config": _plain(config) | {"num_labels": config.num_labels},
         "text_config": _plain(text),
         "modules": modules,
@@ -133,6 +136,7 @@ class _Graph(nn.Module):
     config: Any
     base_model_prefix: str
     embeddings: tuple[str | None, str | None]
+    stacks: dict[str, str]  # asked for by `stacks_of`
 
     def get_input_embeddings(self) -> nn.Module | None:
         return None if self.embeddings[0] is None else self.get_submodule(self.embeddings[0])
@@ -169,6 +173,7 @@ def rebuilt(record: dict[str, Any]) -> nn.Module:
     assert isinstance(root, _Graph)
     root.base_model_prefix = record["prefix"]
     root.embeddings = record["input"], record["output"]
+    root.stacks = record["stacks"]
     text = SimpleNamespace(**record["text_config"])
     root.config = SimpleNamespace(**record["config"], get_text_config=lambda: text)
     parameters: dict[str, nn.Parameter | None] = {}

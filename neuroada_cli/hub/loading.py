@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,10 +15,9 @@ from neuroada_cli.delta.quantized import keep_layout
 from neuroada_cli.delta.targets import is_linear
 from neuroada_cli.errors import ModelError, ResourceError, UserError
 from neuroada_cli.hub.endings import settle
+from neuroada_cli.hub.kinds import CLASSES, CLASSIFIERS, ModelTask, Work, task_of
 from neuroada_cli.hub.resolve import check_folder
 from neuroada_cli.machine.quiet import quiet_bitsandbytes
-
-ModelTask = Literal["causal-lm", "sequence-classification"]
 
 # The recipe's names of data types.
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -146,6 +145,20 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False, model: Path | 
         ) from error
 
 
+def model_task(folder: Path, work: Work, trust_remote_code: bool = False) -> ModelTask:
+    """The class of model that does this work in a checked folder.
+
+    Raises ModelError, naming the model's type and why, where none can.
+    """
+    return task_of(read_auto_config(folder, trust_remote_code), work, str(folder))
+
+
+def read_auto_config(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The folder's config as transformers reads it. Raises ModelError for one that it cannot read."""
+    with _explained(folder), _silent_transformers():
+        return _config(folder, None, trust_remote_code)
+
+
 def default_exclude(model: nn.Module) -> list[str]:
     """The linear layers that `all-linear` leaves out: the output embeddings and everything outside the
     pretrained body (classification heads).
@@ -173,10 +186,7 @@ def is_pooler(name: str) -> bool:
 def _auto_class(task: ModelTask) -> Any:
     import transformers
 
-    return {
-        "causal-lm": transformers.AutoModelForCausalLM,
-        "sequence-classification": transformers.AutoModelForSequenceClassification,
-    }[task]
+    return getattr(transformers, CLASSES[task][0])
 
 
 def _quantization(kind: str, compute_dtype: torch.dtype, heads: list[str]) -> Any:
@@ -213,7 +223,7 @@ def _refuse_missing(model: Any, fresh: list[str], task: ModelTask, folder: Path)
     """Only a task head (and the pooler that feeds it) may be fresh; anything else is a damaged model."""
     body = f"{model.base_model_prefix}."
     for name in fresh:
-        if task == "causal-lm" or (name.startswith(body) and not is_pooler(name)):
+        if task not in CLASSIFIERS or (name.startswith(body) and not is_pooler(name)):
             raise ModelError(
                 f"{name} is missing from the weights, or has another shape than config.json says", str(folder)
             )

@@ -45,11 +45,27 @@ def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     sliced = head is not None and is_frozen_linear(head) and logits_are_final(model, batch.tokens_BS)
     tell_prompts(model, batch.prompts_B)
     with _only_at(model, wanted_BS, keep=sliced) as hidden:
-        output = model(input_ids=batch.tokens_BS, use_cache=False, **_order(batch))
+        output = model(use_cache=False, **inputs_of(batch))
     if sliced:
         return linear_cross_entropy(hidden[0], head, targets_N), len(targets_N)
     logits_NV = output.logits[0]
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum"), len(targets_N)
+
+
+def inputs_of(batch: Batch) -> dict[str, Tensor | None]:
+    """What a model that writes is given.
+
+    Of an encoder-decoder also what its decoder gets, with a mask: some models take the padding token, which
+    is how many answers begin, for padding.
+    """
+    return {"input_ids": batch.tokens_BS, **_order(batch), **decoder_inputs(batch)}
+
+
+def decoder_inputs(batch: Batch) -> dict[str, Tensor]:
+    """What the decoder of an encoder-decoder is given; nothing for other models."""
+    if batch.decoder_BS is None or batch.decoder_attention_BS is None:
+        return {}
+    return {"decoder_input_ids": batch.decoder_BS, "decoder_attention_mask": batch.decoder_attention_BS}
 
 
 def _order(batch: Batch) -> dict[str, Tensor | None]:
@@ -108,7 +124,9 @@ def logits_are_final(model: nn.Module, tokens_BS: Tensor) -> bool:
         cuda = [tokens_BS.device] if tokens_BS.device.type == "cuda" else []
         try:
             with torch.no_grad(), torch.random.fork_rng(cuda):  # dropout may not move the run's own stream
-                logits = model(input_ids=tokens_BS[:1, :1], use_cache=False).logits
+                one_11 = tokens_BS[:1, :1]
+                begun = {"decoder_input_ids": one_11} if model.config.is_encoder_decoder else {}  # type: ignore[union-attr]
+                logits = model(input_ids=one_11, use_cache=False, **begun).logits
         finally:
             handle.remove()
         _FINAL[model] = len(made) == 1 and logits is made[0]

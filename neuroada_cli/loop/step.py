@@ -60,7 +60,7 @@ def train_step(
     """
     started = time.perf_counter()
     targets = sum(count_targets(batch.labels_BS) for batch in micro_batches)
-    tokens = sum(int(batch.attention_BS.sum()) for batch in micro_batches)
+    tokens = sum(batch.tokens for batch in micro_batches)
     rows = [row for batch in micro_batches for row in batch.rows]
     if not targets:
         raise DataError(f"step {step + 1} has no token to learn", f"rows {listed(rows)}")

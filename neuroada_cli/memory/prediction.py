@@ -44,6 +44,7 @@ def predict(
     device: str = "cpu",
     padded: bool = False,
     prepare: Callable[[nn.Module], None] | None = None,
+    also: Mapping[str, Tensor] | None = None,
 ) -> Breakdown:
     """Peak memory of training steps that never run; no weights are needed.
 
@@ -57,13 +58,16 @@ def predict(
     device     "cpu" or "cuda": the CUDA kernel keeps one transposed input
     padded     rows of several lengths: attention then takes a mask [B, 1, S, S], and K and V per head
     prepare    called on the model before the method is attached (the bench's hook on the embeddings)
+    also       inputs beside tokens, of which only shapes and types count: what a decoder gets
     """
 
     counts = {name: k if isinstance(k, int) else k[name] for name in targets}
 
     def step_of(model: nn.Module, names: Iterable[str]) -> StepBytes:
         here = {name: counts[name] for name in names}
-        return _step(model, method, here, whole, prepare, gradient_checkpointing, batch, sequence, learnt)
+        return _step(
+            model, method, here, whole, prepare, gradient_checkpointing, batch, sequence, learnt, also or {}
+        )
 
     with _fake_tensors(device, padded):
 
@@ -92,6 +96,7 @@ def _step(
     batch: int,
     sequence: int,
     learnt: int | None,
+    also: Mapping[str, Tensor],
 ) -> StepBytes:
     """One step of a model of fake tensors, the optimizer's moments being there already."""
     model.train()
@@ -111,17 +116,22 @@ def _step(
 
     step = StepMemory(model, method, attach, _FakeBytes())
     step.make_moments()
-    return step.step(lambda: _fake_loss(model, batch, sequence, learnt))
+    more = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in also.items()}
+    return step.step(lambda: _fake_loss(model, batch, sequence, learnt, more))
 
 
-def _fake_loss(model: nn.Module, batch: int, sequence: int, learnt: int | None) -> Tensor:
-    """As `training.loss.token_loss` on whole rows; a classifier's loss where there is no output embedding."""
+def _fake_loss(
+    model: nn.Module, batch: int, sequence: int, learnt: int | None, also: Mapping[str, Tensor]
+) -> Tensor:
+    """As `loop.loss.token_loss` on whole rows; a classifier's loss where there is no output embedding."""
     tokens_BS = torch.zeros(batch, sequence, dtype=torch.int64)
     head = cast(Any, model).get_output_embeddings()
     if head is None:
-        logits_BC = model(input_ids=tokens_BS).logits.float()
+        logits_BC = model(input_ids=tokens_BS, **also).logits.float()
         return F.cross_entropy(logits_BC, torch.zeros(batch, dtype=torch.int64), reduction="sum")
-    count = min(learnt or batch * (sequence - 1), batch * (sequence - 1))
+    answers_BS = also.get("decoder_input_ids", tokens_BS)
+    most = batch * (answers_BS.shape[1] - 1)
+    count = min(learnt or most, most)
     targets_N = torch.zeros(count, dtype=torch.int64)
     sliced = is_frozen_linear(head) and logits_are_final(model, tokens_BS)
     kept: list[Tensor] = []
@@ -134,7 +144,7 @@ def _fake_loss(model: nn.Module, batch: int, sequence: int, learnt: int | None) 
 
     handle = head.register_forward_pre_hook(keep)
     try:
-        logits_NV = model(input_ids=tokens_BS, use_cache=False).logits[0]
+        logits_NV = model(input_ids=tokens_BS, use_cache=False, **also).logits[0]
     finally:
         handle.remove()
     if sliced:

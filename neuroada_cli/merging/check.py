@@ -17,8 +17,9 @@ from neuroada_cli.adapter import load as adapted
 from neuroada_cli.adapter.folder import Adapter
 from neuroada_cli.data import sources
 from neuroada_cli.data.batch import Encoded, collate, pad_id
-from neuroada_cli.data.encoding import encode
+from neuroada_cli.data.inputs import encode_for
 from neuroada_cli.errors import UserError
+from neuroada_cli.loop.loss import inputs_of
 from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.tasks.task import Task, examples_of
 
@@ -36,7 +37,7 @@ def measure(
     """
     trained = adapted.load(target, device=device, base=base, trust_remote_code=trust_remote_code)
     assert trained.adapter is not None
-    rows, source, kind = _rows(target, trained.adapter, trained.tokenizer)
+    rows, source, kind = _rows(target, trained.adapter, trained.reader)
     before = _logits(trained.model, rows, trained.tokenizer, device)
     dtype = next(p.dtype for p in trained.model.parameters() if p.is_floating_point())
     task, labels = trained.adapter.task, trained.adapter.settings.get("num_labels")
@@ -57,7 +58,7 @@ def measure(
     }
 
 
-def _rows(target: adapted.Target, adapter: Adapter, tokenizer: Any) -> tuple[list[Encoded], str, str]:
+def _rows(target: adapted.Target, adapter: Adapter, reader: hub.Reader) -> tuple[list[Encoded], str, str]:
     """Rows of the task it was trained on, if they are here or in a known set; else what the package makes."""
     task, source, split = get_task("due_dates"), "due_dates", "validation"
     try:
@@ -67,17 +68,17 @@ def _rows(target: adapted.Target, adapter: Adapter, tokenizer: Any) -> tuple[lis
             if wanted is not None:
                 sources.refuse_foreign(wanted, "train", recipe.data.data_dir)
                 rows = sources.load_rows(wanted, "train", recipe.data.data_dir)
-                return _encoded(own, rows, tokenizer, recipe.data.protocol), rows.label, own.kind
+                return _encoded(own, rows, reader, recipe.data.protocol), rows.label, own.kind
     except UserError:
-        if adapter.task != "causal-lm":
+        if adapter.task not in ("causal-lm", "seq2seq-lm"):
             raise
     rows = sources.load_rows(source, split)
-    return _encoded(task, rows, tokenizer, "reft"), rows.label, task.kind
+    return _encoded(task, rows, reader, "reft"), rows.label, task.kind
 
 
-def _encoded(task: Task, rows: sources.Rows, tokenizer: Any, protocol: str) -> list[Encoded]:
+def _encoded(task: Task, rows: sources.Rows, reader: hub.Reader, protocol: str) -> list[Encoded]:
     examples = examples_of(task, rows.rows[:ROWS], protocol, rows.source)
-    return encode(examples, tokenizer, MAX_LENGTH, task.kind, published=task.published)[0]
+    return encode_for(reader, examples, MAX_LENGTH, task.kind, published=task.published)[0]
 
 
 @torch.inference_mode()
@@ -86,6 +87,6 @@ def _logits(model: Any, rows: list[Encoded], tokenizer: Any, device: str) -> Ten
     found = []
     for row in rows:  # one by one: padding would be one more difference
         batch = collate([row], pad_id(tokenizer)).to(device)
-        output = model(input_ids=batch.tokens_BS, attention_mask=batch.attention_BS)
+        output = model(**inputs_of(batch))
         found.append(output.logits.float().reshape(-1, output.logits.shape[-1]).cpu())
     return torch.cat(found)

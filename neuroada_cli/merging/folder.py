@@ -23,6 +23,14 @@ COMPANIONS = re.compile(
     r"|(spiece|sentencepiece[\w.-]*)\.model|(pre)?processor_config\.json|(LICEN[CS]E|NOTICE|USE_POLICY)[\w.-]*)$"
 )
 
+# the hub's words for what a model does; for an encoder-decoder it has several, and its config tells which
+PIPELINES: dict[hub.ModelTask, str] = {
+    "causal-lm": "text-generation",
+    "sequence-classification": "text-classification",
+    "image-text-to-text": "image-text-to-text",
+    "image-classification": "image-classification",
+}
+
 
 def copy_companions(base: Path, folder: Path, config: dict[str, Any]) -> list[str]:
     """Copy tokenizer, chat template, generation config and licence, byte for byte; also the base's Python
@@ -56,7 +64,7 @@ def merged_config(
     merged = _with_dtype({k: v for k, v in config.items() if k != "quantization_config"}, dtype)
     if not {"dtype", "torch_dtype"} & set(merged):
         merged["dtype"] = describe_dtype(dtype)
-    if adapter.task == "sequence-classification":
+    if adapter.task in hub.CLASSIFIERS:
         merged["architectures"] = [type(skeleton).__name__]
         merged |= _labels(adapter, skeleton)
         pad = adapter.settings.get("pad_token_id")
@@ -98,8 +106,9 @@ def model_card(adapter: Adapter, merge: Merge) -> str:
     matter = ["library_name: transformers"]
     if hub.is_hub_id(adapter.base):
         matter += [f"base_model: {adapter.base}", "base_model_relation: finetune"]
-    pipeline = "text-generation" if adapter.task == "causal-lm" else "text-classification"
-    matter += [f"pipeline_tag: {pipeline}", "tags:", "- neuroada"]
+    if adapter.task in PIPELINES:
+        matter.append(f"pipeline_tag: {PIPELINES[adapter.task]}")
+    matter += ["tags:", "- neuroada"]
     sparse = stats.entries > 0 and METHODS[method_of(adapter.settings)].chosen
     matter += ["- sparse-fine-tuning"] * sparse
     head = "\n".join(["---", *matter, "---"])

@@ -63,6 +63,7 @@ class MethodFacts:
     added         their shapes: (rank, target -> O, layer -> I where the base is known). Raises ValueError
     merged_layers its added layers are merged by their library into whole weights
     count         how many numbers train; None: counted on a model without weights
+    refuses       hub's name of a model's task -> why the method cannot work there
     moments       bytes in a checkpoint beside the chosen connections' places and values:
                   (numbers that train, Sizes, bytes of a weight, bytes of a delta)
     """
@@ -86,6 +87,7 @@ class MethodFacts:
     added: AddedShapes | None = None
     merged_layers: bool = False
     count: Callable[[Sizes], int] | None = None
+    refuses: Mapping[str, str] = field(default_factory=dict)
     moments: Callable[[int, Sizes, int, int], int] = lambda n, sizes, weight, delta: 3 * 4 * n
 
     def build(
@@ -216,6 +218,12 @@ LORA = MethodFacts(
 LOREFT_STAYS = (
     "was trained by loreft, which edits states of the prompt and no weight: no plain checkpoint can hold that"
 )
+ONE_STACK = "edits a prompt's states in one stack of blocks, and this model"
+LOREFT_REFUSES = {
+    "seq2seq-lm": f"{ONE_STACK} has an encoder and a decoder",
+    "image-text-to-text": f"{ONE_STACK} reads pictures by another",
+    "image-classification": f"{ONE_STACK} reads no prompt",
+}
 METHODS: dict[str, MethodFacts] = {
     "neuroada": NEUROADA,
     "mask": MethodFacts(
@@ -233,7 +241,7 @@ METHODS: dict[str, MethodFacts] = {
     "loreft": MethodFacts(
         f"{_HERE}.loreft:LoReft", "loreft", peer=("rank", "dropout", "positions"), packs=False,
         predictable=False, unmergeable=LOREFT_STAYS, marks=".loreft.", added=_loreft_added,
-        count=_loreft_count,
+        count=_loreft_count, refuses=LOREFT_REFUSES,
     ),
     "smt": MethodFacts(
         f"{_HERE}.smt:Smt", "smt (with select.tile)", chosen=True, folds=True, tiles=True,

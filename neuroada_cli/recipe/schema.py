@@ -83,7 +83,9 @@ class SelectSection(Section):
     targets: list[str] = Field(
         default=["all-linear"],
         min_length=1,
-        description="Linear layers to adapt: `all-linear`, last name parts (q_proj), full names or globs.",
+        description="Linear layers to adapt: `all-linear`, last name parts (q_proj), full names, globs, or a "
+        "part of the model: `encoder`, `decoder`; `language` (all that all-linear means where there are "
+        "pictures), `vision`, `projector`.",
     )
     exclude: list[str] = Field(default=[], description="Layers to leave out, written like `targets`.")
     layers: list[int] | None = Field(None, description="Only these block numbers (0 is the first).")

@@ -12,7 +12,7 @@ from functools import cached_property
 from torch import Tensor
 
 from neuroada_cli import hub
-from neuroada_cli.delta.names import block_number
+from neuroada_cli.delta.names import split_at_block
 from neuroada_cli.delta.targets import Target, find_targets, shapes_of
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.recipe.schema import SelectSection
@@ -104,8 +104,8 @@ class Choice:
         """What competes with a layer; layers outside the blocks compete by themselves."""
         if self.spread.coverage == "model":
             return None
-        number = block_number(name)
-        return name if self.spread.coverage == "matrix" or number is None else number
+        block, _ = split_at_block(name)  # an encoder and a decoder both have a block 0
+        return name if self.spread.coverage == "matrix" or block is None else block
 
 
 def choice_of(section: SelectSection, base: hub.Base, seed: int) -> Choice:
@@ -122,18 +122,20 @@ def target_layers(
 ) -> dict[str, Target]:
     """Name -> layer (on the meta device) that the recipe's select section means.
 
-    `all-linear` leaves out the output head, classification heads, and a pooler that the files lack.
+    `all-linear` leaves out the output head, classification heads, a pooler that the files lack, and of a
+    model that looks at pictures what is not language.
     Raises RecipeError for an entry that matches nothing.
     """
     prefix = str(base.graph.base_model_prefix)
-    heads = hub.default_exclude(base.graph)
+    parts = hub.parts_of(base.graph)
+    heads = hub.left_out(base.graph, parts)
     heads += [
         name
         for name, _ in base.graph.named_modules()
         if hub.is_pooler(name) and hub.stored_name(base.weights, f"{name}.weight", prefix) is None
     ]
     try:
-        return find_targets(base.graph, include, exclude, layers, heads)
+        return find_targets(base.graph, include, exclude, layers, heads, parts)
     except ValueError as error:
         raise RecipeError(str(error), "select") from None
 

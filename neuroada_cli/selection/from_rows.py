@@ -23,7 +23,7 @@ from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.quantized import dense_OI
 from neuroada_cli.delta.targets import target_of
 from neuroada_cli.errors import NumericsError
-from neuroada_cli.loop.loss import LOSSES
+from neuroada_cli.loop.loss import LOSSES, logits_are_final
 from neuroada_cli.loop.recomputing import recomputing
 from neuroada_cli.selection import from_files
 from neuroada_cli.selection.choice import Choice
@@ -173,29 +173,34 @@ def groups(modules: Mapping[str, nn.Module], budget: int) -> list[list[str]]:
 def _inputs(
     model: nn.Module, modules: Mapping[str, nn.Module], batches: Sequence[Batch], kind: str, budget: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, ||x_i|| over all tokens that are no padding: fp32 [I])."""
+    """(name, ||x_i|| over all tokens that are no padding: fp32 [I]).
+
+    What is not laid out like the batch's tokens (patches of a picture) has no padding.
+    """
     squares: dict[str, Tensor] = {}
     attention = [torch.empty(0)]
 
     def adder(name: str) -> Callable[..., None]:
         def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0].float()
-            if x.ndim == 3 and x.shape[:-1] != attention[0].shape:
-                return  # not the batch: the loss tries a model on one token first
-            if x.ndim == 3:
+            if x.ndim == 3 and x.shape[:-1] == attention[0].shape:
                 x = x[attention[0].bool()]
             square_I = x.reshape(-1, x.shape[-1]).square().sum(dim=0)
             squares[name] = squares[name] + square_I if name in squares else square_I
 
         return add
 
-    handles = [module.register_forward_pre_hook(adder(name)) for name, module in modules.items()]
     device = next(model.parameters()).device
+    if kind == "generation":  # the loss tries a model on one token first, which is none of the batch
+        logits_are_final(model, batches[0].tokens_BS.to(device))
+    handles = [module.register_forward_pre_hook(adder(name)) for name, module in modules.items()]
     try:
         for batch in batches:
-            moved = batch.to(device)
-            attention[0] = moved.attention_BS
-            LOSSES[kind](model, moved)
+            # a decoder's padding is not its encoder's: one by one there is none
+            for part in [batch] if batch.decoder_BS is None else batch.alone():
+                moved = part.to(device)
+                attention[0] = moved.attention_BS
+                LOSSES[kind](model, moved)
     finally:
         for handle in handles:
             handle.remove()

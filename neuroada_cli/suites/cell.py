@@ -62,7 +62,7 @@ def _loss(run: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
     from neuroada_cli import hub
     from neuroada_cli.adapter import load as adapted
     from neuroada_cli.data.batch import collate, pad_id
-    from neuroada_cli.data.encoding import encode
+    from neuroada_cli.data.inputs import encode_for
     from neuroada_cli.evaluation import rows
     from neuroada_cli.loop.validate import validate
     from neuroada_cli.tasks.registry import get_protocol, scored_tasks
@@ -82,8 +82,8 @@ def _loss(run: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
             learnt,
         )
         length = recipe.data.max_length or rules.max_length
-        encoded, report = encode(
-            job.examples, subject.tokenizer, length, job.task.kind, rules.loss_on_prompt, job.task.published
+        encoded, report = encode_for(
+            subject.reader, job.examples, length, job.task.kind, rules.loss_on_prompt, job.task.published
         )
         encoded.sort(key=len)
         batches = (collate(encoded[at : at + size], pad) for at in range(0, len(encoded), size))

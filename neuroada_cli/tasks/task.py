@@ -13,6 +13,7 @@ from typing import Literal
 from neuroada_cli.data.batch import Example
 from neuroada_cli.data.reading import Row
 from neuroada_cli.errors import DataError, RecipeError
+from neuroada_cli.hub.kinds import Work
 
 Kind = Literal["generation", "classification", "regression"]
 Split = Literal["train", "validation", "test"]
@@ -92,6 +93,7 @@ class Task:
     metrics     names in `evaluation.metrics`, the first one ranks checkpoints (not for generation)
     num_labels  classes; 1 for regression, None for generation
     published   a benchmark of the papers: rows are tokenised and answers decoded by their code's rules
+    pictures    its rows come with pictures
     """
 
     name: str
@@ -104,10 +106,12 @@ class Task:
     num_labels: int | None = None
     labels: tuple[str, ...] = ()
     published: bool = False
+    pictures: bool = False
 
     @property
-    def model_task(self) -> Literal["causal-lm", "sequence-classification"]:
-        return "causal-lm" if self.kind == "generation" else "sequence-classification"
+    def work(self) -> Work:
+        """What it asks of a model."""
+        return Work(self.kind, self.pictures)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 from neuroada_cli import hub
 from neuroada_cli.data.batch import Batch, align_padding
@@ -28,14 +27,14 @@ def select(
     choice: Choice,
     on_layer: Callable[[LayerChoice], None] | None = None,
     data: TrainData | None = None,
-    tokenizer: Any = None,
+    reader: hub.Reader | None = None,
     device: str | None = None,
     ranks: Ranks = ALONE,
 ) -> Selection:
     """What the recipe chooses, by its own criterion or by that of `choice`; the model is only loaded, and
     training rows only read, where the criterion asks for it.
 
-    data, tokenizer, device  where they are there already
+    data, reader, device  where they are there already
     ranks  choose together and end with the same; by training rows, rank 0 chooses for all
     """
     if choice.criterion not in DATA_CRITERIA:
@@ -44,14 +43,14 @@ def select(
             return select_in_parts(base, choice, recipe.model.quantization, dtype, ranks)
         return select_from_files(base, choice, on_layer, recipe.model.quantization, dtype)
     if not ranks.alone:
-        alone = ranks.first_does(lambda: select(recipe, base, choice, on_layer, data, tokenizer, device))
+        alone = ranks.first_does(lambda: select(recipe, base, choice, on_layer, data, reader, device))
         return told(alone, ranks)
-    tokenizer = tokenizer or hub.load_tokenizer(base.folder, recipe.model.trust_remote_code)
+    reader = reader or hub.load_reader(base.folder, base.task, recipe.model.trust_remote_code)
     task = get_task(recipe.data.task)
-    data = data or prepare(recipe.data, task, tokenizer, recipe.seed, context=base.positions).data
+    data = data or prepare(recipe.data, task, reader, recipe.seed, context=base.positions).data
     model = load(recipe, base, device or hub.choose_device(recipe.device)).model
     if data.kind != "generation":
-        data = dataclasses.replace(data, pad_id=align_padding(model, tokenizer))
+        data = dataclasses.replace(data, pad_id=align_padding(model, reader.tokenizer))
     batches = first_batches(Schedule(data, loop_settings(recipe)), recipe.select.calibration_batches)
     recompute = recipe.train.gradient_checkpointing
     fingerprint = base.fingerprint_as_read(everything=True)  # loading has just read it all
@@ -64,7 +63,7 @@ def load(recipe: Recipe, base: hub.Base, device: str) -> hub.LoadedModel:
     """The recipe's model with its weights."""
     settings, task = recipe.model, get_task(recipe.data.task)
     return hub.load_model(
-        base.folder, task.model_task, settings.dtype, device, task.num_labels, settings.attention,
+        base.folder, base.task, settings.dtype, device, task.num_labels, settings.attention,
         seed=recipe.seed, trust_remote_code=settings.trust_remote_code, quantization=settings.quantization,
     )  # fmt: skip
 

@@ -46,7 +46,7 @@ def show(checked: Checked, console: Console, ranks: Ranks = ALONE) -> None:
         )
     if rows.data.kind == "generation":
         learnt = 100 * counts.targets / counts.tokens
-        text = preview(rows.data.train[0], checked.tokenizer)
+        text = preview(rows.data.train[0], checked.reader.tokenizer)
         text.truncate(PREVIEW_CHARACTERS, overflow="ellipsis")
         console.print(Panel(text, title="first row", subtitle=f"{learnt:.0f} % of all tokens are learnt"))
 

@@ -85,14 +85,14 @@ def fit(
     if recipe.train.packing:
         check_packing(model, data.train)
     if data.kind != "generation":
-        data = dataclasses.replace(data, pad_id=align_padding(model, checked.tokenizer))
+        data = dataclasses.replace(data, pad_id=align_padding(model, checked.reader.tokenizer))
     if source is None:
         ranks.first_does(lambda: _begin(recipe, run_dir, selection))
     log = MetricsLog(run_dir / run_folder.METRICS)
     checkpoints = RunCheckpoints(
         run_dir,
         adapter=lambda state: _adapter(checked, selection, state, data.pad_id),
-        tokenizer=checked.tokenizer,
+        tokenizer=checked.reader.tokenizer,
         recipe_yaml=to_yaml(recipe),
         recipe=recipe.model_dump(mode="json"),
         data=checked.rows.hashes,
@@ -137,7 +137,7 @@ def _selection(checked: Checked, source: AdapterFolder | None, console: Console,
             checked.base,
             checked.choice,
             data=checked.rows.data,
-            tokenizer=checked.tokenizer,
+            reader=checked.reader,
             device=checked.device,
             ranks=ranks,
         )
@@ -208,7 +208,7 @@ def _adapter(checked: Checked, selection: Selection, state: MethodState, pad_id:
         state.whole,
         base=str(path.resolve()) if path.is_dir() else recipe.model.path,
         revision=recipe.model.revision,
-        task=task.model_task,
+        task=checked.base.task,
         settings=settings,
     )
 

@@ -97,11 +97,21 @@ def predicted_memory(
         batch=micro,
         sequence=longest,
         dtype=hub.TORCH_DTYPES[recipe.model.dtype],
-        learnt=round(micro * longest * counts.targets / counts.tokens),
+        learnt=round(micro * (longest + counts.longest_answer) * counts.targets / counts.tokens),
         gradient_checkpointing=recipe.train.gradient_checkpointing,
         device=device.partition(":")[0],
         padded=True,
+        also=_beside(micro, rows),
     )
+
+
+def _beside(rows: int, prepared: PreparedRows) -> dict[str, torch.Tensor]:
+    """What the largest forward pass is given beside its tokens, by shape."""
+    longest = prepared.train_report.longest_answer
+    if not longest:
+        return {}
+    tokens_BS = torch.empty(rows, longest, dtype=torch.int64, device="meta")
+    return {"decoder_input_ids": tokens_BS, "decoder_attention_mask": tokens_BS}
 
 
 def _k(recipe: Recipe, plan: Plan) -> int | Mapping[str, int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -34,7 +33,7 @@ class Checked:
     recipe: Recipe
     task: Task
     base: hub.Base
-    tokenizer: Any
+    reader: hub.Reader
     choice: Choice
     rows: PreparedRows
     given: Selection | None
@@ -58,11 +57,13 @@ def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE) -> Checked:
     facts_of(recipe.train.method).require()
     model = recipe.model
     folder = hub.resolve_model(model.path, model.revision, model.trust_remote_code)
-    tokenizer = hub.load_tokenizer(folder, model.trust_remote_code)
+    model_task = hub.model_task(folder, task.work, model.trust_remote_code)
+    _check_kind(recipe, model_task, str(folder))
+    reader = hub.load_reader(folder, model_task, model.trust_remote_code)
     scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
-    base = hub.open_base(folder, task.model_task, task.num_labels, model.trust_remote_code)
+    base = hub.open_base(folder, model_task, task.num_labels, model.trust_remote_code)
     limit = base.positions
-    rows = prepare(recipe.data, task, tokenizer, recipe.seed, scored, limit)
+    rows = prepare(recipe.data, task, reader, recipe.seed, scored, limit)
     if recipe.train.early_stop is not None and not rows.data.validation:
         raise RecipeError("train.early_stop needs validation rows", fix="set data.validation_rows")
     longest = max(rows.train_report.longest, rows.validation_report.longest if rows.validation_report else 0)
@@ -82,7 +83,25 @@ def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE) -> Checked:
         section = recipe.select.model_copy(update={"k": given.k, "criterion": given.criterion})
         recipe = recipe.model_copy(update={"select": section})
     plan = make_plan(recipe, base, choice, given, rows)
-    return Checked(recipe, task, base, tokenizer, choice, rows, given, device, plan)
+    return Checked(recipe, task, base, reader, choice, rows, given, device, plan)
+
+
+def _check_kind(recipe: Recipe, model_task: hub.ModelTask, where: str) -> None:
+    """Raises RecipeError for settings that do not go with this kind of model."""
+    method = recipe.train.method
+    why = facts_of(method).refuses.get(model_task)
+    if why is not None:
+        raise RecipeError(f"train.method={method} {why}", where, "choose another method")
+    if recipe.train.packing and model_task not in ("causal-lm", *hub.CLASSIFIERS):
+        raise RecipeError(
+            f"train.packing lays plain texts behind each other, not rows of a {model_task}",
+            fix="remove it",
+        )
+    if model_task == "seq2seq-lm" and get_protocol(recipe.data.protocol).loss_on_prompt:
+        raise RecipeError(
+            f"data.protocol={recipe.data.protocol} learns the prompt, which an encoder-decoder cannot",
+            fix="choose reft",
+        )
 
 
 def _check_ranks(recipe: Recipe, ranks: Ranks) -> None:

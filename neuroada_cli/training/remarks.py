@@ -14,7 +14,7 @@ LONGER, SPACE = "raise data.max_length", "put the space between them before the 
 def remarks(checked: Checked) -> Iterator[str]:
     """One line each."""
     if checked.task.kind == "generation":
-        remark = hub.endings(checked.tokenizer).remark
+        remark = hub.endings(checked.reader.tokenizer).remark
         if remark is not None:
             yield remark
     for counts, what in (

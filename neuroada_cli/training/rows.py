@@ -7,12 +7,13 @@ import json
 from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from neuroada_cli.data import sources
 from neuroada_cli.data.batch import Encoded, Example, pad_id
-from neuroada_cli.data.encoding import EncodeReport, encode
+from neuroada_cli.data.encoding import EncodeReport
+from neuroada_cli.data.inputs import encode_for
 from neuroada_cli.data.sources import Rows
+from neuroada_cli.hub.reader import Reader
 from neuroada_cli.loop.loop import TrainData
 from neuroada_cli.loop.validate import Metric
 from neuroada_cli.recipe.schema import DataSection
@@ -47,7 +48,7 @@ class PreparedRows:
 def prepare(
     section: DataSection,
     task: Task,
-    tokenizer: Any,
+    reader: Reader,
     seed: int,
     scored: Collection[Task] = (),
     context: int | None = None,
@@ -68,23 +69,23 @@ def prepare(
     found = training_set(section, task, seed, scored)
     rows = found.rows
     if task.name == "instruct":
-        task = instruct.shaped(task, rows.rows, section.format, tokenizer)
+        task = instruct.shaped(task, rows.rows, section.format, reader.tokenizer)
     train, validation, validation_rows = _split(section, task, found, seed)
 
     on_prompt = rules.loss_on_prompt
-    how = (tokenizer, max_length, task.kind, on_prompt, task.published, section.too_long)
-    train_encoded, report = encode(train, *how)
+    how = (max_length, task.kind, on_prompt, task.published, section.too_long)
+    train_encoded, report = encode_for(reader, train, *how)
     held: list[Encoded] = []
     held_report = None
     if validation:
-        held, held_report = encode(validation, *how)
+        held, held_report = encode_for(reader, validation, *how)
     hashes = {"train": rows.sha256, "train tokens": _hash_of(train_encoded)}
     if validation_rows is not None:
         hashes |= {"validation": validation_rows.sha256, "validation tokens": _hash_of(held)}
     if section.drop_leaked:  # they depend on the test sets, which may change
         hashes["dropped"] = hashlib.sha256(json.dumps(found.dropped).encode()).hexdigest()
     return PreparedRows(
-        TrainData(train_encoded, held, task.kind, pad_id(tokenizer), _metric(task)),
+        TrainData(train_encoded, held, task.kind, pad_id(reader.tokenizer), _metric(task)),
         report,
         held_report,
         max_length,
@@ -102,7 +103,8 @@ def _hash_of(rows: Sequence[Encoded]) -> str:
         labels = row.labels if isinstance(row.labels, list) else [row.labels]
         kind = "d" if isinstance(labels[0], float) else "q"
         head = [row.row, len(row), -1 if row.prompt is None else row.prompt]
-        digest.update(array("q", [*head, *row.input_ids, *(row.type_ids or ())]).tobytes())
+        tokens = [*row.input_ids, *(row.type_ids or ()), *(row.decoder or ())]
+        digest.update(array("q", [*head, *tokens]).tobytes())
         digest.update(array(kind, labels).tobytes())
     return digest.hexdigest()
 

@@ -174,7 +174,7 @@ def test_foreign_metadata_is_refused(folder: Path) -> None:
         (lambda c: c.update(auto_map={"AutoModel": "x.py"}), "auto_map is not a key"),
         (lambda c: c.update({"\x1b]0;x\x07" * 999: 1}), "is not a key"),
         (lambda c: c.update(task_type=["CAUSAL_LM"]), "task_type is ['CAUSAL_LM'], which cannot be"),
-        (lambda c: c.update(task_type="SEQ_2_SEQ_LM"), "task_type is 'SEQ_2_SEQ_LM'"),
+        (lambda c: c.update(task_type="TOKEN_CLS"), "task_type is 'TOKEN_CLS'"),
         (lambda c: c.update(base_model_name_or_path=None), "base_model_name_or_path is None"),
         (lambda c: c.update(base_model_name_or_path=""), "base_model_name_or_path is ''"),
         (lambda c: c.update(base_model_name_or_path="a\0b"), "base_model_name_or_path is"),

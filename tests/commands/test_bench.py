@@ -11,6 +11,7 @@ from tiny_run import tiny_llama_folder, tiny_recipe, tiny_tokenizer
 
 from neuroada_cli.commands import bench
 from neuroada_cli.errors import OutputError, RecipeError, UserError
+from neuroada_cli.hub.reader import Reader
 from neuroada_cli.recipe.load import recipe_from
 from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.training.rows import prepare
@@ -64,7 +65,7 @@ def test_a_recipe_gives_model_targets_and_k(tmp_path: Path) -> None:
 def test_real_rows_have_their_own_lengths_and_the_prediction_follows(tmp_path: Path) -> None:
     recipe = tiny_recipe(tiny_llama_folder(tmp_path / "model"), tmp_path / "run")
     result = bench.run(recipe, batch=3, rounds=1, warmup=0, device="cpu", real_rows=True, quiet=True)
-    data = prepare(recipe.data, get_task(recipe.data.task), tiny_tokenizer(), recipe.seed).data
+    data = prepare(recipe.data, get_task(recipe.data.task), Reader(tiny_tokenizer()), recipe.seed).data
     assert result.settings["sequence"] == max(len(row) for row in data.train[:3])
     assert result.settings["rows"] not in ("", "random tokens")
     for row in result.rows:

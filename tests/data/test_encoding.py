@@ -12,6 +12,7 @@ from neuroada_cli.data.batch import IGNORED, Encoded, Example
 from neuroada_cli.data.encoding import encode, preview
 from neuroada_cli.data.seams import token_ids
 from neuroada_cli.errors import DataError
+from neuroada_cli.hub.reader import Reader
 from neuroada_cli.recipe.schema import DataSection
 from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.training.rows import prepare
@@ -69,7 +70,7 @@ def test_a_protocol_has_its_own_length(protocol: str, given: int | None, tokens:
     asked = {"instruction": "How many?", "output": "x" * 900, "answer": "3"}
     file.write_text(json.dumps(asked) + "\n", encoding="utf-8")
     section = DataSection(task="math", protocol=protocol, train=str(file), max_length=given)
-    prepared = prepare(section, get_task("math"), byte_tokenizer(), 0)
+    prepared = prepare(section, get_task("math"), Reader(byte_tokenizer()), 0)
     assert prepared.max_length == tokens == len(prepared.data.train[0])
     assert prepared.train_report.truncated == 1
 

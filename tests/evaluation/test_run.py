@@ -15,6 +15,7 @@ from neuroada_cli.data.batch import Example
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.evaluation import display
 from neuroada_cli.evaluation.run import Prediction, TaskResult, predict, score_one, summarise
+from neuroada_cli.hub.reader import Reader
 from neuroada_cli.tasks.registry import TASKS
 
 PAIRS = [Example("x" * n, "", n % 2, 10 + n, "yy") for n in (3, 9, 1, 5, 2)]
@@ -42,7 +43,13 @@ def test_classes_are_those_of_each_row_alone(batch_size: int) -> None:
     model, tokenizer = pico_bert(vocab_size=SIZE), byte_tokenizer(pairs=True)
     seen: list[Prediction] = []
     found, tokens = predict(
-        model, tokenizer, TASKS["rte"], PAIRS, "reft", batch_size, on_rows=lambda rows, _: seen.extend(rows)
+        model,
+        Reader(tokenizer),
+        TASKS["rte"],
+        PAIRS,
+        "reft",
+        batch_size,
+        on_rows=lambda rows, _: seen.extend(rows),
     )
     alone = [int(model(**tokenizer(e.prompt, e.pair, return_tensors="pt")).logits.argmax()) for e in PAIRS]
     assert [int(p.prediction) for p in found] == alone
@@ -60,8 +67,8 @@ def test_a_decoder_without_a_padding_token_classifies_in_batches() -> None:
     shape = pico_llama(vocabulary=SIZE).config.to_dict() | {"num_labels": 1, "pad_token_id": None}
     model = LlamaForSequenceClassification(LlamaConfig(**shape)).eval()
     tokenizer = byte_tokenizer(pairs=True)
-    together, _ = predict(model, tokenizer, TASKS["stsb"], PAIRS, "reft", 16)
-    alone, _ = predict(model, tokenizer, TASKS["stsb"], PAIRS, "reft", 1)
+    together, _ = predict(model, Reader(tokenizer), TASKS["stsb"], PAIRS, "reft", 16)
+    alone, _ = predict(model, Reader(tokenizer), TASKS["stsb"], PAIRS, "reft", 1)
     values = [[float(p.prediction) for p in found] for found in (together, alone)]
     assert values[0] == pytest.approx(values[1], abs=1e-5)
     assert len(set(values[0])) == len(PAIRS)
@@ -73,7 +80,7 @@ def test_broken_weights_are_an_error() -> None:
     with torch.no_grad():
         model.classifier.bias[0] = float("inf")
     with pytest.raises(NumericsError, match="not finite"):
-        predict(model, byte_tokenizer(pairs=True), TASKS["rte"], PAIRS, "reft")
+        predict(model, Reader(byte_tokenizer(pairs=True)), TASKS["rte"], PAIRS, "reft")
 
 
 def test_the_table_fits_80_columns_and_tells_clean_tasks_apart() -> None:

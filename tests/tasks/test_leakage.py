@@ -11,6 +11,7 @@ from tiny_tokenizer import byte_tokenizer
 
 from neuroada_cli.data.sources import load_rows
 from neuroada_cli.errors import DataError
+from neuroada_cli.hub.reader import Reader
 from neuroada_cli.recipe.schema import DataSection
 from neuroada_cli.tasks.leakage import leaked, normalise, question_of, questions, questions_of_tests
 from neuroada_cli.tasks.registry import TASKS, expand, get_task
@@ -115,10 +116,10 @@ def test_nothing_left_to_learn_is_refused(folder: Path) -> None:
 def test_training_learns_what_is_left_and_says_so(folder: Path) -> None:
     scored = expand(["boolq", "piqa"])
     settings = section(folder, drop_leaked=True)
-    found = prepare(settings, TASKS["commonsense"], byte_tokenizer(), 42, scored)
+    found = prepare(settings, TASKS["commonsense"], Reader(byte_tokenizer()), 42, scored)
     assert [row.row for row in found.data.train] == [5, *range(7, 19)]
     assert found.dropped == 7
-    other = prepare(settings, TASKS["commonsense"], byte_tokenizer(), 42, scored[:1])
+    other = prepare(settings, TASKS["commonsense"], Reader(byte_tokenizer()), 42, scored[:1])
     assert other.hashes != found.hashes, "a run does not go on with other rows left out"
     assert other.hashes["train"] == found.hashes["train"]
 

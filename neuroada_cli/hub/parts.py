@@ -1,0 +1,63 @@
+"""The parts that `select.targets` may name: `encoder` and `decoder`; `language`, `vision` and `projector`.
+
+Found through transformers' own `get_encoder` and `get_decoder`. What neither reads pictures nor writes text
+lies between the two: the projector, also where it is kept inside the vision tower (Qwen-VL's merger).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from neuroada_cli.delta.targets import is_linear
+from neuroada_cli.hub.loading import default_exclude
+
+MERGER = "merger"  # in the name of a module of a vision tower that leads to the language's width
+
+
+def parts_of(model: nn.Module) -> dict[str, list[str]]:
+    """Part -> its linear layers, in the model's order, without heads. Empty for a model of one stack."""
+    stacks, heads = stacks_of(model), set(default_exclude(model))
+    linear = [name for name, module in model.named_modules() if is_linear(module) and name not in heads]
+    found = {part: _inside(linear, stack) for part, stack in stacks.items()}
+    if "vision" in stacks:
+        apart = [name for name in found["vision"] if MERGER in name.removeprefix(stacks["vision"])]
+        found["vision"] = [name for name in found["vision"] if name not in apart]
+        found["projector"] = [name for name in linear if not any(name in names for names in found.values())]
+    return {part: names for part, names in found.items() if names}
+
+
+def stacks_of(model: nn.Module) -> dict[str, str]:
+    """Part -> the module it is (a projector is what is left). Empty for a model of one stack."""
+    known: dict[str, str] | None = getattr(model, "stacks", None)  # of a graph that was rebuilt
+    if known is not None:
+        return known
+    named: Any = model
+    stacks: dict[str, nn.Module] = {}
+    if getattr(named.config, "is_encoder_decoder", False):
+        stacks = {"encoder": named.get_encoder(), "decoder": named.get_decoder()}
+    elif _may_look(named):
+        stacks = {"language": named.get_decoder(), "vision": named.get_encoder(modality="image")}
+    where = {id(module): name for name, module in model.named_modules()}
+    found = {part: where.get(id(stack), "") for part, stack in stacks.items()}
+    return found if all(found.values()) else {}
+
+
+def left_out(model: nn.Module, parts: Mapping[str, list[str]]) -> list[str]:
+    """The linear layers that `all-linear` leaves out: output heads, and of a model that looks at pictures all
+    that is not language.
+    """
+    return [*default_exclude(model), *parts.get("vision", ()), *parts.get("projector", ())]
+
+
+def _inside(names: list[str], module: str) -> list[str]:
+    return [name for name in names if name.startswith(f"{module}.")]
+
+
+def _may_look(model: Any) -> bool:
+    """Whether it writes, and its config has a part for text and one for pictures."""
+    config = model.config
+    parts = getattr(config, "vision_config", None) is not None and config.get_text_config() is not config
+    return parts and bool(model.can_generate())

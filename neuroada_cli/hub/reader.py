@@ -1,0 +1,34 @@
+"""What turns rows into the inputs of one model: its tokenizer, and what else it brings for that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuroada_cli.hub.kinds import ModelTask
+from neuroada_cli.hub.loading import load_tokenizer, read_auto_config
+
+
+@dataclass(frozen=True)
+class Reader:
+    """tokenizer      a PreTrainedTokenizerBase
+    decoder_start  of an encoder-decoder that writes: its decoder's first token
+    """
+
+    tokenizer: Any
+    decoder_start: int | None = None
+
+
+def load_reader(folder: Path, task: ModelTask, trust_remote_code: bool = False) -> Reader:
+    """The reader of a checked folder's model. Raises ModelError for what is missing or broken."""
+    tokenizer = load_tokenizer(folder, trust_remote_code)
+    return Reader(tokenizer, decoder_start(folder, task, trust_remote_code))
+
+
+def decoder_start(folder: Path, task: ModelTask, trust_remote_code: bool = False) -> int | None:
+    """The decoder's first token of an encoder-decoder that writes; None for any other model."""
+    if task != "seq2seq-lm":
+        return None
+    start = read_auto_config(folder, trust_remote_code).decoder_start_token_id
+    return int(start[0] if isinstance(start, list) else start)
