@@ -91,7 +91,7 @@ def test_in_any_import_a_signal_ends_it_in_one_line(site: Path) -> None:
         assert child.returncode == 128 + number, (name, number, said)
         *told, line = said.splitlines()  # some are imported after the run was announced
         assert line == f"stopped by {signal.Signals(number).name}; nothing is left half written", (name, said)
-        assert not out
+        assert told or not out
         assert not told or re.match(r"[\d,]+ of [\d,]+ parameters train", told[0]), (name, said)
         assert sorted(path.name for path in site.iterdir()) == ["llama", "site", "tiny.yaml"]
     record("signals during imports", {"one line, its code": len(cases)})
