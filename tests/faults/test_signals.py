@@ -195,9 +195,13 @@ import os, signal, time
 from neuroada_cli import stopping
 stopping.install()
 with stopping.tidied(lambda: print("taken away", flush=True)):
+    ready, say = os.pipe()
     pid = os.fork()
     if pid == 0:
+        os.write(say, b"x")
         time.sleep(60)
+        os._exit(1)
+    os.read(ready, 1)
     os.kill(pid, signal.SIGTERM)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGTERM
 print("done")
