@@ -29,6 +29,8 @@ PEFT_TASKS: dict[hub.ModelTask, str] = {
 }
 TASKS: dict[str, hub.ModelTask] = {name: task for task, name in PEFT_TASKS.items()}
 OWN_TASKS: tuple[hub.ModelTask, ...] = ("image-text-to-text", "image-classification")
+# PEFT's own, in what its plug-in of ours writes
+OF_PEFT = {"auto_mapping", "peft_version"}
 CONFIG_KEYS = {
     "peft_type", "task_type", "base_model_name_or_path", "revision", "target_modules", "inference_mode",
     "format", "k", "criterion", "fingerprint", "tied", "settings", "modules_to_save",
@@ -87,8 +89,8 @@ def check_config(config: Any, place: str) -> hub.ModelTask:
         kind = str(config.get("peft_type"))[:40] if isinstance(config, dict) else None
         raise ModelError(f"is an adapter of type {kind}, not NEUROADA", place)
     check_format(config, place)
-    if set(config) != CONFIG_KEYS:
-        odd = sorted(set(config) ^ CONFIG_KEYS)[0]
+    if odd_keys := (set(config) - OF_PEFT) ^ CONFIG_KEYS:
+        odd = sorted(odd_keys)[0]
         raise ModelError(f"{odd[:80]} is {'not a key' if odd in config else 'missing'}", place)
     for key, is_right in CONFIG_VALUES.items():
         if not is_right(config[key]):
@@ -102,6 +104,36 @@ def check_config(config: Any, place: str) -> hub.ModelTask:
     if (named is None) == (own is None):
         raise ModelError("task_type and settings.model_task do not name one task", place)
     return TASKS[named] if own is None else own
+
+
+def as_config(
+    *, task_type: str | None, base: str | None, revision: str | None, targets: Iterable[str], number: int,
+    k: int, criterion: str, fingerprint: dict[str, Any], tied: dict[str, list[str]], whole: Iterable[str],
+    settings: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """What the file holds. task_type is PEFT's name of it; number the format; whole the parameters' names."""
+    return {
+        "peft_type": "NEUROADA",
+        "task_type": task_type,
+        "base_model_name_or_path": base,
+        "revision": revision,
+        "target_modules": sorted(targets),
+        "inference_mode": True,
+        "format": number,
+        "k": k,
+        "criterion": criterion,
+        "fingerprint": fingerprint,
+        "tied": tied,
+        "modules_to_save": modules_to_save(whole),
+        "settings": settings,
+    }
+
+
+def plain_task(model_class: str) -> str | None:
+    """PEFT's task type by the name of a model's class, for whoever did not state one."""
+    if model_class.endswith("ForSequenceClassification"):
+        return "SEQ_CLS"
+    return "CAUSAL_LM" if model_class.endswith(("ForCausalLM", "LMHeadModel")) else None
 
 
 def method_problem(

@@ -29,6 +29,7 @@ from neuroada_cli.adapter.config import (
     CONFIG,
     OWN_TASKS,
     PEFT_TASKS,
+    as_config,
     check_config,
     method_of,
     method_problem,
@@ -113,21 +114,12 @@ def write_adapter(
     for module, index_OK in selection.indices.items():
         tensors[PREFIX + module + INDICES] = index_OK
         tensors[PREFIX + module + VALUES] = adapter.deltas[module]
-    config = {
-        "peft_type": "NEUROADA",
-        "task_type": PEFT_TASKS.get(adapter.task),
-        "base_model_name_or_path": adapter.base,
-        "revision": adapter.revision,
-        "target_modules": sorted(selection.indices),
-        "inference_mode": True,
-        "format": format_of(selection),
-        "k": selection.k,
-        "criterion": selection.criterion,
-        "fingerprint": selection.fingerprint,
-        "tied": selection.tied,
-        "modules_to_save": modules_to_save(adapter.whole),
-        "settings": adapter.settings | ({"model_task": adapter.task} if adapter.task in OWN_TASKS else {}),
-    }
+    config = as_config(
+        task_type=PEFT_TASKS.get(adapter.task), base=adapter.base, revision=adapter.revision,
+        targets=selection.indices, number=format_of(selection), k=selection.k, criterion=selection.criterion,
+        fingerprint=selection.fingerprint, tied=selection.tied, whole=adapter.whole,
+        settings=adapter.settings | ({"model_task": adapter.task} if adapter.task in OWN_TASKS else {}),
+    )  # fmt: skip
     files.write_tensors(folder / TENSORS, tensors, METADATA)
     files.write_json(folder / CONFIG, config)
     if tokenizer is not None:
@@ -156,7 +148,8 @@ def open_adapter(folder: str | os.PathLike[str], also: tuple[str, ...] = ()) -> 
     """Compare a folder with its manifest, file by file.
 
     also  names that it has to hold besides what every adapter does
-    Nothing that is read of it (config, tensors, recipe, tokenizer) may be left out of the manifest.
+    Nothing that is read of it (config, tensors, recipe, tokenizer) may be left out of the manifest. A folder
+    that PEFT saved has none; its files are taken as they are.
     Raises ModelError for a folder that is none, and for whatever differs.
     """
     folder = Path(folder)
@@ -165,8 +158,16 @@ def open_adapter(folder: str | os.PathLike[str], also: tuple[str, ...] = ()) -> 
     read = {entry.name for entry in os.scandir(folder) if ALSO_READ.fullmatch(entry.name)}
     if os.path.isdir(folder / TEMPLATES):
         read |= {f"{TEMPLATES}/{entry.name}" for entry in os.scandir(folder / TEMPLATES)}
-    manifest = files.verify_folder(folder, needed=(CONFIG, TENSORS, *sorted(read), *also))
-    return AdapterFolder(folder, manifest)
+    needed = (CONFIG, TENSORS, *sorted(read), *also)
+    if not os.path.isfile(folder / files.MANIFEST) and _saved_by_peft(folder):
+        return AdapterFolder(folder, files.take_stock(folder, needed))
+    return AdapterFolder(folder, files.verify_folder(folder, needed))
+
+
+def _saved_by_peft(folder: Path) -> bool:
+    """Whether PEFT wrote it, through our plug-in: without a manifest, since trainers add files of their own."""
+    config = files.read_json(folder / CONFIG)
+    return isinstance(config, dict) and isinstance(config.get("peft_version"), str)
 
 
 def read_adapter(source: str | os.PathLike[str] | AdapterFolder) -> Adapter:

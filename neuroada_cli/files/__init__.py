@@ -4,7 +4,7 @@
     stream_tensors, write_tensors               safetensors, one tensor in memory at a time
     write_json, write_text, append_jsonl, settle, copy_file
     read_tensors, read_json, read_jsonl,
-    verify_folder, own_file                     ModelError for anything that is not what was written
+    verify_folder, own_file, take_stock         ModelError for anything that is not what was written
     Lock, clean_stale, remove_folder, require_space
 
 No pickle is read or written here.
@@ -13,7 +13,7 @@ No pickle is read or written here.
 from neuroada_cli.files.atomic import atomic_file, atomic_folder, atomic_link, clean_stale, remove_folder
 from neuroada_cli.files.disk import explained, require_space
 from neuroada_cli.files.lock import Lock
-from neuroada_cli.files.manifest import MANIFEST, is_ours, own_file, verify_folder
+from neuroada_cli.files.manifest import MANIFEST, is_ours, own_file, take_stock, verify_folder
 from neuroada_cli.files.tensors import read_tensors, stream_tensors, write_tensors
 from neuroada_cli.files.text import (
     append_jsonl,
@@ -49,6 +49,7 @@ __all__ = [
     "require_space",
     "settle",
     "stream_tensors",
+    "take_stock",
     "verify_folder",
     "write_binary",
     "write_json",

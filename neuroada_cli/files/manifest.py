@@ -83,6 +83,22 @@ def verify_folder(path: str | os.PathLike[str], needed: tuple[str, ...] = ()) ->
     return manifest
 
 
+def take_stock(path: str | os.PathLike[str], names: tuple[str, ...]) -> dict[str, Any]:
+    """What a manifest would say of these files of a folder that has none.
+
+    Raises ModelError for a file that is missing or a link that leaves the folder.
+    """
+    folder, found = Path(path), {}
+    for name in names:
+        file = folder / name
+        _stay_inside(folder, name)
+        try:
+            found[name] = {"bytes": file.stat().st_size, "sha256": _read_hash(file)}
+        except OSError as error:
+            raise ModelError(f"{name} cannot be read: {error.strerror}", str(folder)) from None
+    return {"format": FORMAT, "files": found}
+
+
 def is_ours(path: str | os.PathLike[str]) -> bool:
     """Whether a folder has a manifest as `seal` writes it; what other programs call so is none."""
     try:
@@ -106,13 +122,17 @@ def own_file(path: str | os.PathLike[str], name: str) -> Path | None:
 
 
 def _check(folder: Path, name: str, entry: dict[str, Any]) -> None:
-    inside = os.path.realpath(folder)
-    if os.path.commonpath([inside, os.path.realpath(folder / name)]) != inside:
-        raise ModelError(f"{name} is a link that leaves the folder", str(folder), "copy the file there")
+    _stay_inside(folder, name)
     try:
         _check_content(folder, name, entry)
     except OSError as error:
         raise ModelError(f"{name} cannot be read: {error.strerror}", str(folder)) from None
+
+
+def _stay_inside(folder: Path, name: str) -> None:
+    inside = os.path.realpath(folder)
+    if os.path.commonpath([inside, os.path.realpath(folder / name)]) != inside:
+        raise ModelError(f"{name} is a link that leaves the folder", str(folder), "copy the file there")
 
 
 def _check_content(folder: Path, name: str, entry: dict[str, Any]) -> None:

@@ -31,10 +31,11 @@ from neuroada_cli.hub.loading import (
 )
 from neuroada_cli.hub.parts import left_out, parts_of
 from neuroada_cli.hub.reader import Reader, decoder_start, load_reader
-from neuroada_cli.hub.resolve import is_hub_id, read_config, resolve_model
+from neuroada_cli.hub.resolve import is_hub_id, local_folder, read_config, resolve_model
 from neuroada_cli.hub.weights import (
     INDEX,
     Weights,
+    holds_weights,
     open_weights,
     shard_name,
     stored_name,
@@ -61,12 +62,14 @@ __all__ = [
     "endings",
     "fingerprint",
     "hash_of",
+    "holds_weights",
     "is_hub_id",
     "is_pooler",
     "left_out",
     "load_model",
     "load_reader",
     "load_tokenizer",
+    "local_folder",
     "model_task",
     "module_graph",
     "open_base",

@@ -81,6 +81,21 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
         )
 
 
+def local_folder(path_or_id: str, revision: str | None = None) -> Path | None:
+    """A folder as it is, or a hub id's in the cache; None where nothing is here. Nobody is asked for it."""
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    if not HUB_ID.match(path_or_id):
+        return None
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(path_or_id, revision=revision, local_files_only=True))
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError, OSError):
+        return None
+
+
 def is_hub_id(path_or_id: str) -> bool:
     """Whether it reads like `owner/name`, the only form that others can look up."""
     return "/" in path_or_id and HUB_ID.match(path_or_id) is not None and not Path(path_or_id).is_dir()

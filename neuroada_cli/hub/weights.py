@@ -147,6 +147,15 @@ def open_weights(folder: Path) -> Weights:
     _explain_missing(folder)
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder has the safetensors files of a model, whole."""
+    try:
+        open_weights(folder)
+    except ModelError:
+        return False
+    return True
+
+
 def shard_name(number: int, count: int) -> str:
     """The file name that transformers gives shard `number` (from 1) of `count`."""
     return SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"

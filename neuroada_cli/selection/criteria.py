@@ -9,6 +9,7 @@ stored and reused all the same, never recomputed from a later weight.)
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 
 import torch
@@ -33,6 +34,11 @@ def by_reverse(weight_OI: Tensor, generator: torch.Generator | None) -> Tensor:
 def by_random(weight_OI: Tensor, generator: torch.Generator | None) -> Tensor:
     """K positions per neuron at random, the paper's other control; needs a seeded generator."""
     return torch.rand(weight_OI.shape, generator=generator, dtype=torch.float32)
+
+
+def stream(seed: int, layer: str) -> torch.Generator:
+    """A random stream of each layer's own, so that neither order nor sharding matters."""
+    return torch.Generator().manual_seed(seed ^ zlib.crc32(layer.encode()))
 
 
 Criterion = Callable[[Tensor, torch.Generator | None], Tensor]

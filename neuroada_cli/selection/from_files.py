@@ -6,7 +6,6 @@ O = output neurons, I = inputs, K = chosen inputs per neuron
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from neuroada_cli.delta.targets import sharing_modules
 from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.stored import check_weight, stored_names
 from neuroada_cli.selection.choice import Choice
-from neuroada_cli.selection.criteria import choose, low_rank, score
+from neuroada_cli.selection.criteria import choose, low_rank, score, stream
 from neuroada_cli.selection.file import Selection
 from neuroada_cli.selection.spread import Pool, by_counts, tile_means, whole_tiles
 
@@ -91,7 +90,7 @@ def indices_from_files(
         weight_OI = targets[name].layout.rows(tensor)
         if quantization is not None:
             weight_OI = round_trip(weight_OI, quantization, dtype)
-        generator = torch.Generator().manual_seed(choice.seed ^ zlib.crc32(name.encode()))
+        generator = stream(choice.seed, name)
         try:
             if name in competing:
                 score_OI = score(weight_OI, choice.criterion, generator, choice.rank)

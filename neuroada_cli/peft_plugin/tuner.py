@@ -1,0 +1,198 @@
+"""Which layers of a model get NeuroAda's, at which places: PEFT's tuner.
+
+O = output neurons, I = inputs, K = chosen inputs per neuron
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, cast
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import Tensor, nn
+
+
+from neuroada_cli.delta.quantized import dense_OI, is_quantized, keep_layout
+from neuroada_cli.delta.targets import is_linear, is_plain
+from neuroada_cli.errors import UserError
+from neuroada_cli.peft_plugin.base import facts_of_model, local_base
+from neuroada_cli.peft_plugin.config import NeuroAdaConfig
+from neuroada_cli.peft_plugin.layer import NeuroAdaLinear
+from neuroada_cli.selection.criteria import choose, stream
+from neuroada_cli.selection.file import check_base, read_selection
+
+PREFIX = "neuroada_"
+
+
+class NeuroAdaModel(BaseTuner):
+    """A model under NeuroAda. Raises ValueError for what cannot be adapted, and for an adapter of another base.
+
+    The base's weights hold the active adapters in memory: `state_dict`, `unload` and `disable_adapter` give the
+    base's own. Not for FSDP and DeepSpeed ZeRO-3, which keep weights in pieces; DDP is fine.
+    """
+
+    prefix: str = PREFIX
+    tuner_layer_cls = NeuroAdaLinear
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def _prepare_adapter_config(
+        self, peft_config: NeuroAdaConfig, model_config: dict[str, Any]
+    ) -> NeuroAdaConfig:
+        return peft_config
+
+    def _prepare_model(self, peft_config: NeuroAdaConfig, model: nn.Module) -> None:
+        """Before every injection: what the config has to say of its base, and whether it is the right one."""
+        keep_layout(model)
+        self._weight_users = _users_of_weights(model)
+        self._selection = None
+        folder = local_base(model)
+        if peft_config.stored and peft_config.fingerprint and folder is not None:
+            try:
+                check_base(peft_config.fingerprint, folder)
+            except UserError as error:
+                raise ValueError(error.line()) from None
+        if not peft_config.stored:
+            peft_config.settings = facts_of_model(model, peft_config.task_type)
+            peft_config.base_folder = folder
+            if peft_config.selection is not None:
+                self._selection = _selection_of(peft_config, folder)
+
+    def _create_and_replace(
+        self,
+        peft_config: NeuroAdaConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+    ) -> None:
+        if isinstance(target, NeuroAdaLinear):
+            layer = target
+            layer.bring(())  # so that magnitudes are the base's
+        else:
+            self._check_target(target, current_key)
+            layer = NeuroAdaLinear(target)
+            layer._active_adapter = adapter_name
+        index_OK = self._places(peft_config, layer.get_base_layer(), current_key)
+        layer.update_layer(adapter_name, index_OK, peft_config.inference_mode)
+        if layer is not target:
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)
+            self._replace_module(parent, target_name, layer, target)  # type: ignore[no-untyped-call]
+
+    def _check_target(self, target: nn.Module, name: str) -> None:
+        if isinstance(target, BaseTunerLayer):
+            raise ValueError(f"{name} is adapted by another PEFT method; NeuroAda goes on a plain layer")
+        if not (is_linear(target) or is_quantized(target)) or not is_plain(target):
+            raise ValueError(f"{name} is a {type(target).__name__}, and NeuroAda adapts linear layers here")
+        users = self._weight_users.get(id(target.weight), [name])
+        if len(users) > 1:
+            other = next(user for user in users if user != name)
+            raise ValueError(
+                f"{name} shares its weight with {other}: leave it out of target_modules, or load the model with "
+                "tie_word_embeddings=False; `neuroada train` adapts tied weights"
+            )
+
+    def _places(self, config: NeuroAdaConfig, base: nn.Module, name: str) -> Tensor:
+        """int32 [O, K]; of a stored adapter [O, 1] for the moment, its own come with its values."""
+        if config.stored:
+            return torch.zeros(self._outputs(base), 1, dtype=torch.int32)
+        if self._selection is not None:
+            if name not in self._selection.indices:
+                raise ValueError(f"{config.selection} chooses nothing in {name}; leave it out of target_modules")
+            return self._selection.indices[name]
+        try:
+            weight_OI = dense_OI(base)
+            return choose(weight_OI, config.k, config.criterion, stream(config.seed, name), config.lift_rank)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+    @staticmethod
+    def _outputs(base: nn.Module) -> int:
+        from neuroada_cli.delta.layout import layer_shape
+
+        return layer_shape(base)[0]
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        names = [name for name, module in self.model.named_modules() if isinstance(module, NeuroAdaLinear)]
+        model = cast(nn.Module, super()._unload_and_optionally_merge(*args, **kwargs))  # type: ignore[no-untyped-call]
+        dense = [name for name in names if type(model.get_submodule(name)) is nn.Linear]
+        _say_unpacked(model, dense)
+        return model
+
+    @classmethod
+    def _get_adapter_state_dict(cls, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Values in fp32 whatever the model was cast to, as the file has them."""
+        found = super()._get_adapter_state_dict(*args, **kwargs)
+        return {n: tensor.float() if ".neuroada_values" in n else tensor for n, tensor in found.items()}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls,
+        model: nn.Module,
+        config: NeuroAdaConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """PEFT's names, after every layer has made room for the shapes that come.
+
+        Raises ValueError for an adapter that lacks a layer of this model's, or does not fit one.
+        """
+        found: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        for name, layer in model.named_modules():
+            if not isinstance(layer, NeuroAdaLinear) or adapter_name not in layer.neuroada_values:
+                continue
+            values = found.get(f"{name}.neuroada_values.{adapter_name}")
+            index_OK = found.get(f"{name}.neuroada_indices.{adapter_name}")
+            if values is None or index_OK is None:
+                raise ValueError(f"the adapter has no values and indices for {name}")
+            try:
+                layer.make_room(adapter_name, values, index_OK)
+            except ValueError as error:
+                raise ValueError(f"the adapter does not fit this model: {name} {error}") from None
+        return found
+
+
+def _users_of_weights(model: nn.Module) -> dict[int, list[str]]:
+    """id of a weight -> the modules that compute with it, each once."""
+    users: dict[int, dict[int, str]] = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and not isinstance(module, BaseTunerLayer):
+            users.setdefault(id(weight), {})[id(module)] = name
+    return {key: list(names.values()) for key, names in users.items()}
+
+
+def _selection_of(config: NeuroAdaConfig, folder: Any) -> Any:
+    """The selection file of a config, checked against the base where its files are known."""
+    try:
+        selection = read_selection(str(config.selection))
+        if folder is not None:
+            check_base(selection.fingerprint, folder)
+    except UserError as error:
+        raise ValueError(error.line()) from None
+    config.k, config.criterion, config.fingerprint = selection.k, selection.criterion, selection.fingerprint
+    return selection
+
+
+def _say_unpacked(model: nn.Module, dense: list[str]) -> None:
+    """Layers that were packed and are dense now are named in the config, so that the model saves and loads."""
+    settings = getattr(getattr(model, "config", None), "quantization_config", None)
+    if not dense or settings is None:
+        return
+    warnings.warn(
+        f"{len(dense)} layers were quantised and are merged in {compute_name(model, dense[0])} now: rounding them "
+        "back to few bits would lose what was trained. `neuroada merge` writes the whole model in 16 bits.",
+        stacklevel=3,
+    )
+    kept = [*(getattr(settings, "llm_int8_skip_modules", None) or []), *dense]
+    settings.llm_int8_skip_modules = list(dict.fromkeys(kept))
+
+
+def compute_name(model: nn.Module, layer: str) -> str:
+    return str(cast(Tensor, model.get_submodule(layer).weight).dtype).removeprefix("torch.")
+
+
