@@ -75,6 +75,11 @@ ALSO_READ = re.compile(
     r"|[\w.-]+\.(model|spm|tiktoken)"
 )
 PAPER = "by NeuroAda ([arXiv:2510.18940](https://arxiv.org/abs/2510.18940))"
+IN_PEFT = """
+PEFT knows this adapter's type once the plug-in is imported (`pip install 'neuroada-cli[peft]'`):
+
+    import neuroada_cli.peft_plugin     # then as ever: AutoPeftModelForCausalLM.from_pretrained
+"""
 PREFIX = "base_model.model."
 VALUES, INDICES = ".neuroada_values", ".neuroada_indices"
 WHOLE_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
@@ -165,7 +170,7 @@ def open_adapter(folder: str | os.PathLike[str], also: tuple[str, ...] = ()) -> 
 
 
 def _saved_by_peft(folder: Path) -> bool:
-    """Whether PEFT wrote it, through our plug-in: without a manifest, since trainers add files of their own."""
+    """Whether PEFT wrote it, through our plug-in: without a manifest, since trainers add their own files."""
     config = files.read_json(folder / CONFIG)
     return isinstance(config, dict) and isinstance(config.get("peft_version"), str)
 
@@ -313,8 +318,9 @@ def how_trained(adapter: Adapter) -> str:
 def _model_card(adapter: Adapter) -> str:
     base = f"base_model: {adapter.base}\n" if hub.is_hub_id(adapter.base) else ""
     name = adapter.base if hub.is_hub_id(adapter.base) else Path(adapter.base).name
+    in_peft = METHODS[method_of(adapter.settings)].chosen and not adapter.selection.tied
     return f"""---
-library_name: neuroada-cli
+library_name: {"peft" if in_peft else "neuroada-cli"}
 {base}tags:
 - neuroada
 ---
@@ -323,8 +329,6 @@ library_name: neuroada-cli
 
 {how_trained(adapter)}
 
-It is loaded by neuroada (`pip install neuroada-cli`); PEFT alone does not know its type.
-
     neuroada merge THIS_FOLDER OUT      # a plain checkpoint, which transformers loads alone
     neuroada eval THIS_FOLDER
-"""
+{IN_PEFT if in_peft else ""}"""

@@ -15,7 +15,7 @@ DTYPES = {dtype: name for name, dtype in hub.TORCH_DTYPES.items()}
 
 
 def local_base(model: nn.Module) -> Path | None:
-    """The folder that a model was loaded from: a local one, or the hub's cache, which is not asked to download.
+    """The folder that a model was loaded from: a local one, or the hub's in the cache.
 
     None for a model that was made in memory, and for one whose files cannot be fingerprinted (pickles).
     """

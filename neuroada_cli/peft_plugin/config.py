@@ -13,7 +13,7 @@ from peft import PeftConfig, PeftType
 
 from neuroada_cli import files, hub
 from neuroada_cli.adapter.config import CONFIG, as_config, method_of, plain_task
-from neuroada_cli.adapter.folder import INDICES, PREFIX, TENSORS, VALUES
+from neuroada_cli.adapter.folder import IN_PEFT, INDICES, PREFIX, TENSORS, VALUES
 from neuroada_cli.errors import ModelError, UserError
 from neuroada_cli.files.safetensors_header import read_header
 from neuroada_cli.methods import METHODS
@@ -21,15 +21,9 @@ from neuroada_cli.selection.criteria import CRITERIA, DATA_CRITERIA, LIFT_RANK
 from neuroada_cli.selection.file import FORMAT
 
 CARD = "README.md"
-HOW_TO_LOAD = """
+HOW_TO_LOAD = f"""
 ## How to load it
-
-PEFT knows this adapter's type once the plug-in is imported (`pip install 'neuroada-cli[peft]'`):
-
-    import neuroada_cli.peft_plugin
-    from peft import AutoPeftModelForCausalLM
-    model = AutoPeftModelForCausalLM.from_pretrained("THIS_FOLDER")
-
+{IN_PEFT}
 or `neuroada merge THIS_FOLDER OUT` writes a plain checkpoint.
 """
 
@@ -95,6 +89,8 @@ class NeuroAdaConfig(PeftConfig):
     def _check_stored(self) -> None:
         if type(self.format) is not int or self.format > FORMAT:
             raise ValueError(f"the adapter has format {self.format}, this version reads up to {FORMAT}")
+        if type(self.k) is not int or self.k < 1:
+            raise ValueError(f"the adapter's k is {self.k!r}")
         method = method_of(self.settings or {})
         if method not in METHODS or not METHODS[method].chosen:
             raise ValueError(f"the adapter was trained by {method}, which is no NeuroAda: merge it instead")
@@ -121,9 +117,13 @@ class NeuroAdaConfig(PeftConfig):
         mapping = kwargs.pop("auto_mapping_dict", None)
         infos, _ = read_header(folder / TENSORS)
         names = {name.removeprefix(PREFIX): info.shape for name, info in infos.items()}
-        targets = {name.removesuffix(INDICES): shape for name, shape in names.items() if name.endswith(INDICES)}
+        targets = {
+            name.removesuffix(INDICES): shape for name, shape in names.items() if name.endswith(INDICES)
+        }
         config = as_config(
-            task_type=None if self.task_type is None else str(getattr(self.task_type, "value", self.task_type)),
+            task_type=None
+            if self.task_type is None
+            else str(getattr(self.task_type, "value", self.task_type)),
             base=self.base_model_name_or_path,
             revision=self.revision,
             targets=targets,

@@ -1,11 +1,12 @@
-"""A linear layer under PEFT's adapters: the active ones are folded into the weight, and no dense delta exists.
+"""A linear layer under PEFT's adapters: the active ones are folded into the weight; no dense delta exists.
 
-O = output neurons, I = inputs, K = chosen inputs per neuron, T = tokens; J = K of all active adapters together
+O = output neurons, I = inputs, K = chosen inputs per neuron, T = tokens; J = K of all active adapters
 
 Whoever steps the values here (any optimizer, any trainer) tells nobody. So each forward that trains folds
 anew: K entries per row, little beside the product. And since PEFT's users switch adapters between a forward
-pass and its backward pass (DPO's reference runs with the adapters off), a backward pass brings the weight back
-to what its forward used. Weights quantised by bitsandbytes stay as they are; the folded one is a temporary.
+pass and its backward pass (DPO's reference runs with the adapters off), a backward pass brings the weight
+back to what its forward used. Weights quantised by bitsandbytes stay as they are; the folded one is a
+temporary.
 """
 
 from __future__ import annotations
@@ -93,18 +94,26 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         # whoever copies the base's weights out or in means the base's
         self.register_state_dict_pre_hook(_unfold_first)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_unfold_first)
+        self.register_load_state_dict_pre_hook(_unfold_first)  # type: ignore[no-untyped-call]
+
+    @property
+    def base(self) -> nn.Module:
+        return cast(nn.Module, BaseTunerLayer.get_base_layer(self))
+
+    @property
+    def active(self) -> list[str]:
+        return list(cast(Any, self).active_adapters)
 
     @property
     def packed(self) -> bool:
-        return is_quantized(self.get_base_layer())
+        return is_quantized(self.base)
 
     def update_layer(self, adapter_name: str, index_OK: Tensor, inference_mode: bool = False) -> None:
         """A new adapter at these places, its values 0: outputs stay the base's."""
         self.neuroada_indices[adapter_name] = index_OK.to(torch.int32)
         self.neuroada_values[adapter_name] = nn.Parameter(torch.zeros(index_OK.shape, dtype=torch.float32))
         self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+        cast(Any, self).set_adapter(self.active, inference_mode=inference_mode)
 
     def make_room(self, adapter_name: str, values: Tensor, index_OK: Tensor) -> None:
         """Take the shape of a stored adapter, which is about to be loaded.
@@ -114,7 +123,11 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         shape = tuple(index_OK.shape)
         if index_OK.ndim != 2 or shape[0] != self.out_features or shape != tuple(values.shape):
             raise ValueError(f"indices are {list(shape)}, values {list(values.shape)}: expected [O, K]")
-        if index_OK.is_floating_point() or int(index_OK.min()) < -1 or int(index_OK.max()) >= self.in_features:
+        if (
+            index_OK.is_floating_point()
+            or int(index_OK.min()) < -1
+            or int(index_OK.max()) >= self.in_features
+        ):
             raise ValueError(f"has columns outside 0..{self.in_features - 1}")
         old = self.neuroada_values[adapter_name]
         if old.shape != values.shape:
@@ -129,7 +142,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         """To the device only: PEFT's own would round values to the type of the base."""
         if adapter_name not in self.neuroada_values or self.neuroada_values[adapter_name].is_meta:
             return
-        place = device if device is not None else self.get_base_layer().weight.device  # type: ignore[union-attr]
+        place = device if device is not None else cast(Tensor, self.base.weight).device
         values = self.neuroada_values[adapter_name]
         if values.device != place:
             moved = values.detach().to(place)
@@ -152,7 +165,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         unmoved = self._folded == adapters and None not in places and places == self._places
         if unmoved and not again and None not in values and values == self._values:
             return
-        weight = cast(nn.Parameter, self.get_base_layer().weight)
+        weight = cast(nn.Parameter, self.base.weight)
         if not unmoved:
             self._put_back(weight)
         if adapters:
@@ -173,7 +186,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         """The weight with these adapters, neurons as rows: a view of the one in memory, of a packed one a
         temporary.
         """
-        base = self.get_base_layer()
+        base = self.base
         if not self.packed:
             if self._folded != adapters:  # a switch in between; the values are the forward's
                 self.bring(adapters)
@@ -188,7 +201,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
     @torch.no_grad()
     def product(self, x: Tensor, adapters: Adapters) -> Tensor:
         """x W'^T + b by the base layer itself, so that outputs are equal to the last bit."""
-        base = self.get_base_layer()
+        base = self.base
         if not self.packed:
             trains = not self.merged and any(self.neuroada_values[name].requires_grad for name in adapters)
             self.bring(adapters, again=trains)
@@ -228,7 +241,9 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if kwargs.pop("adapter_names", None) is not None:
-            raise ValueError("NeuroAda folds adapters into the weight: all rows of a batch have the same ones")
+            raise ValueError(
+                "NeuroAda folds adapters into the weight: all rows of a batch have the same ones"
+            )
         if self.disable_adapters and self.merged:
             self.unmerge()
         adapters = self._wanted()
@@ -244,7 +259,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
             return tuple(self.merged_adapters)
         if self.disable_adapters:
             return ()
-        return tuple(name for name in self.active_adapters if name in self.neuroada_values)
+        return tuple(name for name in self.active if name in self.neuroada_values)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Stay with these adapters folded in, until `unmerge`, which is exact.
@@ -257,7 +272,9 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
             return
         together = (*self.merged_adapters, *names)
         if safe_merge and not bool(torch.isfinite(self.effective_OI(together)).all()):
-            raise ValueError(f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken")
+            raise ValueError(
+                f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken"
+            )
         self.bring(together, again=True)
         self.merged_adapters = list(together)
 
@@ -276,12 +293,12 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
             self.merge(safe_merge, adapter_names)
         elif not self.merged:
             self.bring(())
-        return self.dense() if self.packed and self.merged else self.get_base_layer()
+        return self.dense() if self.packed and self.merged else self.base
 
     @torch.no_grad()
     def dense(self) -> nn.Linear:
         """A packed layer with its merged adapters as a plain one, in the type that it computes in."""
-        weight_OI, bias = self.effective_OI(tuple(self.merged_adapters)), self.bias
+        weight_OI, bias = self.effective_OI(tuple(self.merged_adapters)), cast(Tensor | None, self.base.bias)
         layer = nn.Linear(self.in_features, self.out_features, bias is not None, "meta", weight_OI.dtype)
         layer.weight = nn.Parameter(weight_OI, requires_grad=False)
         if bias is not None:
@@ -300,7 +317,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         if adapter_name in self._folded and not self.merged:
             self.bring(())
         self._filled.pop(adapter_name, None)
-        super().delete_adapter(adapter_name)  # type: ignore[no-untyped-call]
+        super().delete_adapter(adapter_name)
 
     def extra_repr(self) -> str:
         return f"k={ {name: index.shape[1] for name, index in self.neuroada_indices.items()} }"

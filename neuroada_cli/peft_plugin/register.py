@@ -39,7 +39,7 @@ def _check_version() -> None:
 
 
 def _add_type() -> None:
-    """A member of the enum, which `register_peft_method` asks for; Python's enums have no way to extend one."""
+    """A member of the enum, which `register_peft_method` asks for; enums have no public way to get one."""
     members: Any = PeftType
     if NAME in members.__members__:
         return

@@ -6,13 +6,13 @@ O = output neurons, I = inputs, K = chosen inputs per neuron
 from __future__ import annotations
 
 import warnings
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
-
+from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.quantized import dense_OI, is_quantized, keep_layout
 from neuroada_cli.delta.targets import is_linear, is_plain
 from neuroada_cli.errors import UserError
@@ -26,15 +26,15 @@ PREFIX = "neuroada_"
 
 
 class NeuroAdaModel(BaseTuner):
-    """A model under NeuroAda. Raises ValueError for what cannot be adapted, and for an adapter of another base.
+    """A model under NeuroAda. Raises ValueError for what cannot be adapted, or an adapter of another base.
 
-    The base's weights hold the active adapters in memory: `state_dict`, `unload` and `disable_adapter` give the
-    base's own. Not for FSDP and DeepSpeed ZeRO-3, which keep weights in pieces; DDP is fine.
+    The base's weights hold the active adapters in memory: `state_dict`, `unload` and `disable_adapter` give
+    the base's own. Not for FSDP and DeepSpeed ZeRO-3, which keep weights in pieces; DDP is fine.
     """
 
     prefix: str = PREFIX
     tuner_layer_cls = NeuroAdaLinear
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def _prepare_adapter_config(
         self, peft_config: NeuroAdaConfig, model_config: dict[str, Any]
@@ -73,13 +73,13 @@ class NeuroAdaModel(BaseTuner):
         else:
             self._check_target(target, current_key)
             layer = NeuroAdaLinear(target)
-            layer._active_adapter = adapter_name
-        index_OK = self._places(peft_config, layer.get_base_layer(), current_key)
+            cast(Any, layer)._active_adapter = adapter_name
+        index_OK = self._places(peft_config, layer.base, current_key)
         layer.update_layer(adapter_name, index_OK, peft_config.inference_mode)
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
-            self._replace_module(parent, target_name, layer, target)  # type: ignore[no-untyped-call]
+            self._replace_module(parent, target_name, layer, target)
 
     def _check_target(self, target: nn.Module, name: str) -> None:
         if isinstance(target, BaseTunerLayer):
@@ -90,36 +90,42 @@ class NeuroAdaModel(BaseTuner):
         if len(users) > 1:
             other = next(user for user in users if user != name)
             raise ValueError(
-                f"{name} shares its weight with {other}: leave it out of target_modules, or load the model with "
-                "tie_word_embeddings=False; `neuroada train` adapts tied weights"
+                f"{name} shares its weight with {other}: leave it out of target_modules, or load the model "
+                "with tie_word_embeddings=False; `neuroada train` adapts tied weights"
             )
 
     def _places(self, config: NeuroAdaConfig, base: nn.Module, name: str) -> Tensor:
-        """int32 [O, K]; of a stored adapter [O, 1] for the moment, its own come with its values."""
+        """int32 [O, K]; of a stored adapter all 0 for the moment, its own come with its values."""
         if config.stored:
-            return torch.zeros(self._outputs(base), 1, dtype=torch.int32)
+            outputs, inputs = layer_shape(base)
+            return torch.zeros(outputs, min(config.k, inputs), dtype=torch.int32)
         if self._selection is not None:
             if name not in self._selection.indices:
-                raise ValueError(f"{config.selection} chooses nothing in {name}; leave it out of target_modules")
-            return self._selection.indices[name]
+                raise ValueError(
+                    f"{config.selection} chooses nothing in {name}; leave it out of target_modules"
+                )
+            return cast(Tensor, self._selection.indices[name])
         try:
             weight_OI = dense_OI(base)
             return choose(weight_OI, config.k, config.criterion, stream(config.seed, name), config.lift_rank)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 
-    @staticmethod
-    def _outputs(base: nn.Module) -> int:
-        from neuroada_cli.delta.layout import layer_shape
-
-        return layer_shape(base)[0]
-
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         names = [name for name, module in self.model.named_modules() if isinstance(module, NeuroAdaLinear)]
-        model = cast(nn.Module, super()._unload_and_optionally_merge(*args, **kwargs))  # type: ignore[no-untyped-call]
+        model = cast(nn.Module, super()._unload_and_optionally_merge(*args, **kwargs))
         dense = [name for name in names if type(model.get_submodule(name)) is nn.Linear]
         _say_unpacked(model, dense)
         return model
+
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        """PEFT's own gives a layer that comes back the weight of the one that was wrapped."""
+        if isinstance(child, NeuroAdaLinear) and new_module is not child.base:
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
     @classmethod
     def _get_adapter_state_dict(cls, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -179,20 +185,18 @@ def _selection_of(config: NeuroAdaConfig, folder: Any) -> Any:
 
 
 def _say_unpacked(model: nn.Module, dense: list[str]) -> None:
-    """Layers that were packed and are dense now are named in the config, so that the model saves and loads."""
+    """Layers that were packed and are dense now are named in the config, so the model saves and loads."""
     settings = getattr(getattr(model, "config", None), "quantization_config", None)
     if not dense or settings is None:
         return
     warnings.warn(
-        f"{len(dense)} layers were quantised and are merged in {compute_name(model, dense[0])} now: rounding them "
-        "back to few bits would lose what was trained. `neuroada merge` writes the whole model in 16 bits.",
+        f"{len(dense)} layers were quantised and are merged in {_dtype_of(model, dense[0])} now: rounding "
+        "them to few bits again would lose what was trained. `neuroada merge` writes the whole model.",
         stacklevel=3,
     )
     kept = [*(getattr(settings, "llm_int8_skip_modules", None) or []), *dense]
     settings.llm_int8_skip_modules = list(dict.fromkeys(kept))
 
 
-def compute_name(model: nn.Module, layer: str) -> str:
+def _dtype_of(model: nn.Module, layer: str) -> str:
     return str(cast(Tensor, model.get_submodule(layer).weight).dtype).removeprefix("torch.")
-
-
