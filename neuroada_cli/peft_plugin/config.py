@@ -111,8 +111,10 @@ class NeuroAdaConfig(PeftConfig):
         Called by PEFT after the tensors were written; what they hold is taken from their file's header.
         """
         folder = Path(save_directory)
-        if not (folder / TENSORS).is_file():
-            super().save_pretrained(save_directory, **kwargs)
+        if not (folder / TENSORS).is_file():  # a config without an adapter
+            folder.mkdir(parents=True, exist_ok=True)
+            plain = {n: sorted(v) if isinstance(v, set) else v for n, v in self.to_dict().items()}
+            files.write_json(folder / CONFIG, plain)
             return
         mapping = kwargs.pop("auto_mapping_dict", None)
         infos, _ = read_header(folder / TENSORS)

@@ -304,3 +304,11 @@ def test_the_task_is_told_by_the_class_where_nobody_said_it(llama: Path, tmp_pat
     config = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
     assert config["task_type"] == "CAUSAL_LM"
     assert read_adapter(tmp_path / "saved").task == "causal-lm"
+
+
+def test_a_config_without_an_adapter_is_saved_and_read(tmp_path: Path) -> None:
+    config = NeuroAdaConfig(k=4, criterion="lift", target_modules=["q_proj"], task_type="CAUSAL_LM")
+    config.save_pretrained(str(tmp_path / "config"))
+    again = PeftConfig.from_pretrained(tmp_path / "config")
+    assert isinstance(again, NeuroAdaConfig)
+    assert again.to_dict() == config.to_dict()
