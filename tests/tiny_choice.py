@@ -21,8 +21,9 @@ def selected(
     quantization: str | None = None,
     task: hub.ModelTask = "causal-lm",
     num_labels: int | None = None,
+    tile: int | None = None,
 ) -> Selection:
-    """The K connections of every neuron of a model folder's layers."""
+    """The K connections of every neuron of a model folder's layers; as many in whole tiles, of so many rows."""
     base = hub.open_base(folder, task, num_labels)
-    choice = Choice(target_layers(base, targets), Spread(k), criterion, seed=seed)
+    choice = Choice(target_layers(base, targets), Spread(k, tile=tile), criterion, seed=seed)
     return select_from_files(base, choice, quantization=quantization)

@@ -85,7 +85,7 @@ def test_a_wrong_recipe_is_refused_before_anything_heavy_is_imported(tmp_path: P
     [
         (["train"], 2, "error: missing argument 'RECIPE'; see `neuroada train --help`"),
         (["trian", "x"], 2, "error: no such command 'trian'"),
-        (["train", "x", "--lr", "3"], 2, "error: no such option: --lr"),
+        (["train", "x", "--lr", "3"], 2, "error: no such option"),
         (["bench", "--seq", "0"], 2, "error: invalid value for '--seq'"),
         (["bench", "--k", "1,x"], 2, "error: --k: '1,x' is not a list of positive whole numbers"),
         (["merge", "a", "b", "--dtype", "int8"], 2, "error: --dtype int8: folding back into 4 or 8 bits"),
@@ -246,7 +246,8 @@ def test_env_names_the_versions(neuroada) -> None:
 
     code, out, _ = neuroada("env")
     assert code == 0
-    assert re.search(rf"^torch +{re.escape(torch.__version__)}$", out, re.MULTILINE)
+    number = torch.__version__.partition("+")[0]  # not every build's package says for which accelerator it is
+    assert re.search(rf"^torch +{re.escape(number)}(\+\w+)?$", out, re.MULTILINE)
 
 
 def test_validate_says_what_a_recipe_would_do(neuroada, capsys, tmp_path: Path, llama) -> None:
