@@ -23,7 +23,7 @@ def selected(
     num_labels: int | None = None,
     tile: int | None = None,
 ) -> Selection:
-    """The K connections of every neuron of a model folder's layers; as many in whole tiles, of so many rows."""
+    """The K connections of every neuron of a folder's layers; with a tile, as many in whole tiles."""
     base = hub.open_base(folder, task, num_labels)
     choice = Choice(target_layers(base, targets), Spread(k, tile=tile), criterion, seed=seed)
     return select_from_files(base, choice, quantization=quantization)

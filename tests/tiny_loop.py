@@ -92,10 +92,11 @@ def cases() -> list[Case]:
     for way, (method, _, _) in WAYS.items():
         facts = METHODS[method]
         for base, (_, quantization) in BASES.items():
-            if quantization is not None and not facts.quantized:
+            anew = way == "neuroada choosing anew"
+            if quantization is not None and (anew or not facts.quantized):  # a recipe refuses these
                 continue
             named = TARGETS if way == method and (facts.chosen or facts.added) else ["all-linear"]
-            if way == "neuroada choosing anew":  # what rests is left out twice where a head is tied
+            if anew:  # what rests is left out twice where a head is tied
                 named = ["all-linear", "tied head"]
             found += [Case(way, base, targets) for targets in named]
     return found
