@@ -35,7 +35,8 @@ from neuroada_cli.foreign_text import shown
 from neuroada_cli.hub.stored import main_dtype
 from neuroada_cli.merging import check as merge_check
 from neuroada_cli.merging.folder import carry_recipe, copy_companions, merged_config, model_card
-from neuroada_cli.merging.merge import FoldStats, Merge, Planned
+from neuroada_cli.merging.merge import FoldStats, Merge
+from neuroada_cli.merging.plan import Planned
 from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.file import check_base
 from neuroada_cli.show.numbers import describe_dtype, share
@@ -100,19 +101,18 @@ def run(
             adapter = adapted.with_merged_layers(
                 adapter, str(folder), base_folder, trust_remote_code, requantize
             )
-        weights = hub.open_weights(base_folder)
+        opened = hub.open_base(base_folder, adapter.task, _num_labels(adapter), trust_remote_code)
         classifier = adapter.task in hub.CLASSIFIERS
-        skeleton = hub.module_graph(base_folder, adapter.task, _num_labels(adapter), trust_remote_code)
-        trained = _trained_dtype(adapter, weights)
+        trained = _trained_dtype(adapter, opened.weights)
         target = hub.TORCH_DTYPES[dtype] if dtype else trained
-        merge = Merge(weights, skeleton, adapter, trained, target, classifier, requantize)
+        merge = Merge(opened, adapter, trained, target, classifier, requantize)
         files.require_space(out, sum(entry.nbytes for entry in merge.plan) + SMALL_FILES_BYTES)
 
         config = hub.read_config(base_folder)
         with files.atomic_folder(out, overwrite=overwrite) as temporary:
             nbytes = _write_weights(merge, temporary, max_shard_bytes, quiet)
             _refuse_unchanged(merge.stats, target, folder)
-            files.write_json(temporary / "config.json", merged_config(config, target, adapter, skeleton))
+            files.write_json(temporary / "config.json", merged_config(config, target, adapter, opened.graph))
             copy_companions(base_folder, temporary, config)
             carry_recipe(verified, temporary)
             files.write_text(temporary / "README.md", model_card(trained_adapter, merge))

@@ -53,14 +53,16 @@ class Layout:
 
     def flat(self, index_OK: Tensor) -> Tensor:
         """Chosen columns as places in the contiguous tensor: int64 [O, K]."""
-        row_O1 = torch.arange(len(index_OK), device=index_OK.device)[:, None]
+        return self.place(torch.arange(len(index_OK), device=index_OK.device)[:, None], index_OK.long())
+
+    def place(self, neuron: Tensor, column: Tensor) -> Tensor:
+        """Where neurons' weights for some inputs lie in the contiguous tensor (int64, broadcast)."""
         if not self.transposed:
-            return row_O1 * self.inputs + index_OK
+            return neuron * self.inputs + column
         if self.experts is None:
-            return index_OK.long() * self.outputs + row_O1
-        expert_O1 = row_O1 // self.outputs
-        inside_O1 = row_O1 - expert_O1 * self.outputs
-        return (expert_O1 * self.inputs + index_OK) * self.outputs + inside_O1
+            return column * self.outputs + neuron
+        expert = neuron // self.outputs
+        return (expert * self.inputs + column) * self.outputs + neuron - expert * self.outputs
 
     def take(self, weight: Tensor, index_OK: Tensor) -> Tensor:
         """The chosen entries [O, K]."""

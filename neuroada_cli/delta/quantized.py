@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuroada_cli.delta.fold import fold_entries, write_entries
-from neuroada_cli.delta.layout import Layout, layout_of
+from neuroada_cli.delta.layout import Layout
 from neuroada_cli.delta.linear import DeltaLinear
 from neuroada_cli.machine.quiet import quiet_bitsandbytes
 
@@ -87,14 +87,6 @@ def compute_dtype(module: nn.Module) -> torch.dtype:
     if isinstance(stated, torch.dtype):
         return stated
     return module.bias.dtype if isinstance(module.bias, Tensor) else torch.bfloat16
-
-
-def dense_OI(module: nn.Module) -> Tensor:
-    """The weight `[O, I]` of any linear layer: a view, of a bitsandbytes layer a fresh temporary."""
-    if is_quantized(module):
-        return dequantize(module, compute_dtype(module))
-    assert isinstance(module.weight, Tensor)
-    return layout_of(module).rows(module.weight.detach())
 
 
 def state_of(module: nn.Module) -> list[Any]:

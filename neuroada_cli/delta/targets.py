@@ -6,15 +6,15 @@ O = output neurons, I = inputs
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from neuroada_cli.delta.layout import Layout, is_conv1d, layout_of
 from neuroada_cli.delta.linear import DeltaLinear
 from neuroada_cli.delta.names import block_number
-from neuroada_cli.delta.quantized import is_quantized
+from neuroada_cli.delta.quantized import compute_dtype, dequantize, is_quantized
 from neuroada_cli.errors import nearest
 
 ALL_LINEAR = "all-linear"
@@ -41,6 +41,18 @@ class Target:
     def shape(self) -> tuple[int, int]:
         """(O, I), the neurons of all experts where there are several."""
         return self.layout.shape
+
+
+def matrices_of(target: Target) -> Iterator[tuple[slice, Tensor]]:
+    """(which neurons, their weights [O, I]) of a loaded layer, expert by expert.
+
+    Views, except of a bitsandbytes layer.
+    """
+    if is_quantized(target.owner):
+        weight_OI = dequantize(target.owner, compute_dtype(target.owner))
+        yield slice(0, len(weight_OI)), weight_OI
+        return
+    yield from target.layout.matrices(target.weight.detach())
 
 
 def is_linear(module: nn.Module) -> bool:

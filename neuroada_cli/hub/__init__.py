@@ -27,6 +27,7 @@ from neuroada_cli.hub.loading import (
     load_model,
     load_tokenizer,
     model_task,
+    packed_layers,
     skeleton,
 )
 from neuroada_cli.hub.parts import left_out, parts_of
@@ -38,8 +39,6 @@ from neuroada_cli.hub.weights import (
     holds_weights,
     open_weights,
     shard_name,
-    stored_name,
-    tensor_name,
 )
 
 __all__ = [
@@ -74,12 +73,11 @@ __all__ = [
     "module_graph",
     "open_base",
     "open_weights",
+    "packed_layers",
     "parts_of",
     "read_config",
     "resolve_model",
     "shard_name",
     "skeleton",
-    "stored_name",
-    "tensor_name",
     "what_differs",
 ]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from neuroada_cli.delta.targets import Target, parameter_name
 from neuroada_cli.hub.fingerprint import HASHES, fingerprint, hash_of
-from neuroada_cli.hub.graph import module_graph
+from neuroada_cli.hub.graph import module_graph, rules_of
 from neuroada_cli.hub.kinds import ModelTask, Work
 from neuroada_cli.hub.loading import model_task, skeleton
+from neuroada_cli.hub.places import Places, Run
 from neuroada_cli.hub.weights import Weights, open_weights
 from neuroada_cli.ranks.group import Ranks
 
@@ -38,6 +42,47 @@ class Base:
     def skeleton(self) -> nn.Module:
         """The module graph with its code, on the meta device: what can be run on tensors without memory."""
         return skeleton(self.folder, self.task, self.num_labels, self.trust_remote_code)
+
+    @cached_property
+    def places(self) -> Places:
+        """Where the parameters lie in the files."""
+        return Places(self.graph, self.weights, rules_of(self.graph), lambda: self.skeleton)
+
+    def runs(self, name: str, target: Target) -> list[list[Run]]:
+        """Where a target's neurons lie in the files, once for each stored copy. Raises ModelError."""
+        return self.places.copies(parameter_name(self.graph, name), target.layout)
+
+    def matrices(
+        self, name: str, target: Target, part: slice | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """(which neurons, their weights [O, I]), expert by expert, each read when it is asked for.
+
+        part  of these neurons nothing but their part of the files is read; None: of all, and the stored
+              tensors are hashed on the way
+        """
+        layout, runs = target.layout, self.runs(name, target)[0]
+        first, last, _ = (part or slice(None)).indices(layout.shape[0])
+        held: dict[str, Tensor] = {}
+        for start in range(0, layout.shape[0], layout.outputs):
+            rows = slice(max(first, start), min(last, start + layout.outputs))
+            here = [cut for run in runs if (cut := run.within(rows)) is not None]
+            if part is None:
+                held = {cut.stored: held[cut.stored] for cut in here if cut.stored in held}
+                held |= {cut.stored: self.read(cut.stored) for cut in here if cut.stored not in held}
+            pieces = [
+                self._cut_out(cut, layout.inputs) if part else cut.rows(held[cut.stored], layout.inputs)
+                for cut in here
+            ]
+            if pieces:
+                yield rows, pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _cut_out(self, run: Run, inputs: int) -> Tensor:
+        """The weights of a run, without reading what lies before and behind them."""
+        row = max(1, math.prod(self.weights.info(run.stored).shape[1:]))
+        end = run.start + (run.count - 1) * run.across + (inputs - 1) * run.along + 1
+        begin = run.start // row
+        tensor = self.weights.tensor(run.stored, slice(begin, -(-end // row)))
+        return replace(run, start=run.start - begin * row).rows(tensor, inputs)
 
     @cached_property
     def parameters(self) -> int:

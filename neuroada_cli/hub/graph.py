@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +35,41 @@ FORMAT = 2  # raised when a record says other things, so that an older one is no
 # The sizes by which a layer is known beside its tensors.
 SIZES = (
     "in_features", "out_features", "num_embeddings", "embedding_dim", "padding_idx", "nf", "nx",
+    "is_transposed", "has_gate",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What loading does to a model's tensors, as far as it can be known without transformers.
+
+    converts  there are rules for this model;  legacy  patterns of names that are changed in any model
+    """
+
+    converts: bool
+    legacy: tuple[str, ...]
+
+    def apply_to(self, names: Iterable[str]) -> bool:
+        """Whether loading files with these names is more than adding or removing a prefix."""
+        old = re.compile("|".join(f"(?:{pattern})" for pattern in self.legacy) or r"(?!)")
+        return self.converts or any(old.search(name) for name in names)
+
+
+def rules_of(graph: Any) -> Rules:
+    """The rules of a module graph, or of a model with its code."""
+    if isinstance(graph, _Graph):
+        return graph.rules
+    from transformers.conversion_mapping import (
+        get_checkpoint_conversion_mapping,
+        get_model_conversion_mapping,
+    )
+
+    named = re.compile(r"\(\?P<\w+>")  # each pattern numbers its groups anew
+    legacy = [
+        named.sub("(?:", rule.compiled_sources.pattern)
+        for rule in get_checkpoint_conversion_mapping("legacy")
+    ]
+    return Rules(bool(get_model_conversion_mapping(graph, add_legacy=False)), tuple(legacy))
 
 
 def module_graph(
@@ -92,7 +128,7 @@ def described(model: Any) -> dict[str, Any]:
         for own, buffer in module._buffers.items():
             kept = own not in module._non_persistent_buffers_set
             tensors.append([f"{name}.{own}".lstrip("."), *_shape(buffer), "saved" if kept else "buffer"])
-    config, text = model.config, model.config.get_text_config()
+    config, text, rules = model.config, model.config.get_text_config(), rules_of(model)
     names = {id(module): name for name, module in model.named_modules()}
     return {
         "prefix": str(model.base_model_prefix),
@@ -101,6 +137,8 @@ def described(model: Any) -> dict[str, Any]:
         "stacks": stacks_of(model),
         "config": _plain(config) | {"num_labels": config.num_labels},
         "text_config": _plain(text),
+        "converts": rules.converts,
+        "legacy": list(rules.legacy),
         "modules": modules,
         "shared": shared,
         "tensors": tensors,
@@ -135,6 +173,7 @@ class _Graph(nn.Module):
 
     config: Any
     base_model_prefix: str
+    rules: Rules
     embeddings: tuple[str | None, str | None]
     stacks: dict[str, str]  # asked for by `stacks_of`
 
@@ -174,6 +213,7 @@ def rebuilt(record: dict[str, Any]) -> nn.Module:
     root.base_model_prefix = record["prefix"]
     root.embeddings = record["input"], record["output"]
     root.stacks = record["stacks"]
+    root.rules = Rules(bool(record["converts"]), tuple(map(str, record["legacy"])))
     text = SimpleNamespace(**record["text_config"])
     root.config = SimpleNamespace(**record["config"], get_text_config=lambda: text)
     parameters: dict[str, nn.Parameter | None] = {}

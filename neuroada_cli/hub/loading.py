@@ -173,6 +173,12 @@ def default_exclude(model: nn.Module) -> list[str]:
     ]
 
 
+def packed_layers(model: nn.Module) -> list[str]:
+    """The layers that loading a quantised base puts into 4 or 8 bits: all linear ones but heads."""
+    heads = set(default_exclude(model))
+    return [name for name, module in model.named_modules() if is_linear(module) and name not in heads]
+
+
 def is_pooler(name: str) -> bool:
     """Whether a module or parameter belongs to an encoder's pooler: pretrained in some folders, absent (and
     then fresh) in others.

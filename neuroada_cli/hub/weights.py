@@ -24,6 +24,7 @@ from neuroada_cli.files.safetensors_header import TensorInfo, read_header
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 256 << 20
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # what transformers unpickles; trainers leave other pickles beside it
 PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 
@@ -161,30 +162,12 @@ def shard_name(number: int, count: int) -> str:
     return SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
-def tensor_name(weights: Weights, module_name: str, prefix: str) -> str:
-    """The files' name of a module's weight.
-
-    prefix  the model's `base_model_prefix`: base models are saved without it ("h.0.attn.c_attn"), the same
-            modules inside a task model carry it ("transformer.h.0.attn.c_attn")
-    Raises ModelError when no spelling is there.
-    """
-    return stored_name(weights, f"{module_name}.weight", prefix) or _no_weight(weights, module_name)
-
-
 def stored_name(weights: Weights, parameter: str, prefix: str) -> str | None:
     """The files' name of a parameter of the model, with the prefix as it is, removed or added; or None."""
     spellings = [parameter]
     if prefix:
         spellings += [parameter.removeprefix(f"{prefix}."), f"{prefix}.{parameter}"]
     return next((name for name in spellings if name in weights), None)
-
-
-def _no_weight(weights: Weights, module_name: str) -> NoReturn:
-    raise ModelError(
-        f"holds no weight for {module_name}",
-        str(weights.folder),
-        "it may be created fresh or stored in a packed form; leave it out with select.exclude",
-    )
 
 
 def _open_sharded(folder: Path, index: Path) -> Weights:

@@ -31,11 +31,12 @@ def _finite_cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     return cast
 
 
-def _refuse_overflow(folded_OK: Tensor, module: str, dtype: torch.dtype) -> None:
+def _refuse_overflow(folded_OK: Tensor, target: str, dtype: torch.dtype, first: int = 0) -> None:
     finite_OK = torch.isfinite(folded_OK)
     if not finite_OK.all():
         wrong = (~finite_OK).nonzero()
+        row = first + int(wrong[0, 0])
         raise NumericsError(
-            f"{module}, row {int(wrong[0, 0])}: the merged weight is not finite in {describe_dtype(dtype)}",
+            f"{target}, row {row}: the merged weight is not finite in {describe_dtype(dtype)}",
             fix="train with a lower optim.lr, or choose a wider --dtype",
         )

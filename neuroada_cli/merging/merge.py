@@ -16,43 +16,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuroada_cli import hub
 from neuroada_cli.adapter.folder import Adapter
-from neuroada_cli.delta.fold import fold_entries, write_entries
+from neuroada_cli.delta.fold import fold_entries
 from neuroada_cli.delta.index import filled, size
-from neuroada_cli.delta.layout import layout_of
 from neuroada_cli.delta.quantized import round_trip
-from neuroada_cli.delta.targets import is_linear, shapes_of, target_of, targets_of
+from neuroada_cli.delta.targets import parameter_name, targets_of
 from neuroada_cli.hub.fingerprint import WHOLE_BYTES
-from neuroada_cli.hub.stored import WEIGHT_DTYPES, check_weight, main_dtype, stored_names
+from neuroada_cli.hub.loading import packed_layers
+from neuroada_cli.hub.places import Run
+from neuroada_cli.hub.stored import main_dtype
 from neuroada_cli.merging.finite import _finite_cast, _refuse_broken, _refuse_overflow
-from neuroada_cli.merging.fit import refuse_headless, whole_names
-from neuroada_cli.selection.file import check_read, check_shapes
+from neuroada_cli.merging.plan import Planned, make_plan
+from neuroada_cli.selection.file import check_read
 
 ROWS = 1024  # compared at once, so that comparing takes no copies of a whole tensor
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One tensor of the result.
-
-    name    in the result; source is its name in the base, None for a tensor that the base lacks
-    module  the target whose deltas are folded into it
-    whole   the trained tensor that takes its place
-    """
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    source: str | None = None
-    module: str | None = None
-    whole: Tensor | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass
@@ -80,7 +60,6 @@ class FoldStats:
 class Merge:
     """The plan of one merge and its tensors.
 
-    base      the base's files;  skeleton  its module graph (names, ties, Conv1D)
     adapter   what to fold
     trained   the data type that training saw
     target    the data type of the result
@@ -91,8 +70,7 @@ class Merge:
 
     def __init__(
         self,
-        base: hub.Weights,
-        skeleton: nn.Module,
+        base: hub.Base,
         adapter: Adapter,
         trained: torch.dtype,
         target: torch.dtype,
@@ -100,18 +78,18 @@ class Merge:
         requantize: str | None = None,
     ) -> None:
         self.base = base
+        self.weights = base.weights
         self.adapter = adapter
         self.trained = trained
         self.target = target
         self.stats = FoldStats()
-        self._skeleton = skeleton
-        self._modules = dict(skeleton.named_modules())
+        self._targets = targets_of(base.graph)
         self._requantize = requantize
-        self._packed = self._packed_names() if requantize else {}
-        # files that are in the target type already keep odd tensors (fp32 norms) byte for byte
-        self.cast = main_dtype(base) != target
-        self.plan = self._make_plan(rename)
-        largest = max((base.info(entry.source).nbytes for entry in self.plan if entry.source), default=0)
+        self._packed = self._packed_runs() if requantize else {}
+        self.cast = main_dtype(self.weights) != target
+        self.plan = make_plan(base, adapter, target, rename)
+        sources = (entry.source for entry in self.plan if entry.source)
+        largest = max((self.weights.info(source).nbytes for source in sources), default=0)
         self._buffer = torch.empty(largest, dtype=torch.uint8)
 
     @property
@@ -137,7 +115,7 @@ class Merge:
         previous: object = None
         filled = 0
         for entry in self.plan:
-            file = self.base.info(entry.source).file if entry.source else previous
+            file = self.weights.info(entry.source).file if entry.source else previous
             full = file != previous if max_bytes is None else filled + entry.nbytes > max_bytes
             if not groups or full:
                 groups.append([])
@@ -165,13 +143,13 @@ class Merge:
         _refuse_broken(weight, entry.source)
         if entry.source in self._packed:
             weight = self._round_trip(weight, self._packed[entry.source])
-        if entry.module is None:
-            return _finite_cast(weight, entry.dtype, entry.name)
-        return self._fold(entry, entry.module, weight)
+        if entry.parts:
+            return self._with_parts(entry, weight)
+        return self._fold(entry, weight)
 
     def _read(self, source: str) -> Tensor:
         """A tensor of the base, the same as when the connections were chosen, as far as it was read then."""
-        weight = self.base.read_into(source, self._buffer)
+        weight = self.weights.read_into(source, self._buffer)
         known = check_read(self.adapter.selection.fingerprint, source, weight, self.base.folder)
         self.stats.compared += known or weight.nbytes <= WHOLE_BYTES
         self.stats.read += 1
@@ -184,38 +162,64 @@ class Merge:
         self.stats.replaced += before is None or not torch.equal(before.to(entry.dtype), cast)
         return cast
 
-    def _round_trip(self, weight: Tensor, module: nn.Module) -> Tensor:
-        layout = layout_of(module)
-        return layout.rows(round_trip(layout.rows(weight), str(self._requantize), self.trained))
+    def _with_parts(self, entry: Planned, weight: Tensor) -> Tensor:
+        """The tensor with the rows of parameters that were trained whole and lie in it beside others."""
+        out = _finite_cast(weight, entry.dtype, entry.name).clone()
+        for name, run in entry.parts:
+            trained = _finite_cast(self.adapter.whole[name], entry.dtype, name)
+            inputs = trained.numel() // max(1, self._rows(name))
+            run.rows(out, inputs).copy_(trained.reshape(-1, inputs)[run.neurons])
+        self.stats.whole += 1
+        self.stats.replaced += not torch.equal(weight.to(entry.dtype), out)
+        return out
 
-    def _packed_names(self) -> dict[str, nn.Module]:
-        """Stored name -> linear layer, for all layers that loading quantises: every one except heads."""
-        heads = hub.default_exclude(self._skeleton)
-        prefix = str(self._skeleton.base_model_prefix)
-        linear = {n: m for n, m in self._modules.items() if is_linear(m) and n not in heads}
-        stored = {n: hub.stored_name(self.base, f"{n}.weight", prefix) for n in linear}
-        return {name: linear[module] for module, name in stored.items() if name is not None}
+    def _rows(self, name: str) -> int:
+        return sum(run.count for run in self.base.places.whole(name)[0])
 
-    def _fold(self, entry: Planned, module: str, weight: Tensor) -> Tensor:
-        index_OK, layout = filled(self.adapter.selection.indices[module])[0], layout_of(self._modules[module])
-        delta_OK = self.adapter.deltas[module]
-        weight_OI = layout.rows(weight)
-        base_OK = weight_OI.gather(1, index_OK.long())
+    def _round_trip(self, weight: Tensor, runs: list[tuple[int, Run]]) -> Tensor:
+        weight = weight.to(self.trained)
+        for inputs, run in runs:
+            weight_OI = run.rows(weight, inputs)
+            weight_OI.copy_(round_trip(weight_OI, str(self._requantize), self.trained))
+        return weight
+
+    def _packed_runs(self) -> dict[str, list[tuple[int, Run]]]:
+        """Stored name -> (inputs, neurons) of the layers in it that loading quantises."""
+        found: dict[str, list[tuple[int, Run]]] = {}
+        for name in packed_layers(self.base.graph):
+            parameter, layout = parameter_name(self.base.graph, name), self._targets[name].layout
+            if self.base.places.names(parameter):
+                for run in self.base.places.copies(parameter, layout)[0]:
+                    found.setdefault(run.stored, []).append((layout.inputs, run))
+        return found
+
+    def _fold(self, entry: Planned, weight: Tensor) -> Tensor:
+        values = [(run, *self._folded(entry, target, run, weight)) for target, run in entry.folds]
+        out = _finite_cast(weight, entry.dtype, entry.name)
+        for _, flat_OK, folded_OK in values:
+            out.put_(flat_OK, folded_OK)
+        self.stats.tensors += bool(entry.folds)
+        return out
+
+    def _folded(self, entry: Planned, target: str, run: Run, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """(places in the tensor, round(W + delta) there) of the neurons that lie in it."""
+        chosen_OK = self.adapter.selection.indices[target][run.neurons]
+        delta_OK = self.adapter.deltas[target][run.neurons]
+        flat_OK = run.flat(filled(chosen_OK)[0])
+        base_OK = weight.take(flat_OK)
         folded_OK = trained_OK = fold_entries(base_OK.to(self.trained), delta_OK, self.trained)
         if entry.dtype != self.trained:
             folded_OK = fold_entries(base_OK, delta_OK, entry.dtype)
+            weight_OI = run.rows(weight, self._targets[target].layout.inputs)
             self._note_difference(weight_OI, trained_OK, folded_OK)
-        _refuse_overflow(folded_OK, module, entry.dtype)
-        self.stats.entries += size(self.adapter.selection.indices[module])
+        _refuse_overflow(folded_OK, target, entry.dtype, run.first)
+        self.stats.entries += size(chosen_OK)
         self._count(base_OK.to(entry.dtype), folded_OK, delta_OK)
-        out = _finite_cast(weight, entry.dtype, entry.name)
-        write_entries(out, index_OK, folded_OK, layout)
-        return out
+        return flat_OK, folded_OK
 
     def _count(self, kept_OK: Tensor, folded_OK: Tensor, delta_OK: Tensor) -> None:
         same_OK = kept_OK == folded_OK
         unchanged = int(same_OK.sum())
-        self.stats.tensors += 1
         self.stats.changed += same_OK.numel() - unchanged
         self.stats.lost += int((same_OK & (delta_OK != 0)).sum()) if unchanged else 0
         self.stats.largest_delta = max(self.stats.largest_delta, float(delta_OK.abs().max()))
@@ -230,59 +234,6 @@ class Merge:
             rounding = (part_OI.to(self.target).float() - part_OI.to(self.trained).float()).abs().max()
             largest = max(largest, float(rounding))
         self.stats.largest_difference = max(self.stats.largest_difference, largest)
-
-    # -----------------------------------------------------------------------------------------------
-
-    def _make_plan(self, rename: bool) -> list[Planned]:
-        folds = self._folded_names()
-        whole = whole_names(self.base, self._skeleton, self.adapter.whole)
-        if rename:
-            refuse_headless(self.base, self._skeleton, self.adapter.whole)
-        names = self._renamed() if rename else {name: name for name in self.base}
-        plan = []
-        for source, name in names.items():
-            info = self.base.info(source)
-            if source in whole:
-                plan.append(
-                    Planned(name, self.target, tuple(whole[source].shape), source, whole=whole[source])
-                )
-            elif source in folds:
-                plan.append(Planned(name, self.target, info.shape, source, folds[source]))
-            else:
-                plan.append(Planned(name, self._dtype(info.dtype), info.shape, source))
-        for name, tensor in whole.items():
-            if name not in self.base:
-                plan.append(Planned(name, self.target, tuple(tensor.shape), whole=tensor))
-        return plan
-
-    def _dtype(self, stored: torch.dtype) -> torch.dtype:
-        return self.target if self.cast and stored in WEIGHT_DTYPES else stored
-
-    def _folded_names(self) -> dict[str, str]:
-        """Stored name -> target module; every stored copy of a tied weight is folded."""
-        check_shapes(self.adapter.selection, shapes_of(targets_of(self._skeleton)), str(self.base.folder))
-        folds: dict[str, str] = {}
-        for module in self.adapter.selection.indices:
-            for stored in stored_names(self.base, self._skeleton, module):
-                check_weight(self.base, stored, module, target_of(self._skeleton, module))
-                folds[stored] = module
-        return folds
-
-    def _renamed(self) -> dict[str, str]:
-        """Stored name -> the model's own name, in file order, without what the model does not use.
-
-        A base model's files name "encoder.layer.0…" what a classifier calls "bert.encoder.layer.0…". When
-        the model's names cannot all be found, the files' names stay.
-        """
-        prefix = str(self._skeleton.base_model_prefix)
-        names: dict[str, str] = {}
-        for parameter in self._skeleton.state_dict():
-            stored = hub.stored_name(self.base, parameter, prefix)
-            if stored is not None:
-                names.setdefault(stored, parameter)
-            elif parameter not in self.adapter.whole:
-                return {name: name for name in self.base}
-        return {name: names[name] for name in self.base if name in names}
 
 
 @contextmanager

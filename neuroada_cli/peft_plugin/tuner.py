@@ -13,8 +13,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from neuroada_cli.delta.layout import layer_shape
-from neuroada_cli.delta.quantized import dense_OI, is_quantized, keep_layout
-from neuroada_cli.delta.targets import is_linear, is_plain
+from neuroada_cli.delta.quantized import is_quantized, keep_layout
+from neuroada_cli.delta.targets import Target, is_linear, is_plain, matrices_of
 from neuroada_cli.errors import UserError
 from neuroada_cli.peft_plugin.base import facts_of_model, local_base
 from neuroada_cli.peft_plugin.config import NeuroAdaConfig
@@ -106,7 +106,7 @@ class NeuroAdaModel(BaseTuner):
                 )
             return cast(Tensor, self._selection.indices[name])
         try:
-            weight_OI = dense_OI(base)
+            _, weight_OI = next(matrices_of(Target(base)))
             return choose(weight_OI, config.k, config.criterion, stream(config.seed, name), config.lift_rank)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None

@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from neuroada_cli import hub
 from neuroada_cli.delta.names import split_at_block
-from neuroada_cli.delta.targets import Target, find_targets, shapes_of
+from neuroada_cli.delta.targets import Target, find_targets, parameter_name, shapes_of, targets_of
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.recipe.schema import SelectSection
-from neuroada_cli.selection.criteria import CRITERIA, DATA_CRITERIA, LIFT_RANK
-from neuroada_cli.selection.spread import Pool, Spread, counts, tiles_of
+from neuroada_cli.selection.criteria import CRITERIA, DATA_CRITERIA, LIFT_RANK, score
+from neuroada_cli.selection.spread import Pool, Spread, counts, tile_means, tiles_of
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ class Choice:
             parts.append(f"on {100 * spread.neurons:g} % of the neurons")
         return " ".join(parts)
 
+    def scored(self, weight_OI: Tensor, generator: torch.Generator) -> Tensor:
+        """What a matrix' weights, or its tiles, compete with."""
+        score_OI = score(weight_OI, self.criterion, generator, self.rank)
+        return score_OI if self.spread.tile is None else tile_means(score_OI, self.spread.tile)
+
     def pools(self) -> dict[str, Pool]:
         """Layer -> the new, empty pool it competes in; empty where every neuron has its own connections."""
         if not self.competes:
@@ -126,13 +132,12 @@ def target_layers(
     model that looks at pictures what is not language.
     Raises RecipeError for an entry that matches nothing.
     """
-    prefix = str(base.graph.base_model_prefix)
     parts = hub.parts_of(base.graph)
     heads = hub.left_out(base.graph, parts)
     heads += [
         name
-        for name, _ in base.graph.named_modules()
-        if hub.is_pooler(name) and hub.stored_name(base.weights, f"{name}.weight", prefix) is None
+        for name in targets_of(base.graph)
+        if hub.is_pooler(name) and not base.places.names(parameter_name(base.graph, name))
     ]
     try:
         return find_targets(base.graph, include, exclude, layers, heads, parts)

@@ -6,7 +6,7 @@ O = output neurons, I = inputs, K = chosen inputs per neuron
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from neuroada_cli import hub
 from neuroada_cli.delta.index import filled, size
 from neuroada_cli.delta.quantized import round_trip
-from neuroada_cli.delta.targets import sharing_modules
+from neuroada_cli.delta.targets import Target, sharing_modules
 from neuroada_cli.errors import ModelError
-from neuroada_cli.hub.stored import check_weight, stored_names
 from neuroada_cli.selection.choice import Choice
-from neuroada_cli.selection.criteria import choose, low_rank, score, stream
+from neuroada_cli.selection.criteria import choose, low_rank, stream
 from neuroada_cli.selection.file import Selection
-from neuroada_cli.selection.spread import Pool, by_counts, tile_means, whole_tiles
+from neuroada_cli.selection.spread import Pool, by_counts, joined, whole_tiles
 
 
 @dataclass(frozen=True)
@@ -77,60 +76,62 @@ def indices_from_files(
     or packed.
     """
     choice.check()
-    weights, targets, spread = base.weights, choice.targets, choice.spread
-    competing = choice.pools()
-    stored = dict(zip(targets, stored_weights(base, targets), strict=True))
+    competing, packed = choice.pools(), set(hub.packed_layers(base.graph)) if quantization else set()
+    stored = dict(zip(choice.targets, stored_weights(base, choice.targets), strict=True))
     indices: dict[str, Tensor] = {}
-    for name in _in_file_order(weights, stored):
+
+    def matrices(name: str, part: slice | None) -> Iterator[tuple[slice, Tensor]]:
+        for neurons, weight_OI in base.matrices(name, choice.targets[name], part):
+            if quantization is not None and name in packed:
+                weight_OI = round_trip(weight_OI, quantization, dtype)
+            yield neurons, weight_OI
+
+    for name in _in_file_order(base.weights, stored):
         if rows is not None and name not in rows:
             continue
-        part = rows[name] if rows is not None else slice(None)
-        check_weight(weights, stored[name], name, targets[name])
-        tensor = base.read(stored[name]) if rows is None else weights.tensor(stored[name], part)
-        weight_OI = targets[name].layout.rows(tensor)
-        if quantization is not None:
-            weight_OI = round_trip(weight_OI, quantization, dtype)
         generator = stream(choice.seed, name)
-        try:
-            if name in competing:
-                score_OI = score(weight_OI, choice.criterion, generator, choice.rank)
-                competing[name].add(
-                    name, score_OI if spread.tile is None else tile_means(score_OI, spread.tile)
-                )
-                continue
-            count_O = choice.counts[name][part]
-            indices[name] = _chosen(weight_OI, count_O, choice.criterion, generator, choice.rank)
-        except ValueError as error:
-            raise ModelError(f"{name}: {error}", str(weights.info(stored[name]).file)) from None
-        if on_layer is not None:
-            on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
+        seen, chosen = LayerChoices(), []
+        for neurons, weight_OI in matrices(name, None if rows is None else rows[name]):
+            try:
+                if name in competing:
+                    competing[name].add(name, choice.scored(weight_OI, generator))
+                    continue
+                count_O = choice.counts[name][neurons]
+                chosen.append(_chosen(weight_OI, count_O, choice.criterion, generator, choice.rank))
+            except ValueError as error:
+                raise ModelError(f"{name}: {error}", str(base.weights.info(stored[name]).file)) from None
+            if on_layer is not None:
+                seen.add(weight_OI, chosen[-1])
+        if chosen:
+            indices[name] = joined(chosen)
+            if on_layer is not None:
+                on_layer(seen.of(name))
     if competing:
         indices = winners(choice, competing)
         if on_layer is not None:
-            for name in indices:
-                weight_OI = targets[name].layout.rows(weights.tensor(stored[name]))
-                on_layer(describe(name, weight_OI, indices[name], weights.info(stored[name]).nbytes))
+            for name, index_OK in indices.items():
+                on_layer(described(name, index_OK, matrices(name, slice(None))))
     return indices
 
 
-def stored_weights(base: hub.Base, targets: Iterable[str]) -> list[str]:
+def stored_weights(base: hub.Base, targets: Mapping[str, Target]) -> list[str]:
     """The files' name of each target's weight, the first of several."""
-    return [stored_names(base.weights, base.graph, name)[0] for name in targets]
+    return [base.runs(name, target)[0][0].stored for name, target in targets.items()]
 
 
 def winners(choice: Choice, competing: Mapping[str, Pool]) -> dict[str, Tensor]:
     """Layer -> what it won against the others; as tiles, layers without any are left out."""
     found: dict[str, Tensor] = {}
-    for pool in dict.fromkeys(competing.values()):
-        found |= pool.indices()
     tile = choice.spread.tile
-    if tile is None:
-        return found
-    return {
-        name: whole_tiles(tiles, tile, *choice.shapes[name])
-        for name, tiles in found.items()
-        if int(tiles.max()) >= 0
-    }
+    for pool in dict.fromkeys(competing.values()):
+        for name, matrices in pool.matrices().items():
+            if tile is not None:
+                layout = choice.targets[name].layout
+                if all(int(tiles.max()) < 0 for tiles in matrices):
+                    continue
+                matrices = [whole_tiles(tiles, tile, layout.outputs, layout.inputs) for tiles in matrices]
+            found[name] = joined(matrices)
+    return found
 
 
 def _chosen(
@@ -166,22 +167,46 @@ def _in_file_order(weights: hub.Weights, stored: Mapping[str, str]) -> list[str]
     return sorted(stored, key=lambda name: position[stored[name]])
 
 
-def describe(name: str, weight_OI: Tensor, index_OK: Tensor, nbytes: int) -> LayerChoice:
-    index_filled_OK, real_OK = filled(index_OK)
-    chosen_N = weight_OI.gather(1, index_filled_OK.long()).float().abs_().view(-1)
-    column_N = index_filled_OK.view(-1).long()
-    if real_OK is not None:
-        chosen_N, column_N = chosen_N[real_OK.view(-1)], column_N[real_OK.view(-1)]
-    used_I = torch.zeros(weight_OI.shape[1], dtype=torch.bool)
-    used_I[column_N] = True
-    return LayerChoice(
-        module=name,
-        outputs=weight_OI.shape[0],
-        inputs=weight_OI.shape[1],
-        k=index_OK.shape[1],
-        chosen=size(index_OK),
-        smallest=float(chosen_N.min()) if len(chosen_N) else 0.0,
-        mean=float(chosen_N.mean()) if len(chosen_N) else 0.0,
-        columns=int(used_I.sum()),
-        nbytes=nbytes,
-    )
+class LayerChoices:
+    """What was chosen in a layer, matrix by matrix."""
+
+    def __init__(self) -> None:
+        self._size_N: list[Tensor] = []
+        self._used_I = torch.zeros(0, dtype=torch.bool)
+        self._outputs = self._chosen = self._longest = self._nbytes = 0
+
+    def add(self, weight_OI: Tensor, index_OK: Tensor) -> None:
+        """Take note of a matrix and the columns that were chosen in it."""
+        filled_OK, real_OK = filled(index_OK)
+        size_OK = weight_OI.gather(1, filled_OK.long()).float().abs_()
+        column_N = filled_OK.view(-1) if real_OK is None else filled_OK[real_OK]
+        self._size_N.append(size_OK.view(-1) if real_OK is None else size_OK[real_OK])
+        if len(self._used_I) == 0:
+            self._used_I = torch.zeros(weight_OI.shape[1], dtype=torch.bool)
+        self._used_I[column_N.long()] = True
+        self._outputs += len(weight_OI)
+        self._chosen += size(index_OK)
+        self._longest = max(self._longest, index_OK.shape[1])
+        self._nbytes += weight_OI.numel() * weight_OI.element_size()
+
+    def of(self, name: str) -> LayerChoice:
+        size_N = torch.cat(self._size_N)
+        return LayerChoice(
+            module=name,
+            outputs=self._outputs,
+            inputs=len(self._used_I),
+            k=self._longest,
+            chosen=self._chosen,
+            smallest=float(size_N.min()) if len(size_N) else 0.0,
+            mean=float(size_N.mean()) if len(size_N) else 0.0,
+            columns=int(self._used_I.sum()),
+            nbytes=self._nbytes,
+        )
+
+
+def described(name: str, index_OK: Tensor, matrices: Iterable[tuple[slice, Tensor]]) -> LayerChoice:
+    """What a finished choice of a layer chose."""
+    seen = LayerChoices()
+    for neurons, weight_OI in matrices:
+        seen.add(weight_OI, index_OK[neurons])
+    return seen.of(name)

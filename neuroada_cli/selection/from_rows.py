@@ -19,9 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.data.batch import Batch
-from neuroada_cli.delta.layout import layer_shape
-from neuroada_cli.delta.quantized import dense_OI
-from neuroada_cli.delta.targets import target_of
+from neuroada_cli.delta.targets import Target, matrices_of, target_of
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.loop.loss import LOSSES, logits_are_final
 from neuroada_cli.loop.recomputing import recomputing
@@ -30,7 +28,7 @@ from neuroada_cli.selection.choice import Choice
 from neuroada_cli.selection.criteria import DATA_CRITERIA, choose_by
 from neuroada_cli.selection.file import Selection
 from neuroada_cli.selection.from_files import LayerChoice
-from neuroada_cli.selection.spread import by_counts, tile_means
+from neuroada_cli.selection.spread import by_counts, joined, tile_means
 
 GRADIENT_BYTES = 2 << 30
 
@@ -68,67 +66,66 @@ def select_from_rows(
     """
     choice.check()
     criterion, spread = choice.criterion, choice.spread
-    modules = {name: model.get_submodule(name) for name in choice.targets}
+    targets = {name: target_of(model, name) for name in choice.targets}
     was_training = model.training
     model.eval().requires_grad_(False)
     evidence = _inputs if criterion == "activation" else _gradients
     indices: dict[str, Tensor] = {}
     competing = choice.pools()
 
-    def tell(name: str, weight_OI: Tensor) -> None:
+    def tell(name: str) -> None:
         if on_layer is not None:
-            size = weight_OI.numel() * weight_OI.element_size()
-            on_layer(from_files.describe(name, weight_OI.cpu(), indices[name], size))
+            here = ((neurons, weight_OI.cpu()) for neurons, weight_OI in matrices_of(targets[name]))
+            on_layer(from_files.described(name, indices[name], here))
 
     with recomputing(model, gradient_checkpointing and evidence is _gradients):
-        for name, measured in evidence(model, modules, batches, kind, budget):
-            weight_OI = dense_OI(modules[name])
+        for name, measured in evidence(model, targets, batches, kind, budget):
+            chosen = []
             try:
-                if name in competing:
-                    score_OI = DATA_CRITERIA[criterion](weight_OI, measured)
-                    competing[name].add(
-                        name, score_OI if spread.tile is None else tile_means(score_OI, spread.tile)
-                    )
-                    continue
-                indices[name] = _by_counts(weight_OI, choice.counts[name], criterion, measured)
+                for neurons, weight_OI in matrices_of(targets[name]):
+                    here = measured if measured.ndim == 1 else measured[neurons]
+                    if name in competing:
+                        score_OI = DATA_CRITERIA[criterion](weight_OI, here)
+                        competing[name].add(
+                            name, score_OI if spread.tile is None else tile_means(score_OI, spread.tile)
+                        )
+                        continue
+                    chosen.append(_by_counts(weight_OI, choice.counts[name][neurons], criterion, here))
             except ValueError as error:
                 raise NumericsError(f"{name}: {error} in calibration", fix="set model.dtype: fp32") from None
-            tell(name, weight_OI)
+            if chosen:
+                indices[name] = joined(chosen)
+                tell(name)
     if competing:
         indices |= from_files.winners(choice, competing)
         for name in indices:
-            tell(name, dense_OI(modules[name]))
+            tell(name)
     model.train(was_training)
     return from_files.as_selection(indices, choice, fingerprint, model)
 
 
-def _weight(module: nn.Module) -> nn.Parameter:
-    assert isinstance(module.weight, nn.Parameter)
-    return module.weight
-
-
 def _gradients(
-    model: nn.Module, modules: Mapping[str, nn.Module], batches: Sequence[Batch], kind: str, budget: int
+    model: nn.Module, targets: Mapping[str, Target], batches: Sequence[Batch], kind: str, budget: int
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, sum over the batches of d loss / d W: fp32 [O, I]), one group in memory at a time."""
-    for group in groups(modules, budget):
+    for group in groups(targets, budget):
         sums: dict[str, Tensor] = {}
-        with _collecting(modules, group, sums):
+        with _collecting(targets, group, sums):
             for batch in batches:
-                loss, _ = LOSSES[kind](model, batch.to(_weight(modules[group[0]]).device))
+                loss, _ = LOSSES[kind](model, batch.to(targets[group[0]].weight.device))
                 if loss.requires_grad:  # a batch may hold no target
                     loss.backward()  # type: ignore[no-untyped-call]
         for name in group:
-            weight = _weight(modules[name])
+            weight, layout = targets[name].weight, targets[name].layout
             summed = sums.pop(name, None)
             if summed is None:  # the loss does not depend on it
                 summed = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-            yield name, target_of(model, name).layout.rows(summed)
+            yield name, layout.rows(summed)
 
 
 @contextmanager
 def _collecting(
-    modules: Mapping[str, nn.Module], group: Sequence[str], sums: dict[str, Tensor]
+    targets: Mapping[str, Target], group: Sequence[str], sums: dict[str, Tensor]
 ) -> Iterator[None]:
     """Inside, the group's weights ask for gradients, and each goes to its fp32 sum as soon as it is made."""
 
@@ -145,22 +142,22 @@ def _collecting(
 
     handles = []
     for name in group:
-        weight = _weight(modules[name]).requires_grad_(True)
+        weight = targets[name].weight.requires_grad_(True)
         handles.append(weight.register_post_accumulate_grad_hook(collector(name)))  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         for handle, name in zip(handles, group, strict=True):
             handle.remove()
-            _weight(modules[name]).requires_grad_(False)
+            targets[name].weight.requires_grad_(False)
 
 
-def groups(modules: Mapping[str, nn.Module], budget: int) -> list[list[str]]:
+def groups(targets: Mapping[str, Target], budget: int) -> list[list[str]]:
     """Names in order, cut so that the fp32 gradients of a group take at most `budget` bytes (or are one)."""
     cut: list[list[str]] = []
     filled = 0
-    for name, module in modules.items():
-        size = 4 * _weight(module).numel()
+    for name, target in targets.items():
+        size = 4 * target.weight.numel()
         if not cut or filled + size > budget:
             cut.append([])
             filled = 0
@@ -171,7 +168,7 @@ def groups(modules: Mapping[str, nn.Module], budget: int) -> list[list[str]]:
 
 @torch.no_grad()
 def _inputs(
-    model: nn.Module, modules: Mapping[str, nn.Module], batches: Sequence[Batch], kind: str, budget: int
+    model: nn.Module, targets: Mapping[str, Target], batches: Sequence[Batch], kind: str, budget: int
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, ||x_i|| over all tokens that are no padding: fp32 [I]).
 
@@ -193,7 +190,7 @@ def _inputs(
     device = next(model.parameters()).device
     if kind == "generation":  # the loss tries a model on one token first, which is none of the batch
         logits_are_final(model, batches[0].tokens_BS.to(device))
-    handles = [module.register_forward_pre_hook(adder(name)) for name, module in modules.items()]
+    handles = [target.owner.register_forward_pre_hook(adder(name)) for name, target in targets.items()]
     try:
         for batch in batches:
             # a decoder's padding is not its encoder's: one by one there is none
@@ -204,5 +201,5 @@ def _inputs(
     finally:
         for handle in handles:
             handle.remove()
-    for name, module in modules.items():
-        yield name, squares[name].sqrt() if name in squares else torch.zeros(layer_shape(module)[1])
+    for name, target in targets.items():
+        yield name, squares[name].sqrt() if name in squares else torch.zeros(target.layout.inputs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -122,9 +122,9 @@ def by_counts(count_O: Tensor, choose_rows: Callable[[Tensor, int], Tensor]) -> 
 
 
 class Pool:
-    """The highest scores over several layers that compete for one total, layer by layer.
+    """The highest scores over several layers that compete for one total, matrix by matrix.
 
-    Never more than `total` candidates stand in memory beside one layer's scores.
+    Never more than `total` candidates stand in memory beside one matrix' scores.
     """
 
     def __init__(self, total: int) -> None:
@@ -132,35 +132,48 @@ class Pool:
         self._names: list[str] = []
         self._shapes: list[tuple[int, int]] = []
         self._score_N = torch.empty(0)
-        self._layer_N = torch.empty(0, dtype=torch.int32)
+        self._matrix_N = torch.empty(0, dtype=torch.int32)
         self._place_N = torch.empty(0, dtype=torch.int64)
 
     def add(self, name: str, score_OI: Tensor) -> None:
-        """Raises ValueError where a score is NaN or infinite."""
+        """The next matrix of a layer. Raises ValueError where a score is NaN or infinite."""
         if not torch.isfinite(score_OI).all():
             raise ValueError("a score is NaN or infinite")
         top = score_OI.reshape(-1).float().topk(min(self.total, score_OI.numel()), sorted=False)
-        layer_N = torch.full((len(top.values),), len(self._names), dtype=torch.int32)
+        matrix_N = torch.full((len(top.values),), len(self._names), dtype=torch.int32)
         self._names.append(name)
         self._shapes.append((score_OI.shape[0], score_OI.shape[1]))
         score_N = torch.cat([self._score_N, top.values.cpu()])
         kept = score_N.topk(min(self.total, len(score_N)), sorted=False).indices
         self._score_N = score_N[kept]
-        self._layer_N = torch.cat([self._layer_N, layer_N])[kept]
+        self._matrix_N = torch.cat([self._matrix_N, matrix_N])[kept]
         self._place_N = torch.cat([self._place_N, top.indices.cpu()])[kept]
 
-    def indices(self) -> dict[str, Tensor]:
-        """Layer -> int32 [O, K], K of the longest row; a layer that won nothing has one empty column."""
-        found = {}
+    def matrices(self) -> dict[str, list[Tensor]]:
+        """Layer -> of each of its matrices int32 [O, K], K of the longest row; one that won nothing has an
+        empty column.
+        """
+        found: dict[str, list[Tensor]] = {}
         for number, (name, (outputs, inputs)) in enumerate(zip(self._names, self._shapes, strict=True)):
-            place_N = self._place_N[self._layer_N == number].sort().values
+            place_N = self._place_N[self._matrix_N == number].sort().values
             row_N, column_N = place_N // inputs, place_N % inputs
             count_O = torch.bincount(row_N, minlength=outputs)
             start_O = count_O.cumsum(0) - count_O
             index_OK = torch.full((outputs, max(1, int(count_O.max()))), -1, dtype=torch.int32)
             index_OK[row_N, torch.arange(len(row_N)) - start_O[row_N]] = column_N.to(torch.int32)
-            found[name] = index_OK
+            found.setdefault(name, []).append(index_OK)
         return found
+
+    def indices(self) -> dict[str, Tensor]:
+        """Layer -> int32 [O, K], K of the longest row; a layer that won nothing has one empty column."""
+        return {name: joined(matrices) for name, matrices in self.matrices().items()}
+
+
+def joined(indices: Sequence[Tensor]) -> Tensor:
+    """Neurons of several matrices below each other: int32 [O, K], K of the longest row."""
+    longest = max(index_OK.shape[1] for index_OK in indices)
+    wide = [F.pad(index_OK, (0, longest - index_OK.shape[1]), value=-1) for index_OK in indices]
+    return wide[0] if len(wide) == 1 else torch.cat(wide)
 
 
 def tiles_of(total: int, tile: int) -> int:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertModel, GPT2Model, RobertaConfig, RobertaForMaskedLM
 
 from neuroada_cli import hub
+from neuroada_cli.delta.layout import Layout
 from neuroada_cli.errors import ModelError, ResourceError
 from neuroada_cli.files.safetensors_header import DTYPES
 from neuroada_cli.hub import resolve
@@ -94,10 +95,12 @@ def test_writing_to_a_tensor_leaves_the_file_alone(folder: Path) -> None:
 def test_names_with_and_without_the_prefix(tmp_path: Path, model, module: str, stored: str) -> None:
     built = model()
     built.save_pretrained(tmp_path)
-    weights = hub.open_weights(tmp_path)
-    assert hub.tensor_name(weights, module, built.base_model_prefix) == stored
+    base = hub.open_base(
+        tmp_path, "causal-lm" if module != "bert.pooler.dense" else "sequence-classification"
+    )
+    assert base.places.names(f"{module}.weight") == [stored] == [base.places.own_name(f"{module}.weight")]
     with pytest.raises(ModelError, match=r"no weight for transformer.nowhere"):
-        hub.tensor_name(weights, "transformer.nowhere", built.base_model_prefix)
+        base.places.copies("transformer.nowhere.weight", Layout(2, 3))
 
 
 # -- refusing

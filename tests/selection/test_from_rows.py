@@ -15,8 +15,7 @@ from neuroada_cli import hub
 from neuroada_cli.commands import select, train
 from neuroada_cli.data.batch import IGNORED, Batch, collate
 from neuroada_cli.delta.layout import layout_of
-from neuroada_cli.delta.quantized import dense_OI
-from neuroada_cli.delta.targets import find_targets, target_of
+from neuroada_cli.delta.targets import find_targets, matrices_of, target_of
 from neuroada_cli.errors import NumericsError, RecipeError
 from neuroada_cli.loop.loop import Schedule
 from neuroada_cli.loop.loss import LOSSES
@@ -294,7 +293,7 @@ def test_train_and_select_choose_alike(
 def summed_gradients(recipe: Recipe) -> dict[str, Tensor]:
     """Gradients of the loss of all training rows of a recipe, one row at a time, added up."""
     checked = check(recipe, overwrite=False)
-    model = hub.load_model(checked.base.folder, checked.task.model_task, "fp32").model.eval()
+    model = hub.load_model(checked.base.folder, checked.base.task, "fp32").model.eval()
     model.requires_grad_(True)
     for row in checked.rows.data.train:
         LOSSES["generation"](model, collate([row], checked.rows.data.pad_id))[0].backward()
@@ -356,7 +355,7 @@ def test_activation_on_a_quantised_base_scores_what_the_layers_compute_with(tmp_
     dense = pico_llama(hidden_size=64, intermediate_size=128).eval()
     with torch.no_grad():
         for name in names:
-            dense.get_submodule(name).weight.copy_(dense_OI(quantised.get_submodule(name)))
+            dense.get_submodule(name).weight.copy_(next(matrices_of(target_of(quantised, name)))[1])
     chosen = [
         from_rows.select_from_rows(
             {}, model, choice(model, names, "activation"), batches("generation"), "generation"
