@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,8 @@ import torch
 
 from neuroada_cli.errors import UserError
 from neuroada_cli.ranks.group import Ranks, join, leave
+
+PATIENCE = 240  # seconds
 
 
 def in_ranks(size: int, folder: Path, work: Callable[[Ranks], Any]) -> list[Any]:
@@ -27,12 +31,24 @@ def in_ranks(size: int, folder: Path, work: Callable[[Ranks], Any]) -> list[Any]
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     children = [fork(lambda number=number: _run(number, size, port, folder, work)) for number in range(size)]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    codes = [_waited(child) for child in children]
     told = [folder / f"rank{number}.json" for number in range(size)]
     failed = [file.read_text() for file in (folder / f"rank{n}.txt" for n in range(size)) if file.exists()]
     assert not failed, failed[0]
     assert codes == [0] * size, f"exit codes {codes}"
     return [json.loads(file.read_text()) for file in told]
+
+
+def _waited(child: int) -> int:
+    """Its exit code. One that hangs is killed."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def fork(run: Callable[[], None]) -> int:
@@ -57,11 +73,12 @@ def _run(number: int, size: int, port: int, folder: Path, work: Callable[[Ranks]
     try:
         ranks = join()
         try:
-            result = work(ranks)
+            result, well = work(ranks), True
         except UserError as error:
-            result = {"code": error.exit_code, "line": error.line()}
+            result, well = {"code": error.exit_code, "line": error.line()}, False
         (folder / f"rank{number}.json").write_text(json.dumps(result))
-        leave(ranks)
+        if well:  # else it ends at once, as the command does
+            leave(ranks)
     except BaseException:
         (folder / f"rank{number}.txt").write_text(traceback.format_exc())
         raise

@@ -22,6 +22,7 @@ from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training import space
 from neuroada_cli.training.checkpoint import check_unchanged, newest_opened
 from neuroada_cli.training.fit import TrainResult, fit
+from neuroada_cli.training.parallel import decide
 from neuroada_cli.training.preflight import Checked, check
 
 
@@ -62,7 +63,8 @@ def run(
             }
         )
     plan = checked.plan
-    preview.show(checked, console, ranks)
+    ranks, why = decide(checked, ranks)
+    preview.show(checked, console, ranks, why)
     if dry_run:
         predicted = preview.dry_run(checked)
         return TrainResult(

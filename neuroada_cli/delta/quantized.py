@@ -109,6 +109,7 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
 
 
 KINDS = ("nf4", "fp4", "int8")
+BLOCK = 64  # weights of a row that share a scale in 4 bits
 
 
 def round_trip(weight_OI: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
@@ -116,6 +117,50 @@ def round_trip(weight_OI: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
 
     kind   one of KINDS;  dtype  the type the weight is loaded in, and computed in
     """
+    return dequantize(_layer_of(weight_OI, kind, dtype), dtype)
+
+
+def pack(weight_OI: Tensor, kind: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(packed, scale) as bitsandbytes makes them, with neurons as rows: uint8 [O, I / 2] and fp32 [O, I / 64]
+    in 4 bits, int8 [O, I] and fp32 [O] in 8. A row is packed by itself, so rows can be packed in parts.
+
+    kind, dtype  as of `round_trip`. In 4 bits I has to be a multiple of 64.
+    """
+    outputs, inputs = weight_OI.shape
+    if outputs == 0:
+        packed, scale = packed_shapes(outputs, inputs, kind)
+        kind_dtype = torch.int8 if kind == "int8" else torch.uint8
+        return weight_OI.new_empty(packed, dtype=kind_dtype), weight_OI.new_empty(scale, dtype=torch.float32)
+    weight = cast(Any, _layer_of(weight_OI, kind, dtype).weight)
+    if kind == "int8":
+        return weight.data, weight.SCB.float()
+    return weight.data.view(outputs, inputs // 2), weight.quant_state.absmax.view(outputs, inputs // BLOCK)
+
+
+def packed_shapes(outputs: int, inputs: int, kind: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of what `pack` returns."""
+    if kind == "int8":
+        return (outputs, inputs), (outputs,)
+    return (outputs, inputs // 2), (outputs, inputs // BLOCK)
+
+
+def unpack(packed: Tensor, scale: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
+    """The weight `[O, I]` of what `pack` returned, a fresh dense tensor: the bits that `dequantize` gives."""
+    if kind == "int8":
+        dense_OI: Tensor = packed.float() * (scale / 127)[:, None]
+        return dense_OI.to(dtype)
+    from bitsandbytes.functional import QuantState, dequantize_4bit, get_4bit_type
+
+    outputs, halves = packed.shape
+    state = QuantState(
+        absmax=scale.reshape(-1), shape=torch.Size((outputs, 2 * halves)), blocksize=BLOCK, quant_type=kind,
+        code=get_4bit_type(kind, device=packed.device), dtype=dtype,
+    )  # fmt: skip
+    return cast(Tensor, dequantize_4bit(packed.reshape(-1, 1), state)).to(dtype)
+
+
+def _layer_of(weight_OI: Tensor, kind: str, dtype: torch.dtype) -> nn.Module:
+    """A bitsandbytes layer that holds the weight."""
     quiet_bitsandbytes()
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
@@ -129,7 +174,7 @@ def round_trip(weight_OI: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
             inputs, outputs, bias=False, compute_dtype=dtype, compress_statistics=False, quant_type=kind
         )
     layer.load_state_dict({"weight": weight_OI.to(dtype).contiguous()})
-    return dequantize(layer.to(weight_OI.device), dtype)
+    return layer.to(weight_OI.device)
 
 
 class QuantizedDeltaLinear(DeltaLinear):

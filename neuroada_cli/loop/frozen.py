@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.delta.layout import Layout
+from neuroada_cli.delta.sharded import deal_again, own_rows, sharded_layers
 from neuroada_cli.delta.targets import target_of
 from neuroada_cli.errors import NumericsError
 
@@ -43,17 +44,21 @@ class FrozenWatch:
     """
 
     def __init__(self, model: nn.Module, indices: Mapping[str, Tensor]) -> None:
-        targets = {id(target_of(model, name).weight): name for name in indices}
+        deal_again(model)
+        cut = {id(p): layer for layer in sharded_layers(model).values() for p in layer.cut.values()}
+        targets = {id(target_of(model, name).weight): name for name in indices} if not cut else {}
         self._frozen: list[_Frozen] = []
         for name, parameter in model.named_parameters():
-            chosen_N = None
-            if id(parameter) in targets:
+            chosen_N, layer = None, cut.get(id(parameter))
+            if layer is not None and parameter is layer.cut.get("weight"):
+                chosen_N = places(layer.own("index"), layer.own_layout, layer.own("index").device)
+            elif id(parameter) in targets:
                 if parameter.is_floating_point():  # a quantised weight keeps all of its bytes
                     target = targets[id(parameter)]
                     chosen_N = places(indices[target], target_of(model, target).layout, parameter.device)
-            elif parameter.requires_grad:
+            elif parameter.requires_grad or (layer is not None and id(parameter) in layer.changing()):
                 continue
-            tensor = parameter.detach()
+            tensor = own_rows(parameter)
             place = _spread(tensor, chosen_N)
             total = weighted_sum(tensor, chosen_N)
             self._frozen.append(_Frozen(name, tensor, chosen_N, place, tensor[place].clone(), total))

@@ -182,7 +182,7 @@ def train(
 
 def _refuse_apart(model: nn.Module, method: Method, ranks: Ranks) -> None:
     """Raises NumericsError unless every rank has learnt the same, bit for bit."""
-    if ranks.alone:
+    if ranks.alone or ranks.sharded:
         return
     parameters = [*method.parameters(model), *method.whole_parameters()]
     sums = ranks.collected([weighted_sum(parameter.detach()) for parameter in parameters])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.methods.protocol import Method
+from neuroada_cli.ranks.group import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,17 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None) -> Tensor:
-    """The 2-norm over all gradients before clipping (a scalar); scales them down to `limit`."""
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None, ranks: Ranks = ALONE) -> Tensor:
+    """The 2-norm over all gradients before clipping (a scalar); scales them down to `limit`.
+
+    ranks  whose gradients of their own rows count, too, where each holds some
+    """
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads)
+    if ranks.sharded:
+        square = norm.square()
+        ranks.sum_(square)
+        norm = square.sqrt()
     if limit is not None and grads:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm

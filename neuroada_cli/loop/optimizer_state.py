@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from neuroada_cli.ranks.group import ALONE, Ranks
+
 STEP, MOMENTS = "step", ("exp_avg", "exp_avg_sq")
 
 
-def tensors_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Of a parameter without a gradient yet (an expert that no token reached): the zeros it begins with."""
-    return {
-        f"{number}.{key}": value
-        for number, parameter in enumerate(_parameters(optimizer))
-        for key, value in (optimizer.state.get(parameter) or _fresh(parameter)).items()
-    }
+def tensors_of(
+    optimizer: torch.optim.Optimizer, rows: Sequence[int] | None = None, ranks: Ranks = ALONE
+) -> dict[str, Tensor]:
+    """Of a parameter without a gradient yet (an expert that no token reached): the zeros it begins with.
+
+    rows   of each parameter on all ranks together, where every rank steps its own: then all ranks call it,
+           and rank 0 gets what is whole
+    """
+    found: dict[str, Tensor] = {}
+    for number, parameter in enumerate(_parameters(optimizer)):
+        for key, value in (optimizer.state.get(parameter) or _fresh(parameter)).items():
+            if rows is not None and key in MOMENTS:
+                whole = ranks.joined(value.cpu(), rows[number])
+                value = whole if ranks.first else whole[:0]
+            found[f"{number}.{key}"] = value
+    return found
 
 
-def load(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], steps: int) -> None:
+def load(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    steps: int,
+    rows: Sequence[int] | None = None,
+    ranks: Ranks = ALONE,
+) -> None:
     """Put a saved state back, of an optimizer that has done `steps` steps.
 
+    rows, ranks  as of `tensors_of`: each rank takes its own part
     Raises ValueError unless there is exactly one entry for every parameter, of its shape and data type, with
     finite values: a missing one would start again at zero without a word, and a fused step trusts the shapes.
     """
@@ -32,6 +50,11 @@ def load(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], steps:
     state = {}
     for number, parameter in enumerate(parameters):
         held = {key: tensors[f"{number}.{key}"] for key in (STEP, *MOMENTS)}
+        if rows is not None:
+            for key in MOMENTS:
+                if held[key].ndim != 2 or len(held[key]) != rows[number]:
+                    raise ValueError(f"the optimizer's state {number} is of another parameter")
+                held[key] = held[key][ranks.rows(rows[number])]
         _check(held, parameter, number, steps)
         state[number] = held
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -14,7 +14,8 @@ from neuroada_cli.data.batch import Batch, listed
 from neuroada_cli.errors import DataError, NumericsError
 from neuroada_cli.loop.loss import Loss, count_targets
 from neuroada_cli.loop.optim import clip_gradients, set_lr
-from neuroada_cli.methods.protocol import Method
+from neuroada_cli.loop.turns import turns
+from neuroada_cli.methods.protocol import Method, Shards
 from neuroada_cli.ranks.gradients import sum_gradients
 from neuroada_cli.ranks.group import ALONE, Ranks
 
@@ -66,14 +67,20 @@ def train_step(
         raise DataError(f"step {step + 1} has no token to learn", f"rows {listed(rows)}")
     device = next(model.parameters()).device
     losses: list[Tensor] = []
-    for batch in ranks.mine(micro_batches):
-        loss_sum, _ = loss(model, batch.to(device))
+    for turn in turns(micro_batches, ranks):
+        loss_sum, _ = loss(model, turn.batch.to(device))
+        if not turn.counts:
+            loss_sum = loss_sum * 0.0
         if loss_sum.requires_grad:  # a micro-batch may hold no target at all
             (loss_sum / targets).backward()  # type: ignore[no-untyped-call]
-        losses.append(loss_sum.detach())
+        if turn.own:
+            losses.append(loss_sum.detach())
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    sum_gradients(parameters, ranks)
-    norm = clip_gradients(parameters, clip)
+    if isinstance(method, Shards):
+        method.take_gradients(model)
+    else:
+        sum_gradients(parameters, ranks)
+    norm = clip_gradients(parameters, clip, ranks)
     # the step's only wait for the device: everything the guard and the log need at once
     *sums, grad_norm = _told([*losses, norm.float()], len(micro_batches), ranks)
     _guard(sums, grad_norm, micro_batches, step)

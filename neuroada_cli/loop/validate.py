@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.data.batch import Batch, listed
+from neuroada_cli.delta.sharded import deal_again
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.loop.loss import class_error, row_logits, score_error, token_loss
+from neuroada_cli.loop.turns import turns
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.stopping import Noted
 
@@ -69,13 +71,17 @@ def validate(
     batches_done: list[_Done] = []
     stopped = False
     with evaluating(model):
-        for number, batch in enumerate(batches):
-            if stopped := stop is not None and stop.requested is not None:
+        for turn in turns(batches, ranks):
+            stopped = stop is not None and stop.requested is not None
+            if ranks.sharded:  # the others cannot go on without this one
+                stopped = bool(ranks.largest(int(stopped)))
+            if stopped:
                 break
-            if number % ranks.size == ranks.number:
-                loss_sum, done = _evaluated(model, batch.to(device), kind)
+            loss_sum, done = _evaluated(model, turn.batch.to(device), kind)
+            if turn.counts:
                 losses.append(loss_sum)
                 batches_done.append(done)
+    deal_again(model)
     told = torch.stack(losses).tolist() if losses else []
     every = ranks.collected([stopped, told, batches_done])
     if any(stopped for stopped, _, _ in every):

@@ -58,6 +58,7 @@ class MethodFacts:
     package       what has to be installed for it, besides what always is
     predictable   its memory can be predicted without weights
     unmergeable   why no plain checkpoint can hold what it learns; None: one can
+    shards        what builds it on a model whose rows are dealt to ranks: "module:name", taking the ranks
     folds         writes values of its own into chosen entries of shared weights (the bench puts them back)
     marks         what the names of parameters hold that it adds; None: it adds none
     added         their shapes: (rank, target -> O, layer -> I where the base is known). Raises ValueError
@@ -82,6 +83,7 @@ class MethodFacts:
     package: str | None = None
     predictable: bool = True
     unmergeable: str | None = None
+    shards: str | None = None
     folds: bool = False
     marks: str | None = None
     added: AddedShapes | None = None
@@ -113,19 +115,29 @@ class MethodFacts:
             arguments["reselects"] = reselects
         return self.factory()(**arguments)
 
+    def build_sharded(self, ranks: Any) -> Any:
+        """A fresh method for a model whose rows are dealt to `ranks`. Raises RecipeError where it cannot."""
+        if self.shards is None:
+            raise RecipeError("has no way to train a sharded model", "train.method", "use neuroada")
+        return _imported(self.shards)(ranks)
+
     def factory(self) -> Callable[..., Any]:
         """What builds it, imported. Raises ResourceError where a package that it needs is not installed."""
         self.require()
         if not isinstance(self.make, str):
             return self.make
-        module, _, name = self.make.partition(":")
-        made: Callable[..., Any] = getattr(importlib.import_module(module), name)
-        return made
+        return _imported(self.make)
 
     def require(self) -> None:
         """Raises ResourceError, before any model is there, when a package that it needs is not installed."""
         if self.package is not None:
             require_package(self.package, str(self.make).rpartition(":")[2].lower())
+
+
+def _imported(named: str) -> Callable[..., Any]:
+    module, _, name = named.partition(":")
+    made: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return made
 
 
 def require_package(package: str, what: str) -> None:
@@ -209,6 +221,7 @@ _HERE = "neuroada_cli.methods"
 NEUROADA = MethodFacts(
     f"{_HERE}.neuroada:NeuroAda", "neuroada", chosen=True, folds=True, delta_dtype=True, reselects=True,
     quantized=True, count=lambda sizes: sizes.chosen, moments=_delta_moments,
+    shards=f"{_HERE}.sharded:ShardedNeuroAda",
 )  # fmt: skip
 LORA = MethodFacts(
     f"{_HERE}.peft:lora", "lora and dora (need peft)", peer=("rank", "alpha", "dropout"), package="peft",

@@ -57,6 +57,19 @@ class Method(Protocol):
 
 
 @runtime_checkable
+class Shards(Protocol):
+    """A method whose parameters are this rank's rows of larger ones."""
+
+    def take_gradients(self, model: nn.Module) -> None:
+        """After the backward passes: the gradients of this rank's rows, summed over all ranks already."""
+        ...
+
+    def rows(self, model: nn.Module) -> list[int]:
+        """How many rows each of `parameters` has on all ranks together."""
+        ...
+
+
+@runtime_checkable
 class Reselects(Protocol):
     """A method that can go on with other connections (`train.reselect_every`)."""
 

@@ -38,6 +38,8 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 class Ranks:
     """The processes of a run, seen from one of them. In a run of one process everything is as if alone.
 
+    sharded  every one holds its own rows of the model: all run as many forwards and backwards, in step
+
     All ranks have to call the same methods in the same order. Each raises PeerError when another process has
     gone or does not answer.
     """
@@ -47,6 +49,7 @@ class Ranks:
     local: int = 0
     local_size: int = 1
     _patient: Any = None
+    sharded: bool = False
 
     @property
     def alone(self) -> bool:

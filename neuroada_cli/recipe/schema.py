@@ -178,9 +178,10 @@ class TrainSection(Section):
     micro_batch_size: int | None = Field(
         None, ge=1, description="Rows per forward pass; empty: the whole batch at once."
     )
-    parallel: Literal["auto", "replicate"] = Field(
+    parallel: Literal["auto", "replicate", "shard"] = Field(
         "auto",
-        description="In several processes (torchrun, --processes): each holds the whole model (replicate).",
+        description="In several processes (torchrun, --processes): each holds the whole model (replicate), "
+        "or its share of every layer's neurons (shard); auto: replicate if it fits, by predicted memory.",
     )
     group_by_length: bool = Field(True, description="Put rows of similar length into one batch.")
     packing: bool = Field(

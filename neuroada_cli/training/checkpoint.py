@@ -24,7 +24,7 @@ from neuroada_cli.adapter.folder import Adapter, AdapterFolder, open_adapter, re
 from neuroada_cli.errors import ModelError, OutputError, UserError
 from neuroada_cli.loop import optimizer_state, rng
 from neuroada_cli.loop.loop import Progress
-from neuroada_cli.methods.protocol import Method
+from neuroada_cli.methods.protocol import Method, Shards
 from neuroada_cli.methods.state import MethodState
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.training import folder as run_folder
@@ -75,14 +75,16 @@ class RunCheckpoints:
     ) -> None:
         """Write checkpoint-N completely or not at all, move the links, then drop old ones."""
         learnt = method.state(model)
+        rows = method.rows(model) if isinstance(method, Shards) else None
+        moments = optimizer_state.tensors_of(optimizer, rows, self.ranks)
         streams = rng.capture(self.ranks)
-        self.ranks.first_does(lambda: self._write(progress, learnt, optimizer, *streams))
+        self.ranks.first_does(lambda: self._write(progress, learnt, moments, *streams))
 
     def _write(
         self,
         progress: Progress,
         learnt: MethodState,
-        optimizer: torch.optim.Optimizer,
+        moments: Mapping[str, Tensor],
         rng_tensors: Mapping[str, Tensor],
         rng_numbers: dict[str, Any],
     ) -> None:
@@ -90,7 +92,7 @@ class RunCheckpoints:
         with files.atomic_folder(self.run_dir / name, overwrite=True) as folder:
             write_adapter(folder, self.adapter(learnt), self.tokenizer, self.recipe_yaml)
             (folder / STATE).parent.mkdir()
-            files.write_tensors(folder / OPTIMIZER, optimizer_state.tensors_of(optimizer))
+            files.write_tensors(folder / OPTIMIZER, moments)
             if learnt.exact:
                 files.write_tensors(folder / EXACT, learnt.exact)
             files.write_tensors(folder / RNG, rng_tensors)
@@ -119,7 +121,8 @@ class RunCheckpoints:
             method.load_state(
                 model, MethodState(adapter.deltas, adapter.whole, exact, adapter.selection.indices)
             )
-            optimizer_state.load(optimizer, optimizer_tensors, saved.progress.step)
+            rows = method.rows(model) if isinstance(method, Shards) else None
+            optimizer_state.load(optimizer, optimizer_tensors, saved.progress.step, rows, self.ranks)
             rng.restore(rng_tensors, saved.rng, self.ranks)
         except (KeyError, ValueError, TypeError) as error:
             raise ModelError(f"does not fit this run: {error}", str(folder)) from error

@@ -19,7 +19,7 @@ from neuroada_cli.training.remarks import remarks
 PREVIEW_CHARACTERS = 1200
 
 
-def show(checked: Checked, console: Console, ranks: Ranks = ALONE) -> None:
+def show(checked: Checked, console: Console, ranks: Ranks = ALONE, why: str = "") -> None:
     """A few lines and one training row, with learnt tokens standing out."""
     recipe, plan, rows = checked.recipe, checked.plan, checked.rows
     counts, held = rows.train_report, rows.validation_report
@@ -31,7 +31,8 @@ def show(checked: Checked, console: Console, ranks: Ranks = ALONE) -> None:
         f"{plan.steps:,} optimizer steps of {recipe.train.batch_size} rows",
     ]
     if not ranks.alone:
-        lines.append(f"{ranks.size} processes, each with the whole model and its share of every step's rows")
+        holds = "its share of every layer's neurons" if ranks.sharded else "the whole model"
+        lines.append(f"{ranks.size} processes, each with {holds} and a part of every step's rows ({why})")
     if rows.dropped:
         lines.insert(2, f"{rows.dropped:,} rows left out: test sets ask them, too")
     for line in lines:

@@ -16,10 +16,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from neuroada_cli import files
+from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
 from neuroada_cli.data.batch import align_padding
+from neuroada_cli.delta.sharded import Planned, plan_layers, shard
 from neuroada_cli.errors import PeerError, RecipeError, UserError
 from neuroada_cli.loop.loop import Progress, train
 from neuroada_cli.loop.loss import check_packing
@@ -80,7 +81,8 @@ def fit(
     with advised(checked, "choosing connections"):
         selection = _selection(checked, source, console, ranks)
     with advised(checked, "loading the model"):
-        model, method, trainable = _attached(checked, selection)
+        attached = _attached_in_parts if ranks.sharded else _attached
+        model, method, trainable = attached(checked, selection, ranks)
     data = checked.rows.data
     if recipe.train.packing:
         check_packing(model, data.train)
@@ -143,7 +145,36 @@ def _selection(checked: Checked, source: AdapterFolder | None, console: Console,
         )
 
 
-def _attached(checked: Checked, selection: Selection) -> tuple[nn.Module, Method, int]:
+def _attached_in_parts(checked: Checked, selection: Selection, ranks: Ranks) -> tuple[nn.Module, Method, int]:
+    """The same of a model whose rows are dealt to the ranks; it never stands whole in one of them."""
+    recipe, base, device = checked.recipe, checked.base, torch.device(checked.device)
+    settings, dtype = recipe.model, hub.TORCH_DTYPES[recipe.model.dtype]
+    delta = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.train.delta_dtype]
+    method: Method = checked.plan.facts.build_sharded(ranks)
+    model = hub.planned_model(base, dtype, settings.attention)
+    names = hub.names_of(model)
+    packed = {}
+    if settings.quantization is not None:
+        heads = hub.default_exclude(model)
+        linear = (n for n, module in model.named_modules() if isinstance(module, nn.Linear))
+        packed = {name: settings.quantization for name in linear if name not in heads}
+    plans = {
+        name: Planned(index_OK.shape[1], bool((index_OK < 0).any()), delta, dtype=dtype)
+        for name, index_OK in selection.indices.items()
+    }
+    try:
+        plan_layers(model, plans, packed, dtype)
+        shard(model, ranks, device)
+        ranks.all_do(lambda: hub.read_rows(base, model, names, ranks, device))
+        method.attach(model, selection.indices)
+    except ValueError as error:
+        raise RecipeError(
+            str(error), "train.parallel=shard", "set train.parallel: replicate, or leave it out"
+        ) from None
+    return model, method, selection.connections
+
+
+def _attached(checked: Checked, selection: Selection, ranks: Ranks) -> tuple[nn.Module, Method, int]:
     """(model with the method on it, the method, how many numbers train)."""
     recipe, facts = checked.recipe, checked.plan.facts
     loaded = choose.load(recipe, checked.base, checked.device)

@@ -75,20 +75,23 @@ def _counted(facts: MethodFacts, base: hub.Base, choice: Choice) -> int:
     return sum(parameter.numel() for parameter in method.parameters(model))
 
 
-def largest_step(recipe: Recipe, rows: PreparedRows) -> tuple[int, int]:
+def largest_step(recipe: Recipe, rows: PreparedRows, processes: int = 1) -> tuple[int, int]:
     """(rows, tokens of each) of the forward pass that takes the most memory."""
-    counts = rows.train_report
-    return min(recipe.train.micro_batch_size or recipe.train.batch_size, counts.rows), counts.longest
+    counts, train = rows.train_report, recipe.train
+    micro = min(train.micro_batch_size or train.batch_size, -(-train.batch_size // processes))
+    return min(micro, counts.rows), counts.longest
 
 
 def predicted_memory(
-    recipe: Recipe, plan: Plan, rows: PreparedRows, base: hub.Base, device: str
+    recipe: Recipe, plan: Plan, rows: PreparedRows, base: hub.Base, device: str, processes: int = 1
 ) -> memory.Breakdown | None:
-    """Of the largest step, without reading a weight; None where it is not predicted."""
+    """Of the largest step of a process with the whole model, one of `processes` that share a step's rows,
+    without reading a weight; None where it is not predicted.
+    """
     if not plan.facts.predictable or recipe.model.quantization is not None:
         return None
     counts = rows.train_report
-    micro, longest = largest_step(recipe, rows)
+    micro, longest = largest_step(recipe, rows, processes)
     return memory.predict(
         base.skeleton,
         plan.stored_k or plan.sizes.shapes,

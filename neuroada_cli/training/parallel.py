@@ -1,0 +1,77 @@
+"""How several processes share the work: each with the whole model, or each with its own rows of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import torch
+
+from neuroada_cli.errors import RecipeError
+from neuroada_cli.ranks.group import Ranks
+from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.selection.criteria import DATA_CRITERIA
+from neuroada_cli.training.plan import predicted_memory
+from neuroada_cli.training.preflight import Checked
+
+ROOM = 0.9  # of a device's memory that a step may be predicted to take: allocators round, others need some
+
+
+def decide(checked: Checked, ranks: Ranks) -> tuple[Ranks, str]:
+    """(the ranks, sharded or not; why, in a few words). All ranks call it, and agree.
+
+    `auto` replicates where a step is predicted to fit into each process's memory: then only gradients travel.
+    Raises RecipeError for a recipe that cannot be sharded and is to be.
+    """
+    if ranks.alone:
+        return ranks, ""
+    wanted, problem = checked.recipe.train.parallel, why_not_sharded(checked.recipe)
+    if wanted == "shard" and problem is not None:
+        raise RecipeError(f"train.parallel=shard {problem}", fix="set train.parallel: replicate")
+    if wanted != "auto":
+        return dataclasses.replace(ranks, sharded=wanted == "shard"), f"train.parallel: {wanted}"
+    room = min(ranks.collected(memory_of(checked.device, ranks)))
+    peak = ranks.shared(_peak(checked, ranks) if ranks.first else None)
+    if peak is None:
+        return ranks, "its memory is not predicted"
+    needs = f"a step is predicted to take {peak / 1e9:.2f} GB of {room / 1e9:.2f} GB"
+    if peak <= ROOM * room:
+        return ranks, needs
+    if problem is not None:
+        return ranks, f"{needs}, and {problem}"
+    return dataclasses.replace(ranks, sharded=True), needs
+
+
+def _peak(checked: Checked, ranks: Ranks) -> int | None:
+    found = predicted_memory(
+        checked.recipe, checked.plan, checked.rows, checked.base, checked.device, ranks.size
+    )
+    return None if found is None else found.peak
+
+
+def memory_of(device: str, ranks: Ranks) -> int:
+    """Bytes that one process may take: its GPU's, or its share of what the machine has available."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return available // ranks.local_size
+
+
+def why_not_sharded(recipe: Recipe) -> str | None:
+    """What in a recipe needs the whole model in one process."""
+    from neuroada_cli.methods import METHODS
+
+    train = recipe.train
+    if METHODS[train.method].shards is None:
+        return f"does not go with train.method={train.method}"
+    if train.reselect_every is not None:
+        return "does not go with train.reselect_every"
+    if train.train_bias:
+        return "does not go with train.train_bias"
+    if recipe.select.criterion in DATA_CRITERIA and recipe.select.file is None:
+        return f"does not go with select.criterion={recipe.select.criterion}, which needs the whole model"
+    return None
