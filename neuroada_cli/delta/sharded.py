@@ -24,6 +24,7 @@ from neuroada_cli.delta.layout import Layout, layout_of
 from neuroada_cli.delta.linear import DeltaLinear
 from neuroada_cli.delta.names import blocks_of
 from neuroada_cli.delta.quantized import QuantizedDeltaLinear, packed_shapes, unpack
+from neuroada_cli.delta.targets import is_plain
 from neuroada_cli.ranks.group import Ranks
 
 
@@ -91,12 +92,12 @@ class _Sharded(DeltaLinear):
                 torch.ones_like(index_RK, dtype=torch.bool) if real_RK is None else real_RK
             )
         self.own("delta").zero_()
-        base_RK = self._own_weight_RI().gather(1, index_RK.long())
+        base_RK = self.own_layout.take(self._own_weight(), index_RK)
         self.register_buffer("base_values", base_RK, persistent=False)
         self.refold()
 
-    def _own_weight_RI(self) -> Tensor:
-        return self.layout.rows(self.own("weight"))
+    def _own_weight(self) -> Tensor:
+        return self.own("weight")
 
     def take_gradient(self) -> None:
         """The gradient of this rank's deltas, summed over all ranks, becomes the optimizer's."""
@@ -124,7 +125,9 @@ class ShardedDeltaLinear(_Sharded):
     @classmethod
     def planned(cls, base: nn.Module, plan: Planned) -> ShardedDeltaLinear:
         """In place of `base`, which is on the meta device. Raises ValueError when it is no linear layer."""
-        layer = cast(ShardedDeltaLinear, cls._wrap(base))
+        if not is_plain(base):
+            raise ValueError(f"{type(base).__name__} computes with its weight in a way of its own")
+        layer = cls(base, layout_of(base))
         layer._plan(plan)
         return layer
 
@@ -158,7 +161,7 @@ class ShardedQuantizedDeltaLinear(_Sharded, QuantizedDeltaLinear):
         assert self.plan.packed is not None
         return unpack(self.packed, self.scale, self.plan.packed, self.compute_dtype)
 
-    def _own_weight_RI(self) -> Tensor:
+    def _own_weight(self) -> Tensor:
         assert self.plan.packed is not None
         return unpack(self.own("packed"), self.own("scale"), self.plan.packed, self.compute_dtype)
 

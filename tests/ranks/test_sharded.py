@@ -19,9 +19,9 @@ from neuroada_cli.delta import quantized
 from neuroada_cli.delta.sharded import sharded_layers
 from neuroada_cli.errors import RecipeError, Stopped
 from neuroada_cli.loop import loop
-from neuroada_cli.loop.signals import StopSignals
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.stopping import Noted
 from neuroada_cli.training import fit as fitting
 from neuroada_cli.training.log import read_metrics
 
@@ -38,7 +38,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tiny_llama_folder(here / "blocks", hidden_size=64, intermediate_size=128, **still)
     tiny_llama_folder(here / "tied", tied=True, **still)
     tiny_llama_folder(here / "dropout")
-    gpt2 = pico_gpt2(vocab_size=VOCABULARY, n_positions=256)
+    gpt2 = pico_gpt2(vocab_size=VOCABULARY, n_positions=256, bos_token_id=1, eos_token_id=2)
     gpt2.save_pretrained(here / "gpt2")
     tiny_tokenizer().save_pretrained(here / "gpt2")
     return {folder.name: folder for folder in here.iterdir()}
@@ -96,11 +96,14 @@ def test_losses_and_selection_are_those_of_one_process(
         recipe = tiny_recipe(bases[base], tmp_path / f"run{count}", **values)
         run_in(count, recipe)
         runs[count] = recipe.run_path
-    assert_same_course(runs[1], runs[size])
+    # bitsandbytes' 8-bit layers compute in bf16, where the order of a sum in fp32 becomes a visible rounding
+    rounds = "int8" in str(settings)
+    assert_same_course(runs[1], runs[size], rtol=5e-3 if rounds else 1e-6)
     one, other = (read_adapter(runs[count] / "last") for count in (1, size))
     assert one.deltas.keys() == other.deltas.keys()
     for name, delta_OK in one.deltas.items():
-        torch.testing.assert_close(other.deltas[name], delta_OK, rtol=1e-4, atol=1e-6)
+        close = {"rtol": 0.5, "atol": 5e-2} if rounds else {"rtol": 1e-4, "atol": 1e-6}
+        torch.testing.assert_close(other.deltas[name], delta_OK, **close)
     names = [{file.name for file in (runs[count] / "last").rglob("*")} for count in (1, size)]
     assert names[0] == names[1]
 
@@ -121,9 +124,9 @@ def test_merged_folders_are_equal_within_one_rounding(bases: dict[str, Path], tm
 
 def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal to the last rank while it works on that step."""
-    original, enter, signals = loop.train_step, StopSignals.__enter__, []
+    original, enter, signals = loop.train_step, Noted.__enter__, []
 
-    def entered(self: StopSignals) -> StopSignals:
+    def entered(self: Noted) -> Noted:
         signals.append(self)
         return enter(self)
 
@@ -133,7 +136,7 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
             signals[-1].requested = 15
         return stats
 
-    monkeypatch.setattr(StopSignals, "__enter__", entered)
+    monkeypatch.setattr(Noted, "__enter__", entered)
     monkeypatch.setattr(loop, "train_step", step)
 
 
