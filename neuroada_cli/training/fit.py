@@ -22,6 +22,7 @@ from neuroada_cli.adapter.folder import Adapter, AdapterFolder
 from neuroada_cli.data.batch import align_padding
 from neuroada_cli.delta.sharded import Planned, plan_layers, shard
 from neuroada_cli.errors import PeerError, RecipeError, UserError
+from neuroada_cli.hub.sharded import names_of, planned_model, read_rows
 from neuroada_cli.loop.loop import Progress, train
 from neuroada_cli.loop.loss import check_packing
 from neuroada_cli.machine import environment
@@ -151,8 +152,8 @@ def _attached_in_parts(checked: Checked, selection: Selection, ranks: Ranks) -> 
     settings, dtype = recipe.model, hub.TORCH_DTYPES[recipe.model.dtype]
     delta = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.train.delta_dtype]
     method: Method = checked.plan.facts.build_sharded(ranks)
-    model = hub.planned_model(base, dtype, settings.attention)
-    names = hub.names_of(model)
+    model = planned_model(base, dtype, settings.attention)
+    names = names_of(model)
     packed = {}
     if settings.quantization is not None:
         heads = hub.default_exclude(model)
@@ -165,7 +166,7 @@ def _attached_in_parts(checked: Checked, selection: Selection, ranks: Ranks) -> 
     try:
         plan_layers(model, plans, packed, dtype)
         shard(model, ranks, device)
-        ranks.all_do(lambda: hub.read_rows(base, model, names, ranks, device))
+        ranks.all_do(lambda: read_rows(base, model, names, ranks, device))
         method.attach(model, selection.indices)
     except ValueError as error:
         raise RecipeError(

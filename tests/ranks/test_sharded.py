@@ -18,6 +18,7 @@ from neuroada_cli.commands import merge, train
 from neuroada_cli.delta import quantized
 from neuroada_cli.delta.sharded import sharded_layers
 from neuroada_cli.errors import RecipeError, Stopped
+from neuroada_cli.hub.sharded import planned_model
 from neuroada_cli.loop import loop
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.schema import Recipe
@@ -284,7 +285,7 @@ def test_rows_packed_by_themselves_are_the_rows_of_the_packed_whole(kind: str, d
 
 def test_a_model_on_the_meta_device_has_its_buffers(bases: dict[str, Path]) -> None:
     base = hub.open_base(bases["odd"])
-    planned = hub.planned_model(base, torch.bfloat16)
+    planned = planned_model(base, torch.bfloat16)
     loaded = hub.load_model(base.folder, "causal-lm", "bf16").model
     assert all(parameter.is_meta for parameter in planned.parameters())
     assert {n: p.dtype for n, p in planned.named_parameters()} == {
