@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ from transformers import (
 )
 
 torch.set_num_threads(2)
+# what a shell that starts tests in the background has ignored (`&`, nohup) children would ignore, too
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 
 def pico_llama(tied: bool = False, vocabulary: int = 96, **changes: object) -> LlamaForCausalLM:

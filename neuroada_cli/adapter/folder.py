@@ -56,7 +56,6 @@ __all__ = [
     "Selection",
     "check_base",
     "check_shapes",
-    "find_adapter",
     "how_trained",
     "open_adapter",
     "read_adapter",
@@ -139,20 +138,25 @@ class AdapterFolder:
     """An adapter folder whose files are those that were written: hashed once, when it was opened.
 
     manifest  its "files" map each name to {"sha256", "size"}
+    reading   as long as this lives, a training leaves the folder where it is
     """
 
     folder: Path
     manifest: dict[str, Any]
+    reading: files.Reading | None = field(default=None, repr=False, compare=False)
 
     def file(self, name: str) -> Path | None:
         """One of the files that were written; None where there was none, whatever lies there now."""
         return self.folder / name if name in self.manifest["files"] else None
 
 
-def open_adapter(folder: str | os.PathLike[str], also: tuple[str, ...] = ()) -> AdapterFolder:
+def open_adapter(
+    folder: str | os.PathLike[str], also: tuple[str, ...] = (), reading: files.Reading | None = None
+) -> AdapterFolder:
     """Compare a folder with its manifest, file by file.
 
-    also  names that it has to hold besides what every adapter does
+    also     names that it has to hold besides what every adapter does
+    reading  the folder, kept from being removed
     Nothing that is read of it (config, tensors, recipe, tokenizer) may be left out of the manifest. A folder
     that PEFT saved has none; its files are taken as they are.
     Raises ModelError for a folder that is none, and for whatever differs.
@@ -165,8 +169,8 @@ def open_adapter(folder: str | os.PathLike[str], also: tuple[str, ...] = ()) -> 
         read |= {f"{TEMPLATES}/{entry.name}" for entry in os.scandir(folder / TEMPLATES)}
     needed = (CONFIG, TENSORS, *sorted(read), *also)
     if not os.path.isfile(folder / files.MANIFEST) and _saved_by_peft(folder):
-        return AdapterFolder(folder, files.take_stock(folder, needed))
-    return AdapterFolder(folder, files.verify_folder(folder, needed))
+        return AdapterFolder(folder, files.take_stock(folder, needed), reading)
+    return AdapterFolder(folder, files.verify_folder(folder, needed), reading)
 
 
 def _saved_by_peft(folder: Path) -> bool:
@@ -269,31 +273,6 @@ def _check_finite(adapter: Adapter) -> None:
             raise NumericsError(
                 f"{name} holds NaN or infinity and is not saved", fix="lower the learning rate"
             )
-
-
-def find_adapter(path: str | os.PathLike[str]) -> Path:
-    """The adapter folder that `path` means: itself, or of a run the best checkpoint, else the last one.
-
-    Raises ModelError telling what was found instead.
-    """
-    folder = Path(path)
-    if os.path.isfile(folder / CONFIG):
-        return folder
-    if not os.path.exists(folder):
-        raise ModelError("no such folder", str(path), "name a run or an adapter folder")
-    if not os.path.isdir(folder):
-        raise ModelError("is a file", str(path), "name a run or an adapter folder")
-    numbered = [p for p in folder.glob("checkpoint-*") if p.name[11:].isdecimal()]
-    by_age = sorted(numbered, key=lambda p: int(p.name[11:]), reverse=True)
-    for candidate in [folder / "best", folder / "last", *by_age]:
-        if all(os.path.isfile(candidate / name) for name in (CONFIG, files.MANIFEST)):
-            real = Path(os.path.realpath(candidate))
-            if real.parent != Path(os.path.realpath(folder)):
-                raise ModelError(f"{candidate.name} is a link that leaves the folder", str(path))
-            return real if candidate.is_symlink() else candidate
-    if os.path.isfile(folder / "config.json"):
-        raise ModelError("is a model, not an adapter", str(path), "name the run that was trained on it")
-    raise ModelError("holds no adapter and no complete checkpoint", str(path), "train first")
 
 
 def how_trained(adapter: Adapter) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter.config import method_of, method_problem
+from neuroada_cli.adapter.find import find_adapter, open_found
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
 from neuroada_cli.delta.layout import layout_of
 from neuroada_cli.delta.model import attach
@@ -59,16 +60,11 @@ class Target:
 
 def find_target(name: str) -> Target:
     """Raises ModelError for an adapter folder that is not what was written."""
-    return Target(name, adapters.open_adapter(adapters.find_adapter(name)) if is_adapter(name) else None)
-
-
-def is_adapter(target: str) -> bool:
-    """Whether `target` is an adapter or run folder."""
     try:
-        adapters.find_adapter(target)
+        find_adapter(name)
     except ModelError:
-        return False
-    return True
+        return Target(name, None)
+    return Target(name, open_found(name))
 
 
 def recipe_of(target: Target) -> Recipe | None:

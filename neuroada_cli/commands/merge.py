@@ -28,7 +28,8 @@ from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter import load as adapted
 from neuroada_cli.adapter.config import method_of
-from neuroada_cli.adapter.folder import Adapter
+from neuroada_cli.adapter.find import open_found
+from neuroada_cli.adapter.folder import Adapter, AdapterFolder
 from neuroada_cli.delta.quantized import KINDS as QUANTIZED_KINDS
 from neuroada_cli.errors import ModelError, NumericsError, OutputError, RecipeError
 from neuroada_cli.foreign_text import shown
@@ -81,8 +82,8 @@ def run(
     started = time.perf_counter()
     out = Path(out)
     _refuse_packed(dtype)
-    folder = _find_adapter(Path(source))
-    verified = adapters.open_adapter(folder)
+    verified = _opened(Path(source))
+    folder = verified.folder
     trained_adapter = adapter = adapters.read_adapter(verified)
     facts = METHODS[method_of(adapter.settings)]
     if facts.unmergeable is not None:
@@ -194,7 +195,7 @@ def _quantization(adapter: Adapter, onto: str, folder: Path) -> str | None:
     return str(kind)
 
 
-def _find_adapter(source: Path) -> Path:
+def _opened(source: Path) -> AdapterFolder:
     is_model = (source / "config.json").is_file() and not (source / "adapter_config.json").is_file()
     if is_model:
         raise ModelError(
@@ -202,7 +203,7 @@ def _find_adapter(source: Path) -> Path:
             str(source),
             "name a run or adapter folder",
         )
-    return adapters.find_adapter(source)
+    return open_found(source)
 
 
 def _refuse_overlap(out: Path, adapter: Path, base: Path) -> None:

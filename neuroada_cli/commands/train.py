@@ -93,7 +93,12 @@ def _source(
         return None
 
     def find() -> AdapterFolder | None:
-        found = newest_opened(run_dir)
+        found = newest_opened(
+            run_dir,
+            lambda name, why: console.print(
+                f"{shown(name)} is passed over: {shown(why)}", style="yellow", soft_wrap=True, highlight=False
+            ),
+        )
         files.clean_stale(run_dir)  # what a killed run left half written; a fresh start clears it anyway
         if found is not None:
             check_unchanged(found.folder, checked.recipe.model_dump(mode="json"), checked.rows.hashes)

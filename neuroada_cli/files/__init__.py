@@ -5,14 +5,14 @@
     write_json, write_text, append_jsonl, settle, copy_file
     read_tensors, read_json, read_jsonl,
     verify_folder, own_file, take_stock         ModelError for anything that is not what was written
-    Lock, clean_stale, remove_folder, require_space
+    Lock, Reading, clean_stale, remove_folder, require_space
 
 No pickle is read or written here.
 """
 
 from neuroada_cli.files.atomic import atomic_file, atomic_folder, atomic_link, clean_stale, remove_folder
 from neuroada_cli.files.disk import explained, require_space
-from neuroada_cli.files.lock import Lock
+from neuroada_cli.files.lock import Lock, Reading
 from neuroada_cli.files.manifest import MANIFEST, is_ours, own_file, take_stock, verify_folder
 from neuroada_cli.files.tensors import read_tensors, stream_tensors, write_tensors
 from neuroada_cli.files.text import (
@@ -31,6 +31,7 @@ from neuroada_cli.files.text import (
 __all__ = [
     "MANIFEST",
     "Lock",
+    "Reading",
     "append_jsonl",
     "atomic_file",
     "atomic_folder",

@@ -270,15 +270,26 @@ def atomic_link(link: Path, target: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def remove_folder(path: Path) -> None:
+def remove_folder(path: Path, unless_read: bool = False) -> bool:
     """Take a folder away. Its name goes before its content, so that nobody ever finds half of it.
 
+    unless_read  leave it, and return False, while somebody reads it (`Reading`)
     What of the content cannot be removed stays behind under a name that `clean_stale` knows. Raises OSError.
     """
     temporary = _temporary(path)
-    with stopping.tidied(lambda: remove_tree(temporary)):
-        os.rename(path, temporary)
-        shutil.rmtree(temporary)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if unless_read else None
+    try:
+        if descriptor is not None:
+            _lock(descriptor)
+        with stopping.tidied(lambda: remove_tree(temporary)):
+            os.rename(path, temporary)
+            shutil.rmtree(temporary)
+    except BlockingIOError:
+        return False
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+    return True
 
 
 def clean_stale(folder: Path, name: str | None = None) -> None:

@@ -10,8 +10,8 @@ last -> checkpoint-N     best -> checkpoint-M
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli import files
+from neuroada_cli.adapter.find import checkpoints
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder, open_adapter, read_adapter, write_adapter
 from neuroada_cli.errors import ModelError, OutputError, UserError
 from neuroada_cli.loop import optimizer_state, rng
@@ -88,8 +89,11 @@ class RunCheckpoints:
         rng_tensors: Mapping[str, Tensor],
         rng_numbers: dict[str, Any],
     ) -> None:
-        name = f"checkpoint-{progress.step}"
-        with files.atomic_folder(self.run_dir / name, overwrite=True) as folder:
+        place = self.run_dir / f"checkpoint-{progress.step}"
+        if place.is_dir() and not (place / files.MANIFEST).is_file():  # resuming has passed it over
+            with files.explained(place):
+                files.remove_folder(place)
+        with files.atomic_folder(place, overwrite=True) as folder:
             write_adapter(folder, self.adapter(learnt), self.tokenizer, self.recipe_yaml)
             (folder / STATE).parent.mkdir()
             files.write_tensors(folder / OPTIMIZER, moments)
@@ -141,11 +145,19 @@ class RunCheckpoints:
             files.atomic_link(self.run_dir / "best", best)
 
     def _prune(self, progress: Progress) -> None:
-        """Last of all, so that a kill here costs disk space and nothing else."""
-        newest_first = sorted(run_folder.checkpoints(self.run_dir), reverse=True)
-        for step, folder in newest_first[self.keep :]:
+        """Last of all, so that a kill here costs disk space and nothing else.
+
+        One that somebody reads goes with a later save; what is not complete, or of a step to come, is none.
+        """
+        complete = [
+            (step, folder)
+            for step, folder in checkpoints(self.run_dir)
+            if step <= progress.step and (folder / files.MANIFEST).is_file()
+        ]
+        for step, folder in sorted(complete, reverse=True)[self.keep :]:
             if step != progress.best_step:
-                shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError):
+                    files.remove_folder(folder, unless_read=True)
 
 
 def newest_complete(run_dir: Path) -> Path | None:
@@ -154,26 +166,32 @@ def newest_complete(run_dir: Path) -> Path | None:
     return None if opened is None else opened.folder
 
 
-def newest_opened(run_dir: Path) -> AdapterFolder | None:
+def newest_opened(
+    run_dir: Path, on_skip: Callable[[str, str], object] = lambda name, why: None
+) -> AdapterFolder | None:
     """The newest checkpoint that is what was saved, with a log that still holds what it held then.
 
+    on_skip  told the name of each newer one that is not, and what is wrong with it
     None when there is no checkpoint at all. Raises ModelError when there are some and none is intact, and for
     one that a newer version wrote.
     """
-    problems = []
+    problems: list[tuple[str, str]] = []
     log = MetricsLog(run_dir / run_folder.METRICS)
-    for _, folder in sorted(run_folder.checkpoints(run_dir), reverse=True):
+    for _, folder in sorted(checkpoints(run_dir), reverse=True):
         try:
             opened = open_adapter(folder, also=(STATE, OPTIMIZER, RNG))
             log.check(read_state(folder).log_bytes)
-            return opened
         except NewerFormat:
             raise
         except UserError as error:
-            problems.append(error.line())
+            problems.append((folder.name, error.line()))
+            continue
+        for name, why in problems:
+            on_skip(name, why)
+        return opened
     if problems:
         raise ModelError(
-            f"no checkpoint is intact: {problems[0]}", str(run_dir), "start again with --overwrite"
+            f"no checkpoint is intact: {problems[0][1]}", str(run_dir), "start again with --overwrite"
         )
     return None
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from neuroada_cli import files
+from neuroada_cli.adapter.find import checkpoints
 from neuroada_cli.errors import ModelError, OutputError
 
 RECIPE, SELECTION, METRICS = "recipe.yaml", "selection.safetensors", "metrics.jsonl"
@@ -17,7 +16,6 @@ LINKS = ("best", "last")
 # The last two say whose folder it is. They are written first and removed last, so that a run that was killed
 # while it began, or while it was cleared away, is still known for one.
 OURS = (*LINKS, METRICS, PICTURE, SELECTION, RECIPE, ENVIRONMENT)
-CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
 FACTS = {"neuroada", "python", "system"}  # some of what `environment.facts` tells of every machine
 
 
@@ -79,14 +77,6 @@ def _is_environment(file: Path) -> bool:
     except ModelError:
         return False
     return isinstance(facts, dict) and facts.keys() >= FACTS
-
-
-def checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
-    """(step, folder) of every checkpoint, complete or not, in no order."""
-    for entry in folder.glob("checkpoint-*"):
-        number = CHECKPOINT.fullmatch(entry.name)
-        if number and entry.is_dir() and not entry.is_symlink():
-            yield int(number[1]), entry
 
 
 def clear(folder: Path) -> None:

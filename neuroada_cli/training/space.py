@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from neuroada_cli import files, hub
-from neuroada_cli.training import folder as run_folder
+from neuroada_cli.adapter.find import checkpoints
 from neuroada_cli.training.preflight import Checked
 
 SMALL_BYTES = 64 << 10  # of a checkpoint beside tensors and tokenizer: random states, recipe, card, manifest
@@ -26,7 +26,7 @@ def require(checked: Checked) -> None:
     copies = min(recipe.train.keep + 2, checked.plan.steps)
     there = sum(
         file.stat().st_size
-        for _, checkpoint in run_folder.checkpoints(recipe.run_path)
+        for _, checkpoint in checkpoints(recipe.run_path)
         for file in checkpoint.rglob("*")
         if file.is_file()
     )

@@ -13,7 +13,7 @@ from tiny_adapter import (
 )
 
 from neuroada_cli import files, hub
-from neuroada_cli.adapter.folder import find_adapter
+from neuroada_cli.adapter.find import find_adapter
 from neuroada_cli.errors import ModelError
 from neuroada_cli.selection.file import check_base
 

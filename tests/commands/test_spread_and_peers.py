@@ -13,6 +13,7 @@ from tiny_run import tiny_llama_folder, tiny_recipe
 
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter import load as adapted
+from neuroada_cli.adapter.find import find_adapter
 from neuroada_cli.commands import merge, select, train
 from neuroada_cli.errors import ModelError, RecipeError, Stopped
 from neuroada_cli.selection.file import read_selection
@@ -54,7 +55,7 @@ def test_every_spread_trains_and_merges(changes: dict[str, object], tmp_path: Pa
     tuned_BSV = logits(result.run_dir)
     assert torch.equal(tuned_BSV, logits(out, dtype="fp32"))
     assert not torch.equal(tuned_BSV, logits(model, dtype="fp32"))
-    trained = adapters.read_adapter(adapters.find_adapter(result.run_dir))
+    trained = adapters.read_adapter(find_adapter(result.run_dir))
     for name, delta_OK in trained.deltas.items():
         assert not delta_OK[trained.selection.indices[name] < 0].any()
 
@@ -146,7 +147,7 @@ def test_an_adapter_of_lora_with_strange_settings_is_refused(tmp_path: Path, mod
     pytest.importorskip("peft")
     recipe = tiny_recipe(model, tmp_path / "run", train={"method": "lora"}, peer={"rank": 2})
     result = train.run(recipe, quiet=True)
-    read = adapters.read_adapter(adapters.find_adapter(result.run_dir))
+    read = adapters.read_adapter(find_adapter(result.run_dir))
     loaded = adapted.load(str(model), dtype="fp32").model
     read.settings["peer"] = {"rank": 3}
     with pytest.raises(ModelError, match="does not fit its base"):

@@ -45,7 +45,7 @@ device: cpu
 model: {{path: {model}, dtype: fp32}}
 select: {{k: 1}}
 data: {{task: instruct, train: {rows}, validation_rows: 4, max_length: 256}}
-train: {{epochs: 2, batch_size: 4, save_every: 2}}
+train: {{epochs: 2, batch_size: 4, save_every: 2, keep: 1}}
 eval: {{max_new_tokens: 2, batch_size: 2}}
 """
 STOPPED = r"stopped by SIG(INT|TERM|HUP)"
@@ -70,6 +70,7 @@ PHASES = {
     "train: writing the selection": Phase("train", "os.rename", r"selection\.safetensors"),
     "train: between two steps": Phase("train", "open", r"metrics\.jsonl", 4, "after step"),
     "train: saving": Phase("train", "open", r"tmp-.*optimizer\.safetensors", 1, "after step"),
+    "train: removing old checkpoints": Phase("train", "os.rename", r"/checkpoint-\d+$", 1, "after step"),
     "train: drawing": Phase("train", "open", r"training\.png"),
     "select: choosing": Phase("select", "open", r"model\.safetensors$", 6),
     "select: writing": Phase("select", "os.rename", r"chosen\.safetensors"),

@@ -21,7 +21,8 @@ from neuroada_cli.selection.file import write_selection
 READER = """
 import os, socket, sys
 from pathlib import Path
-from neuroada_cli.adapter.folder import find_adapter, read_adapter
+from neuroada_cli.adapter.find import find_adapter
+from neuroada_cli.adapter.folder import read_adapter
 from neuroada_cli.data.reading import read_file
 from neuroada_cli.errors import UserError
 from neuroada_cli.recipe.load import load_recipe

@@ -216,7 +216,7 @@ def test_a_librarys_fork_takes_nothing_of_ours_away() -> None:
 def test_in_every_phase_a_signal_ends_it_and_it_can_be_done_again(tmp_path: Path) -> None:
     count = scale(1, 3)
     found = run_cases("stops.py", "phases", count, tmp_path)
-    assert sum(found.values()) == 16 * count
+    assert sum(found.values()) == 17 * count
     record("random signals: every phase of train, select, merge, eval", found)
 
 

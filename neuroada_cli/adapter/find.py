@@ -1,0 +1,68 @@
+"""Which adapter folder a path means, while a training may be writing and removing beside the reader."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from neuroada_cli import files
+from neuroada_cli.adapter.config import CONFIG
+from neuroada_cli.adapter.folder import AdapterFolder, open_adapter
+from neuroada_cli.errors import ModelError
+
+# As a save names it: no other digits, no leading zero, no number that is none of a run's steps.
+CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]{0,15})")
+LOOKS = 10  # at a run whose checkpoints come and go; each finds a newer one
+
+
+def checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
+    """(step, folder) of every checkpoint of a run, complete or not, in no order; links are none, and a
+    folder with nothing in it is none.
+    """
+    for entry in folder.glob("checkpoint-*"):
+        number = CHECKPOINT.fullmatch(entry.name)
+        if number and entry.is_dir() and not entry.is_symlink() and any(os.scandir(entry)):
+            yield int(number[1]), entry
+
+
+def find_adapter(path: str | os.PathLike[str]) -> Path:
+    """The adapter folder that `path` means: itself, or of a run the best checkpoint, else the last one.
+
+    Raises ModelError telling what was found instead.
+    """
+    folder = Path(path)
+    if os.path.isfile(folder / CONFIG):
+        return folder
+    if not os.path.exists(folder):
+        raise ModelError("no such folder", str(path), "name a run or an adapter folder")
+    if not os.path.isdir(folder):
+        raise ModelError("is a file", str(path), "name a run or an adapter folder")
+    by_age = [checkpoint for _, checkpoint in sorted(checkpoints(folder), reverse=True)]
+    for candidate in [folder / "best", folder / "last", *by_age]:
+        if all(os.path.isfile(candidate / name) for name in (CONFIG, files.MANIFEST)):
+            real = Path(os.path.realpath(candidate))
+            if real.parent != Path(os.path.realpath(folder)):
+                raise ModelError(f"{candidate.name} is a link that leaves the folder", str(path))
+            return real if candidate.is_symlink() else candidate
+    if os.path.isfile(folder / "config.json"):
+        raise ModelError("is a model, not an adapter", str(path), "name the run that was trained on it")
+    raise ModelError("holds no adapter and no complete checkpoint", str(path), "train first")
+
+
+def open_found(path: str | os.PathLike[str]) -> AdapterFolder:
+    """The adapter folder that `path` means, opened, and kept from being removed while it is in use.
+
+    A training removes old checkpoints and names a better one `best`; where that came in between, the run is
+    looked at again. Raises ModelError as `find_adapter` and `open_adapter` do.
+    """
+    for look in range(1, LOOKS + 1):
+        folder = find_adapter(path)
+        reading = files.Reading(folder)
+        try:
+            return open_adapter(folder, reading=reading)
+        except (ModelError, FileNotFoundError):
+            if look == LOOKS or reading.is_of(folder):  # it is still there, as it was: so it is broken
+                raise
+    raise AssertionError("the last look returns or raises")
