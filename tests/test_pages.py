@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,3 +39,17 @@ def test_a_page_that_was_changed_by_hand_is_named(tmp_path: Path) -> None:
     found = check(tmp_path)
     assert found.returncode == 1
     assert "docs/recipe.md" in found.stderr
+
+
+def test_every_page_has_its_place_in_the_site() -> None:
+    """`make docs` builds the site with warnings as errors; what is missing from it shows here already."""
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    named = set(re.findall(r"[\w/]+\.md", str(site["nav"])))
+    assert named == {file.name for file in (ROOT / "docs").glob("*.md")}
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if "://" not in link:
+                assert (page.parent / link).exists(), f"{page.name}: {link}"

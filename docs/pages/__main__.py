@@ -14,6 +14,7 @@ from pathlib import Path
 
 import command_pages
 import performance_page
+import pictures
 import reliability_page
 import results_page
 
@@ -48,6 +49,8 @@ def main() -> None:
         return
     for name in given.names or PAGES:
         _file(name).write_text(PAGES[name](), encoding="utf-8")
+    if not given.names:
+        pictures.draw_all()
 
 
 if __name__ == "__main__":
