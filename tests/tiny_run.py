@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,10 @@ from conftest import pico_bert, pico_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from neuroada_cli.loop import loop
 from neuroada_cli.recipe.load import recipe_from
 from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.training.log import read_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +78,30 @@ def tiny_recipe(model: Path, run_dir: Path, /, **sections: dict[str, Any]) -> Re
     for name, changes in sections.items():
         values[name] = {**values.get(name, {}), **changes}
     return recipe_from(values)
+
+
+def hashes(checkpoint: Path) -> dict[str, str]:
+    """Every tensor file of a checkpoint, and its progress."""
+    found = {
+        str(file.relative_to(checkpoint)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in checkpoint.rglob("*.safetensors")
+    }
+    state = json.loads((checkpoint / "state" / "state.json").read_text(encoding="utf-8"))
+    return found | {"progress": json.dumps(state["progress"]), "rng": json.dumps(state["rng"])}
+
+
+def losses(run_dir: Path) -> list[tuple[int, float, float]]:
+    entries = read_metrics(run_dir / "metrics.jsonl")
+    return [(e["step"], e["loss"], e.get("grad_norm", 0.0)) for e in entries]
+
+
+def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int, sent: int = signal.SIGTERM) -> None:
+    """A real signal from inside step `number` (1 is the first)."""
+    original = loop.train_step
+
+    def step(*args: Any, **keywords: Any) -> Any:
+        if args[5] == number - 1:
+            os.kill(os.getpid(), sent)
+        return original(*args, **keywords)
+
+    monkeypatch.setattr(loop, "train_step", step)

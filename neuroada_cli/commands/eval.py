@@ -25,7 +25,7 @@ from neuroada_cli.foreign_text import shown
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.ranks.place import refuse_strangers
 from neuroada_cli.recipe.load import load_recipe
-from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.recipe.schema import DataSection, Recipe
 from neuroada_cli.tasks import metrics
 from neuroada_cli.tasks.registry import expand, get_protocol, get_task, scored_tasks
 from neuroada_cli.tasks.task import Task, under
@@ -84,7 +84,7 @@ def run(
         ranks.first_does(lambda: records.refuse_finished([task.name for task in chosen]))
     data_dir = data_dir or (recipe.data.data_dir if recipe else None)
     limit = limit or (recipe.eval.limit if recipe else None)
-    data = recipe.data if recipe else None
+    data = _data_of(recipe, trained, found)
     learnt = _learnt(trained, named, data_dir, console)
     if trained is not None and named is None and any("test" not in task.sets for task in chosen):
         _refuse_foreign(trained, data_dir, "validation", trained.data.validation)
@@ -233,6 +233,20 @@ def _refuse_foreign(recipe: Recipe, data_dir: str | None, split: str, source: st
     """Raises DataError for a source that only a recipe which came with the target wants fetched."""
     if source is not None:
         refuse_foreign(source, split, data_dir or recipe.data.data_dir)
+
+
+def _data_of(recipe: Recipe | None, trained: Recipe | None, target: adapted.Target) -> DataSection | None:
+    """How rows are read. What was trained brings its chat template with its tokenizer, and the day that it
+    was told with its recipe; no file that a stranger's recipe names is opened.
+    """
+    if recipe is None:
+        return None
+    changes: dict[str, Any] = {}
+    if trained is not None or target.adapter is not None or files.is_ours(target.name):
+        changes["chat_template"] = None
+    if recipe.data.date is None and trained is not None:
+        changes["date"] = trained.data.date
+    return recipe.data.model_copy(update=changes)
 
 
 def _tokenizer_of(target: adapted.Target, recipe: Recipe | None, trusted: bool) -> Any:

@@ -116,7 +116,9 @@ def run(
             files.write_json(temporary / "config.json", merged_config(config, target, adapter, opened.graph))
             copy_companions(base_folder, temporary, config)
             carry_recipe(verified, temporary)
-            files.write_text(temporary / "README.md", model_card(trained_adapter, merge))
+            recipe = adapted.recipe_of(adapted.Target(str(source), verified))
+            day = recipe.data.date if recipe else None
+            files.write_text(temporary / "README.md", model_card(trained_adapter, merge, day))
             difference = None
             if packed is not None:
                 target_of = adapted.Target(str(source), verified)

@@ -52,6 +52,8 @@ def run(
         recipe = recipe.model_copy(update={"select": section})
     run_dir = recipe.run_path
     ranks.first_does(lambda: run_folder.check(run_dir, resume, overwrite, recipe_file))
+    if resume:
+        recipe = run_folder.as_begun(recipe, run_dir)
     checked = ranks.all_do(lambda: check(recipe, overwrite, ranks))
     if not ranks.alone:
         ranks.refuse_differences(

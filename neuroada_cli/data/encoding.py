@@ -21,6 +21,7 @@ from neuroada_cli.errors import DataError, ModelError
 from neuroada_cli.foreign_text import printable
 from neuroada_cli.hub.endings import endings
 
+FEW = 32  # tokens of an answer that may all be spaces
 TooLong = Literal["refuse", "cut", "drop"]
 
 
@@ -76,7 +77,7 @@ def encode(
         return _encode_labels(examples, tokenizer, max_length, kind)
     texts = _Texts(tokenizer, max_length, loss_on_prompt, too_long)
     examples = [each for example in examples for each in (*example.apart, example)]
-    _refuse_without_answer([e.row for e in examples if _is_empty(e)], len(examples))
+    _refuse_without_answer([e.row for e in examples if texts.is_empty(e)], len(examples))
     cuts = texts.coded(examples, published)
     silent = [e.row for e, cut in zip(examples, cuts, strict=True) if texts.says_nothing(e, cut)]
     if not published:  # there the answer may stand in the prompt's last token, which is counted
@@ -108,7 +109,7 @@ class _Texts:
 
     def __init__(self, tokenizer: Any, max_length: int, loss_on_prompt: bool, too_long: TooLong) -> None:
         self._coder = Coder(tokenizer)
-        self._ends = end_ids(tokenizer)
+        self._ends, self._end_texts = end_ids(tokenizer), end_texts(tokenizer)
         unknown = tokenizer.unk_token_id
         self._own_end, self._unknown = int(tokenizer.eos_token_id), None if unknown in self._ends else unknown
         self._max, self._on_prompt, self._too_long = max_length, loss_on_prompt, too_long
@@ -128,15 +129,22 @@ class _Texts:
             for ids, head, cut in zip(whole, heads, found, strict=True)
         ]
 
+    def is_empty(self, example: Example) -> bool:
+        """Whether the content is empty, whatever a template leaves of it: an end token is none."""
+        answer = str(example.answer)
+        for text in self._end_texts:
+            answer = answer.replace(text, "")
+        return not example.target.strip() or not answer.strip()
+
     def says_nothing(self, example: Example, cut: Cut) -> bool:
         """Whether of an answer that is not empty no token is left but its end: tokenizers drop characters."""
         answer = cut.ids[cut.places[-1] :]
-        if len(answer) > 2 + len(example.end):
+        if len(answer) > FEW + len(example.lead + example.end):
             return False
         while answer and answer[-1] in self._ends:
             answer = answer[:-1]
-        left = self._coder.decode(answer).strip().removesuffix(example.end.strip())
-        return left.strip() == ""
+        left, end = self._coder.decode(answer), self._coder.as_written(example.end)
+        return _bare(left).removesuffix(_bare(end)) == ""
 
     def ends_early(self, example: Example, cut: Cut) -> bool:
         return any(token in self._ends for token in cut.ids[cut.places[-1] : -1])
@@ -196,6 +204,11 @@ def end_ids(tokenizer: Any) -> frozenset[int]:
     return found.ids
 
 
+def end_texts(tokenizer: Any) -> list[str]:
+    """The same tokens as text."""
+    return [str(token) for token in tokenizer.convert_ids_to_tokens(sorted(end_ids(tokenizer))) if token]
+
+
 def prompt_ids(examples: Sequence[Example], tokenizer: Any, published: bool = False) -> list[list[int]]:
     """The tokens that a model is asked with: of each example those that stand before its answer in training.
 
@@ -228,9 +241,9 @@ def answer_in(example: Example, written: str) -> str:
     return text
 
 
-def _is_empty(example: Example) -> bool:
-    """Whether the content is empty, whatever a template leaves of it."""
-    return not example.target.strip() or not str(example.answer).strip()
+def _bare(text: str) -> str:
+    """Without spaces and case, which tokenizers change."""
+    return "".join(text.split()).lower()
 
 
 def _refuse_without_answer(empty: Sequence[int], count: int) -> None:

@@ -35,7 +35,10 @@ def encode_pairs(
         raise DataError("there are no rows", fix="check data.train and data.limit")
     end_ids(tokenizer)
     _refuse_empty(
-        examples, "answer to learn", lambda e: e.target, "fill their answers in, or drop these rows"
+        examples,
+        "answer to learn",
+        lambda e: e.target if str(e.answer).strip() else "",  # a template may leave something of none
+        "fill their answers in, or drop these rows",
     )
     _refuse_empty(
         examples, "prompt, and an encoder-decoder answers one", lambda e: e.prompt,

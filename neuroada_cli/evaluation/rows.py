@@ -11,8 +11,9 @@ from neuroada_cli.data.sources import Rows, load_rows, require_source
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.recipe.schema import DataSection, Recipe
 from neuroada_cli.tasks import leakage
+from neuroada_cli.tasks.chat_template import use_template
 from neuroada_cli.tasks.glue import half_of_validation
-from neuroada_cli.tasks.instruct import shaped
+from neuroada_cli.tasks.instruct import habits_of, shaped
 from neuroada_cli.tasks.registry import get_task, scored_tasks
 from neuroada_cli.tasks.task import Protocol, Task, examples_of, under
 from neuroada_cli.tasks.training_set import training_set
@@ -78,7 +79,9 @@ def prepare(
         rows, part = rows.subset(range(limit)), f"the first {limit} of {part}"
     task = ruled
     if task.name == "instruct":
-        task = shaped(task, rows.rows, data.format if data else None, tokenizer())
+        found = tokenizer()
+        use_template(found, data)
+        task = shaped(task, rows, habits_of(data, rules), found)
     examples = examples_of(task, rows.rows, rules.name, rows.source, rows.lines, rows.numbers)
     if learnt is None:
         return TaskRows(task, rows, examples, part)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from neuroada_cli.data.batch import Encoded, Example, align_padding, collate
-from neuroada_cli.data.encoding import answer_in
+from neuroada_cli.data.encoding import answer_in, end_texts
 from neuroada_cli.data.inputs import encode_for, prompts_for
 from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import NumericsError
@@ -103,6 +103,7 @@ def predict(
     if task.kind != "generation":
         return _classify(model, reader, task, examples, batch_size, max_length, on_rows, ranks), 0
     scoring, coder = task.scoring[protocol], Coder(reader.tokenizer)
+    ends = end_texts(reader.tokenizer)
     prompts, context = prompts_for(reader, examples, task.published), context_of(model)
     fit = [n for n, ids in enumerate(prompts) if context is None or len(ids) < context]
     if not fit:
@@ -116,7 +117,7 @@ def predict(
         tokens += count
         places = [fit[number] for number in numbers]
         scored = [
-            _scored(task, scoring, examples[place], text, coder)
+            _scored(task, scoring, examples[place], text, coder, ends)
             for place, text in zip(places, completions, strict=True)
         ]
         done.update(zip(places, scored, strict=True))
@@ -142,16 +143,22 @@ def predict(
     return [done[number] for number in range(len(examples))], tokens
 
 
-def _scored(task: Task, scoring: Scoring, example: Example, written: str, coder: Coder) -> Prediction:
+def _scored(
+    task: Task, scoring: Scoring, example: Example, written: str, coder: Coder, ends: Sequence[str]
+) -> Prediction:
     """A completion's answer, scored. What the tokenizer cannot write as it stands in the row (it may drop
-    case or spaces) is right when it is what the tokenizer makes of it.
+    case or spaces) is right when it is what the tokenizer makes of it; an end token that stands in the row
+    ends the answer there, too.
     """
     if task.published:
         return score_one(scoring, example, written)
     found = score_one(scoring, example, answer_in(example, written))
     if found.correct:
         return found
-    as_written = coder.as_written(str(example.answer))
+    answer = str(example.answer).rstrip()
+    for end in ends:
+        answer = answer.removesuffix(end)
+    as_written = coder.as_written(answer)
     other = score_one(scoring, replace(example, answer=as_written), found.prediction)
     return replace(other, reference=found.reference) if other.correct else found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,11 @@ def _labels(adapter: Adapter, skeleton: nn.Module) -> dict[str, Any]:
     }
 
 
-def model_card(adapter: Adapter, merge: Merge) -> str:
+def model_card(adapter: Adapter, merge: Merge, day: datetime.date | None = None) -> str:
     """README.md of the merged folder, with the front matter that the hub reads.
 
     adapter  as it was trained, even where the merge went by whole weights (LoRA)
+    day      what its chat template was told in training, if that asks for it
     """
     stats = merge.stats
     matter = ["library_name: transformers"]
@@ -118,6 +120,8 @@ def model_card(adapter: Adapter, merge: Merge) -> str:
 ({share(stats.entries, merge.parameters)}) |
 | weights that did change | {stats.changed:,} |
 """
+    more = f"| merged onto | {merge.onto} |\n" if merge.onto else ""
+    more += f"| day told to the chat template | {day.isoformat()} |\n" if day else ""
     return f"""{head}
 
 # {_display_name(adapter.base)}, fine-tuned
@@ -130,7 +134,7 @@ A plain Hugging Face checkpoint: it loads with `transformers` alone and costs no
 | training | {how_trained(adapter)} |
 {changed if sparse else ""}| tensors replaced whole | {stats.whole} |
 | data type | {describe_dtype(merge.target)} |
-{f"| merged onto | {merge.onto} |" + chr(10) if merge.onto else ""}
+{more}
 {same if sparse else ""}"""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,11 @@ from neuroada_cli.methods.facts import METHODS, MethodFacts
 
 # what the section `peer` is for, and the keys that are not for all of them
 Beta = Annotated[float, Field(ge=0, lt=1)]
+COLUMNS = (  # our names of the columns of rows of one's own
+    "prompt", "completion", "instruction", "input", "output", "text", "system", "history", "messages",
+    "tools",
+)  # fmt: skip
+OWN_ROWS = ("format", "columns", "learn", "chat_template", "chat_template_kwargs", "date")
 MOST_EPOCHS = 1_000_000  # beyond, the count of steps would leave the range of numbers
 
 
@@ -111,6 +117,25 @@ class DataSection(Section):
     format: Literal["alpaca", "chat", "prompt-completion", "text"] | None = Field(
         None, description="Row format, for task `instruct` only; empty recognises it from the first row."
     )
+    columns: dict[str, str] = Field(
+        {},
+        description="Our names of columns -> theirs, for `instruct`: {prompt: question, completion: answer}.",
+    )
+    learn: Literal["last", "assistant", "all"] | None = Field(
+        None,
+        description="What of a conversation is learnt, for `instruct`: the last answer, every turn of the "
+        "assistant, or all; empty: as the protocol has it (reft assistant, llm-adapters all).",
+    )
+    chat_template: str | None = Field(
+        None, description="A .jinja file to use instead of the tokenizer's own chat template."
+    )
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(
+        {}, description="What else the chat template is told: {enable_thinking: false}."
+    )
+    date: datetime.date | None = Field(
+        None,
+        description="The day that a chat template is told; empty: that of the run's start, kept with it.",
+    )
     train: str | None = Field(None, description="Training rows: known set, file, folder, hub id or URL.")
     validation: str | None = Field(None, description="Validation rows, likewise.")
     validation_rows: int = Field(
@@ -135,6 +160,21 @@ class DataSection(Section):
     data_dir: str | None = Field(
         None, description="Folder searched first for data sets (also $NEUROADA_DATA)."
     )
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _is_a_day(cls, day: Any) -> Any:
+        if isinstance(day, int | float):
+            raise ValueError("data.date is a number; write it as YYYY-MM-DD")
+        return day
+
+    @field_validator("columns")
+    @classmethod
+    def _are_ours(cls, columns: dict[str, str]) -> dict[str, str]:
+        for ours in columns:
+            if ours not in COLUMNS:
+                raise ValueError(f"data.columns: {ours[:40]} is none of our names; {nearest(ours, COLUMNS)}")
+        return columns
 
     @field_validator("train", "validation")
     @classmethod
@@ -271,8 +311,10 @@ class Recipe(Section):
             )
         if self.data.validation is not None and self.data.validation_rows:
             raise ValueError("data.validation and data.validation_rows exclude each other; keep one")
-        if self.data.format is not None and self.data.task != "instruct":
-            raise ValueError("data.format goes with data.task: instruct; remove it")
+        for key in OWN_ROWS:
+            given = getattr(self.data, key) != DataSection.model_fields[key].default
+            if given and self.data.task != "instruct":
+                raise ValueError(f"data.{key} goes with data.task: instruct; remove it")
         return self
 
     def _check_method(self, facts: MethodFacts) -> None:

@@ -2,121 +2,132 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from neuroada_cli.data.batch import Example
 from neuroada_cli.data.reading import Row
-from neuroada_cli.errors import DataError
+from neuroada_cli.data.sources import Rows
+from neuroada_cli.recipe.schema import DataSection
 from neuroada_cli.tasks import answers
-from neuroada_cli.tasks.task import Scoring, Task, text
+from neuroada_cli.tasks.chat import ChatRows, Learn
+from neuroada_cli.tasks.chat_template import ChatTemplate, today
+from neuroada_cli.tasks.columns import recognise
+from neuroada_cli.tasks.conversation import conversation_of, history_of, is_chat, pair_as_conversation
+from neuroada_cli.tasks.notes import Notes, as_text, optional_text, renamed
+from neuroada_cli.tasks.task import Protocol, Scoring, Task
 from neuroada_cli.tasks.templates import alpaca
 
 Shape = Callable[[Row, int], Example]
-ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 
 
-def from_alpaca(row: Row, number: int) -> Example:
-    """`instruction`, optional `input`, `output`."""
-    answer = text(row, "output")
-    return Example(alpaca(text(row, "instruction"), str(row.get("input") or "")), answer, answer, number)
+def from_alpaca(row: Row, number: int, notes: Notes | None = None) -> Example:
+    """`instruction`, optional `input`, `system` and `history`, `output`."""
+    answer = as_text(row, "output", notes)
+    context, system = optional_text(row, "input", notes), optional_text(row, "system", notes)
+    prompt = alpaca(as_text(row, "instruction", notes), context, system, history_of(row))
+    return Example(prompt, answer, answer, number)
 
 
-def from_prompt_completion(row: Row, number: int) -> Example:
-    """`prompt`, `completion`."""
-    answer = text(row, "completion")
-    return Example(text(row, "prompt"), answer, answer, number)
+def from_prompt_completion(row: Row, number: int, notes: Notes | None = None) -> Example:
+    """`prompt`, `completion`; `system` stands before the prompt."""
+    answer, system = as_text(row, "completion", notes), optional_text(row, "system", notes)
+    prompt = as_text(row, "prompt", notes)
+    return Example(f"{system}\n\n{prompt}" if system else prompt, answer, answer, number)
 
 
-def from_text(row: Row, number: int) -> Example:
+def from_text(row: Row, number: int, notes: Notes | None = None) -> Example:
     """`text`: all of it is learnt."""
-    whole = text(row, "text")
+    whole = as_text(row, "text", notes)
     return Example("", whole, whole, number)
 
 
-def messages_of(row: Row) -> list[dict[str, str]]:
-    """`messages` (role, content), or ShareGPT's `conversations` (from, value), as role and content."""
-    if "messages" in row:
-        turns = [(m["role"], m["content"]) for m in row["messages"]]
-    else:
-        turns = [(m["from"], m["value"]) for m in row["conversations"]]
-    if not all(isinstance(content, str) for _, content in turns):
-        raise TypeError("a message's content is not text")
-    unknown = next((role for role, _ in turns if role not in ROLES), None)
-    if unknown is not None:
-        raise ValueError(f"unknown role {unknown!r}")
-    if not turns or ROLES[turns[-1][0]] != "assistant":
-        raise ValueError("the last message is not the assistant's")
-    return [{"role": ROLES[role], "content": content} for role, content in turns]
-
-
-def with_template(tokenizer: Any) -> Shape:
-    """Chat rows through the tokenizer's own template; the last answer is learnt, all before it is prompt.
-
-    Raises DataError when the tokenizer has no chat template.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise DataError(
-            "the model's tokenizer has no chat template",
-            fix="use data.format: prompt-completion, or an instruction-tuned model",
-        )
-
-    import jinja2  # comes with chat templates
-
-    def from_chat(row: Row, number: int) -> Example:
-        messages = messages_of(row)
-        answer = messages[-1]["content"]
-        try:
-            prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-            # what ends a turn may be more than the end token (Gemma's <end_of_turn>): the template knows
-            whole = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
-        except jinja2.TemplateError as error:  # templates refuse roles and orders they do not know
-            raise ValueError(f"the chat template refuses it: {error}") from None
-        target = whole[len(prompt) :] if whole.startswith(prompt) else answer
-        return Example(prompt, target.removesuffix(tokenizer.eos_token or ""), answer, number)
-
-    return from_chat
-
-
-FORMATS: dict[str, Shape] = {
+PLAIN: dict[str, Callable[[Row, int, Notes | None], Example]] = {
     "alpaca": from_alpaca,
     "prompt-completion": from_prompt_completion,
     "text": from_text,
 }
 
 
-def recognise(row: Row) -> str:
-    """The format of a row by its fields. Raises KeyError naming what is missing."""
-    if "messages" in row or "conversations" in row:
-        return "chat"
-    if "completion" in row:
-        return "prompt-completion"
-    if "instruction" in row:
-        return "alpaca"
-    if "text" in row:
-        return "text"
-    raise KeyError("messages, prompt and completion, instruction and output, or text")
+@dataclass(frozen=True)
+class Habits:
+    """What a recipe says of rows of one's own, and what is collected of them."""
+
+    form: str | None
+    columns: dict[str, str]
+    learn: Learn
+    day: datetime.date
+    values: dict[str, Any]
+    notes: Notes
 
 
-def shaped(task: Task, rows: Sequence[Row], form: str | None, tokenizer: Any) -> Task:
+def habits_of(section: DataSection | None, rules: Protocol, notes: Notes | None = None) -> Habits:
+    """The same of a recipe's data section; None: everything by its default."""
+    usual: Learn = "all" if rules.loss_on_prompt else "assistant"
+    if section is None:
+        return Habits(None, {}, usual, today(), {}, notes or Notes())
+    return Habits(
+        section.format,
+        section.columns,
+        section.learn or usual,
+        section.date or today(),
+        section.chat_template_kwargs,
+        notes or Notes(),
+    )
+
+
+def shaped(task: Task, rows: Rows, habits: Habits, tokenizer: Any) -> Task:
     """`task`, with its example function fixed to a format (recognised from the first row without one).
 
     Raises DataError for rows of no known format, or chat rows and a tokenizer without a template.
     """
-    try:
-        name = form or recognise(rows[0])
-    except KeyError as error:
-        raise DataError(f"the first row has none of: {error.args[0]}", fix="set data.format") from None
-    shape = with_template(tokenizer) if name == "chat" else FORMATS[name]
-    return replace(task, example=lambda row, number, protocol: shape(row, number))
+    form, columns = habits.form, habits.columns
+    first = rows.rows[0]
+    if form is None:
+        form, recognised = recognise(renamed_or_as_it_is(first, columns), rows.source, habits.notes)
+        columns = columns or recognised
+    shape = _chat_shape(tokenizer, habits) if form == "chat" else _plain_shape(form, habits.notes)
+    return replace(task, example=lambda row, number, protocol: shape(renamed(row, columns), number))
+
+
+def renamed_or_as_it_is(row: Row, columns: dict[str, str]) -> Row:
+    """A first row only has to show what rows look like: what it lacks is found when it is read."""
+    return renamed(row, {ours: theirs for ours, theirs in columns.items() if theirs in row})
+
+
+def _plain_shape(form: str, notes: Notes) -> Shape:
+    return lambda row, number: PLAIN[form](row, number, notes)
+
+
+def _chat_shape(tokenizer: Any, habits: Habits) -> Shape:
+    """Chat rows, and instruction rows that `data.format: chat` makes chats of."""
+    template = ChatTemplate(tokenizer, habits.day, habits.values)
+    chats, notes = ChatRows(template, habits.learn, habits.notes), habits.notes
+
+    def shape(row: Row, number: int) -> Example:
+        if is_chat(row):
+            return chats.example(conversation_of(row, notes), number)
+        asked, answer = ("prompt", "completion") if "prompt" in row else ("instruction", "output")
+        if asked not in row:
+            raise KeyError("messages")
+        context = optional_text(row, "input", notes)
+        question = as_text(row, asked, notes) + (f"\n{context}" if context else "")
+        pair = pair_as_conversation(
+            question, as_text(row, answer, notes), optional_text(row, "system", notes), history_of(row)
+        )
+        return chats.example(pair, number)
+
+    notes.fields = chats.unwritten
+    return shape
 
 
 def _example(row: Row, number: int, protocol: str) -> Example:
-    form = recognise(row)
+    form, columns = recognise(row, "these rows")
     if form == "chat":
         raise ValueError("chat rows need a tokenizer's template")
-    return FORMATS[form](row, number)
+    return PLAIN[form](renamed(row, columns), number, None)
 
 
 TASKS = [

@@ -9,13 +9,13 @@ from collections.abc import Collection, Iterable, Sequence
 
 from neuroada_cli.data.reading import Row
 from neuroada_cli.data.sources import load_rows
-from neuroada_cli.tasks.instruct import messages_of
+from neuroada_cli.tasks.conversation import conversation_of, is_chat, text_of
 from neuroada_cli.tasks.task import Task
 
 # what rows of any family ask, in the order in which it is put together; the rest is answers
 ASKED = (
-    "instruction", "input", "question", "message", "prompt", "text", "sentence", "sentence1", "sentence2",
-    "question1", "question2", "premise", "hypothesis",
+    "instruction", "input", "question", "query", "problem", "context", "message", "prompt", "text",
+    "sentence", "sentence1", "sentence2", "question1", "question2", "premise", "hypothesis",
 )  # fmt: skip
 
 
@@ -26,11 +26,12 @@ def normalise(text: str) -> str:
 
 def question_of(row: Row) -> str:
     """What a row asks, normalised; "" for a row that asks nothing."""
-    try:
-        turns = messages_of(row)[:-1]
-    except (KeyError, TypeError, ValueError, AttributeError):  # no chat
-        return normalise("".join(value for key in ASKED if isinstance(value := row.get(key), str)))
-    return normalise("".join(turn["content"] for turn in turns))
+    if is_chat(row):
+        try:
+            return normalise("".join(map(text_of, conversation_of(row).messages[:-1])))
+        except (KeyError, TypeError, ValueError, AttributeError):  # no conversation
+            pass
+    return normalise("".join(value for key in ASKED if isinstance(value := row.get(key), str)))
 
 
 def questions(rows: Iterable[Row]) -> frozenset[str]:

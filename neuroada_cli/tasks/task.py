@@ -14,6 +14,7 @@ from neuroada_cli.data.batch import Example
 from neuroada_cli.data.reading import Row
 from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.hub.kinds import Work
+from neuroada_cli.tasks.notes import Notes
 
 Kind = Literal["generation", "classification", "regression"]
 Split = Literal["train", "validation", "test"]
@@ -174,11 +175,13 @@ def examples_of(
     source: str,
     lines: Sequence[int] | None = None,
     numbers: Sequence[int] | None = None,
+    notes: Notes | None = None,
 ) -> list[Example]:
     """The examples of a task's rows.
 
     source   named in errors; lines: the line of each row in it, if known
     numbers  the rows' numbers in the source, where `rows` is only a part of it
+    notes    collects which columns were read
     Raises DataError counting the rows that lack a field or hold the wrong type, naming the first.
     """
     found: list[Example] = []
@@ -186,7 +189,8 @@ def examples_of(
     for at, row in enumerate(rows):
         number = at if numbers is None else numbers[at]
         try:
-            found.append(task.example(row, number, protocol))
+            tracked = row if notes is None else notes.tracked(row)
+            found.append(task.example(tracked, number, protocol))
         except KeyError as error:
             bad.append((at, f"has no field {error.args[0]!r}"))
         except (TypeError, ValueError, AttributeError, IndexError) as error:

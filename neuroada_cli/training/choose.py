@@ -16,6 +16,7 @@ from neuroada_cli.selection.file import Selection
 from neuroada_cli.selection.from_files import LayerChoice, select_from_files
 from neuroada_cli.selection.from_rows import select_from_rows
 from neuroada_cli.selection.in_parts import select_in_parts, told
+from neuroada_cli.tasks.chat_template import use_template
 from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.training.rows import prepare
 from neuroada_cli.training.settings import loop_settings
@@ -46,6 +47,7 @@ def select(
         alone = ranks.first_does(lambda: select(recipe, base, choice, on_layer, data, reader, device))
         return told(alone, ranks)
     reader = reader or hub.load_reader(base.folder, base.task, recipe.model.trust_remote_code)
+    use_template(reader.tokenizer, recipe.data)
     task = get_task(recipe.data.task)
     data = data or prepare(recipe.data, task, reader, recipe.seed, context=base.positions).data
     model = load(recipe, base, device or hub.choose_device(recipe.device)).model

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from neuroada_cli import files
 from neuroada_cli.adapter.find import checkpoints
-from neuroada_cli.errors import ModelError, OutputError
+from neuroada_cli.errors import ModelError, OutputError, RecipeError
+from neuroada_cli.recipe.load import load_recipe
+from neuroada_cli.recipe.schema import Recipe
 
 RECIPE, SELECTION, METRICS = "recipe.yaml", "selection.safetensors", "metrics.jsonl"
 ENVIRONMENT, PICTURE = "env.json", "training.png"
@@ -77,6 +79,21 @@ def _is_environment(file: Path) -> bool:
     except ModelError:
         return False
     return isinstance(facts, dict) and facts.keys() >= FACTS
+
+
+def as_begun(recipe: Recipe, folder: Path) -> Recipe:
+    """A recipe that goes on in a run's folder, with what the run was told from outside as it began: the day.
+
+    Whether it is the run's own recipe otherwise is checked with the checkpoint.
+    """
+    try:
+        begun = load_recipe(folder / RECIPE)
+    except RecipeError:
+        return recipe
+    data = recipe.data
+    if data.date is not None or begun.data.date is None:
+        return recipe
+    return recipe.model_copy(update={"data": data.model_copy(update={"date": begun.data.date})})
 
 
 def clear(folder: Path) -> None:

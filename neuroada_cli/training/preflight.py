@@ -19,6 +19,7 @@ from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.choice import Choice, choice_of
 from neuroada_cli.selection.file import Selection, check_base, check_shapes, read_selection
+from neuroada_cli.tasks.chat_template import use_template
 from neuroada_cli.tasks.registry import get_protocol, get_task, scored_tasks
 from neuroada_cli.tasks.task import Task
 from neuroada_cli.training import folder as run_folder
@@ -60,10 +61,13 @@ def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE) -> Checked:
     model_task = hub.model_task(folder, task.work, model.trust_remote_code)
     _check_kind(recipe, model_task, str(folder))
     reader = hub.load_reader(folder, model_task, model.trust_remote_code)
+    use_template(reader.tokenizer, recipe.data)
     scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
     base = hub.open_base(folder, model_task, task.num_labels, model.trust_remote_code)
     limit = base.positions
     rows = prepare(recipe.data, task, reader, recipe.seed, scored, limit)
+    if rows.day is not None:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"date": rows.day})})
     if recipe.train.early_stop is not None and not rows.data.validation:
         raise RecipeError("train.early_stop needs validation rows", fix="set data.validation_rows")
     longest = max(rows.train_report.longest, rows.validation_report.longest if rows.validation_report else 0)

@@ -17,6 +17,7 @@ def remarks(checked: Checked) -> Iterator[str]:
         remark = hub.endings(checked.reader.tokenizer).remark
         if remark is not None:
             yield remark
+    yield from checked.rows.notes
     for counts, what in (
         (checked.rows.train_report, "rows"),
         (checked.rows.validation_report, "validation rows"),

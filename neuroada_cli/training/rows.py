@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from neuroada_cli.data import sources
 from neuroada_cli.data.batch import Encoded, Example, pad_id
@@ -32,6 +34,7 @@ class PreparedRows:
     max_length  tokens at which rows were cut
     dropped  training rows left out because test sets ask them, too (data.drop_leaked)
     published  they are encoded by the papers' rule
+    notes  what is to be said of the rows' columns; day: what a chat template was told that asks for it
     """
 
     data: TrainData
@@ -43,6 +46,8 @@ class PreparedRows:
     hashes: dict[str, str]
     dropped: int = 0
     published: bool = False
+    notes: tuple[str, ...] = ()
+    day: datetime.date | None = None
 
 
 def prepare(
@@ -67,12 +72,11 @@ def prepare(
     if section.too_long != "refuse":
         max_length = min(max_length, context or max_length)
     found = training_set(section, task, seed, scored)
-    rows = found.rows
-    if task.name == "instruct":
-        task = instruct.shaped(task, rows.rows, section.format, reader.tokenizer)
-    train, validation, validation_rows = _split(section, task, found, seed)
+    rows, reading = found.rows, _Reading(task, section, instruct.habits_of(section, rules), reader.tokenizer)
+    train, validation, validation_rows = _split(section, task, found, seed, reading)
 
-    on_prompt = rules.loss_on_prompt
+    habits = reading.habits
+    on_prompt = habits.learn == "all" if task.name == "instruct" else rules.loss_on_prompt
     how = (max_length, task.kind, on_prompt, task.published, section.too_long)
     train_encoded, report = encode_for(reader, train, *how)
     held: list[Encoded] = []
@@ -94,7 +98,25 @@ def prepare(
         hashes,
         len(found.dropped),
         task.published,
+        tuple(habits.notes.lines()),
+        habits.day if habits.notes.day else None,
     )
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How rows become examples."""
+
+    task: Task
+    section: DataSection
+    habits: instruct.Habits
+    tokenizer: Any
+
+    def examples(self, rows: Rows) -> list[Example]:
+        own = self.task.name == "instruct"
+        task = instruct.shaped(self.task, rows, self.habits, self.tokenizer) if own else self.task
+        protocol, notes = self.section.protocol, self.habits.notes
+        return examples_of(task, rows.rows, protocol, rows.source, rows.lines, notes=notes)
 
 
 def _hash_of(rows: Sequence[Encoded]) -> str:
@@ -110,29 +132,25 @@ def _hash_of(rows: Sequence[Encoded]) -> str:
 
 
 def _split(
-    section: DataSection, task: Task, found: TrainingSet, seed: int
+    section: DataSection, task: Task, found: TrainingSet, seed: int, reading: _Reading
 ) -> tuple[list[Example], list[Example], Rows | None]:
     """(training examples, validation examples, where the latter came from)."""
-    examples = _examples(found.rows, task, section)
+    examples = reading.examples(found.rows)
     if found.held_out:
         validation: list[Example] = [examples[i] for i in found.held_out]
         validation_rows: Rows | None = found.rows
     else:
-        validation, validation_rows = _own_validation(section, task)
+        validation, validation_rows = _own_validation(section, task, reading)
     chosen = sources.take(validation, section.validation_limit, seed)
     return [examples[i] for i in found.learnt], [validation[i] for i in chosen], validation_rows
 
 
-def _examples(rows: Rows, task: Task, section: DataSection) -> list[Example]:
-    return examples_of(task, rows.rows, section.protocol, rows.source, rows.lines)
-
-
-def _own_validation(section: DataSection, task: Task) -> tuple[list[Example], Rows | None]:
+def _own_validation(section: DataSection, task: Task, reading: _Reading) -> tuple[list[Example], Rows | None]:
     source = section.validation or task.sets.get("validation")
     if source is None:
         return [], None
     rows = sources.load_rows(source, "validation", section.data_dir)
-    examples = _examples(rows, task, section)
+    examples = reading.examples(rows)
     if task.family == "glue" and section.validation is None:
         examples = [examples[i] for i in half_of_validation(rows.rows, "selection")]
     return examples, rows

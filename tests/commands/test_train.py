@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,7 +15,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import one_thread, tiny_bert_folder, tiny_llama_folder, tiny_recipe  # noqa: F401
+from tiny_run import (  # noqa: F401
+    hashes,
+    losses,
+    one_thread,
+    stop_in_step,
+    tiny_bert_folder,
+    tiny_llama_folder,
+    tiny_recipe,
+)
 
 from neuroada_cli import hub
 from neuroada_cli.adapter import folder as adapters
@@ -70,35 +77,8 @@ def go(recipe: Recipe, **options: Any) -> train.TrainResult:
     return train.run(recipe, quiet=True, **options)
 
 
-def hashes(checkpoint: Path) -> dict[str, str]:
-    """Every tensor file of a checkpoint, and its progress."""
-    found = {
-        str(file.relative_to(checkpoint)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in checkpoint.rglob("*.safetensors")
-    }
-    state = json.loads((checkpoint / "state" / "state.json").read_text(encoding="utf-8"))
-    return found | {"progress": json.dumps(state["progress"]), "rng": json.dumps(state["rng"])}
-
-
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
-
-
-def losses(run_dir: Path) -> list[tuple[int, float, float]]:
-    entries = read_metrics(run_dir / "metrics.jsonl")
-    return [(e["step"], e["loss"], e.get("grad_norm", 0.0)) for e in entries]
-
-
-def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int, sent: int = signal.SIGTERM) -> None:
-    """A real signal from inside step `number` (1 is the first)."""
-    original = loop.train_step
-
-    def step(*args: Any, **keywords: Any) -> Any:
-        if args[5] == number - 1:
-            os.kill(os.getpid(), sent)
-        return original(*args, **keywords)
-
-    monkeypatch.setattr(loop, "train_step", step)
 
 
 # ---------------------------------------------------------------------------------------------------

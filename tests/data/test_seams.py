@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers_table import EXACT, MAKERS, tokenizer_of
 from tokenizers_table import SPECIAL as SPECIAL_TOKENS
@@ -79,8 +79,8 @@ def check(name: str, prompt: str, answer: str) -> Encoded:
 def test_what_is_asked_is_what_was_trained_and_the_whole_answer_is_learnt(
     name: str, prompt: str, answer: str
 ) -> None:
-    written = answer if prompt else answer.removeprefix("<s>")  # which the tokenizer would write itself
-    left = Coder(tokenizer_of(name)).as_written(written).replace("</s>", "")
+    assume(prompt or not answer.startswith("<s>"))  # which the tokenizer would write itself
+    left = Coder(tokenizer_of(name)).as_written(answer).replace("</s>", "")
     if answer.strip() and left.strip():
         check(name, prompt, answer)
         return
@@ -96,6 +96,13 @@ def test_a_prompt_that_ends_in_a_space_hides_nothing_of_the_answer(name: str) ->
     for encoded in (one, other):
         learnt = [label for label in encoded.labels if label != IGNORED]  # type: ignore[union-attr]
         assert coder.decode(learnt[:-1]).strip() == "bad"
+
+
+def test_the_start_is_the_tokenizers_also_where_a_row_brings_it() -> None:
+    tokenizer = tokenizer_of("Llama 3")
+    [encoded], _ = encode([Example("", "<s>bad", "<s>bad", 0)], tokenizer, 99)
+    assert encoded.input_ids == [1, *Coder(tokenizer).going_on("bad"), 2]
+    assert encoded.prompt == 1
 
 
 def test_rows_whose_text_is_tokenised_in_parts_are_counted() -> None:

@@ -13,7 +13,7 @@ from neuroada_cli.data.encoding import encode
 from neuroada_cli.data.sources import load_rows
 from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.evaluation.run import score_one
-from neuroada_cli.tasks import arithmetic, commonsense, glue, instruct
+from neuroada_cli.tasks import arithmetic, commonsense, glue
 from neuroada_cli.tasks.registry import GROUPS, TASKS, expand, get_protocol, get_task
 from neuroada_cli.tasks.task import PROTOCOLS, decoding_of, examples_of
 
@@ -131,90 +131,6 @@ def test_glue_tasks() -> None:
     assert (TASKS["mnli"].num_labels, TASKS["stsb"].num_labels, TASKS["stsb"].kind) == (3, 1, "regression")
     row = {"premise": "p", "hypothesis": "h", "label": 2}
     assert one("mnli", row) == Example("p", "", 2, 3, "h")
-
-
-# ---------------------------------------------------------------------------------------------------
-# Instruction data
-
-CHATML = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-TURNS = [
-    ("system", "Be brief."), ("user", "Hi?"), ("assistant", "Hi."), ("user", "Why?"), ("assistant", "So."),
-]  # fmt: skip
-
-
-def chat_tokenizer(template: str = CHATML) -> Any:
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-@pytest.mark.parametrize(
-    ("row", "prompt", "target"),
-    [
-        ({"instruction": "How many?", "input": "", "output": "4"}, ALPACA, "4"),
-        ({"prompt": "2+2=", "completion": "4"}, "2+2=", "4"),
-        ({"text": "all of it"}, "", "all of it"),
-    ],
-)
-def test_formats_are_recognised(row: dict[str, str], prompt: str, target: str) -> None:
-    task = instruct.shaped(TASKS["instruct"], [row], None, byte_tokenizer())
-    assert task.example(row, 0, "reft") == Example(prompt, target, target, 0)
-
-
-def test_alpaca_with_an_input() -> None:
-    found = one("instruct", {"instruction": "Sum up.", "input": "A text.", "output": "T."})
-    assert "### Instruction:\nSum up.\n\n### Input:\nA text.\n\n### Response:\n" in found.prompt
-
-
-@pytest.mark.parametrize("sharegpt", [False, True])
-def test_chats_go_through_the_tokenizers_own_template(sharegpt: bool) -> None:
-    names = {"user": "human", "assistant": "gpt", "system": "system"}
-    row: dict[str, Any] = {"messages": [{"role": r, "content": c} for r, c in TURNS]}
-    if sharegpt:
-        row = {"conversations": [{"from": names[r], "value": c} for r, c in TURNS]}
-    tokenizer = chat_tokenizer()
-    found = instruct.shaped(TASKS["instruct"], [row], None, tokenizer).example(row, 0, "reft")
-    assert found.prompt.endswith("<|assistant|>Hi.</s>\n<|user|>Why?</s>\n<|assistant|>")
-    assert (found.target, found.answer) == ("So.", "So.")
-    [encoded], _ = encode([found], tokenizer, 512)
-    assert tokenizer.decode(encoded.input_ids).endswith("<|assistant|>So.</s>")
-
-
-def test_the_end_of_a_turn_is_learnt_as_the_template_writes_it() -> None:
-    row = {"messages": [{"role": r, "content": c} for r, c in TURNS[1:3]]}
-    tokenizer = chat_tokenizer(CHATML.replace("eos_token", "'<end_of_turn>'"))
-    found = instruct.shaped(TASKS["instruct"], [row], "chat", tokenizer).example(row, 0, "reft")
-    assert found.target == "Hi.<end_of_turn>"
-
-
-@pytest.mark.parametrize(
-    ("messages", "message"),
-    [
-        ([], "not the assistant's"),
-        ([{"role": "user", "content": "Hi"}], "not the assistant's"),
-        ([{"role": "robot", "content": "Hi"}], "unknown role 'robot'"),
-        ([{"role": "assistant", "content": None}], "not text"),
-        ([{"role": "assistant"}], "has no field 'content'"),
-        (7, "cannot be used"),
-        ([{"role": r, "content": "Hi"} for r in ("system", "assistant")], "template refuses it: no"),
-    ],
-)
-def test_chats_that_cannot_be_learnt(messages: object, message: str) -> None:
-    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML
-    rows = [{"messages": messages}]
-    task = instruct.shaped(TASKS["instruct"], rows, None, chat_tokenizer(refuse))
-    with pytest.raises(DataError, match=message):
-        examples_of(task, rows, "reft", "f.jsonl")
-
-
-def test_formats_that_cannot_be() -> None:
-    with pytest.raises(DataError, match="no chat template"):
-        instruct.shaped(TASKS["instruct"], [{"messages": []}], None, byte_tokenizer())
-    with pytest.raises(DataError, match=r"the first row has none of.*messages"):
-        instruct.shaped(TASKS["instruct"], [{"question": "?"}], None, byte_tokenizer())
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,156 @@
+"""A model that has learnt ten rows by heart answers them: every format, protocol, family and template.
+
+Between a row, the tokens that are learnt, the tokens that are asked and the text that is scored, nothing may
+change; whatever does would show here as a loss near 0 beside a score below 100.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import pico_bert, pico_llama
+from templates_table import TEMPLATES, chat_tokenizer
+from tiny_run import one_thread  # noqa: F401
+from tokenizers_table import MAKERS
+
+from neuroada_cli.commands import eval as evaluate
+from neuroada_cli.commands import train
+from neuroada_cli.recipe.load import recipe_from
+from neuroada_cli.tasks.registry import get_task
+from neuroada_cli.training.log import read_metrics
+
+ASKED = (
+    "the soup was cold", "we waited", "the chair broke", "a warm place", "the cake", "kind people",
+    "rude and loud", "the best tea", "dirty floor", "nice view",
+)  # fmt: skip
+ANSWERS = (
+    "bad",
+    "good",
+    "It is 42.",
+    "yes and no",
+    "-3",
+    "true",
+    "two\nlines",
+    "Good day, dear guest",
+    "no",
+    "1500",
+)
+
+
+STEPS = {"reft": 50, "llm-adapters": 160}  # the latter learns prompts, too, which takes longer
+
+
+def folder_of(place: Path, tokenizer: Any, encoder: bool = False) -> Path:
+    size = len(tokenizer) + len(tokenizer) % 2
+    settings = {"max_position_embeddings": 256, "initializer_range": 0.1}
+    if encoder:
+        pico_bert(vocab_size=size, **settings).bert.save_pretrained(place)
+    else:
+        model = pico_llama(vocabulary=size, **settings)
+        model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
+        model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place
+
+
+def by_heart(place: Path, tokenizer: Any, rows: list[dict[str, Any]], **data: Any) -> float:
+    """The score of a model on the rows that it has learnt until their loss is next to nothing."""
+    folder = folder_of(place / "base", tokenizer, encoder=data["task"] in ("rte", "stsb"))
+    file = place / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    source, _, split = get_task(data["task"]).sets.get("test", "none").partition(":")
+    test = place / source / f"{split or 'test'}.jsonl"
+    test.parent.mkdir()
+    test.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+    steps = STEPS[data.get("protocol", "reft")]
+    recipe = recipe_from({
+        "name": "heart", "run_dir": str(place / "run"), "device": "cpu",
+        "model": {"path": str(folder), "dtype": "fp32"},
+        "data": {"train": str(file), "validation": str(file), "data_dir": str(place), **data},
+        "optim": {"lr": 2e-2, "schedule": "cosine", "warmup_steps": 5},
+        "train": {
+            "method": "full", "epochs": 10_000, "max_steps": steps, "batch_size": 10, "eval_every": steps,
+            "group_by_length": False, "save_every": steps,
+        },
+        "eval": {"max_new_tokens": 64},
+    })  # fmt: skip
+    train.run(recipe, quiet=True)
+    [validation] = [e for e in read_metrics(place / "run" / "metrics.jsonl") if e["kind"] == "eval"]
+    assert validation["loss"] < 0.1, "it has not learnt them"
+    found = evaluate.run(str(place / "run"), tasks=[data["task"]], quiet=True, data_dir=str(place))
+    return found.results[data["task"]].score
+
+
+def chat(asked: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_chats(template: str, tmp_path: Path) -> None:
+    rows = [chat(*pair) for pair in zip(ASKED, ANSWERS, strict=True)]
+    tokenizer = chat_tokenizer("GPT-2", template)
+    assert by_heart(tmp_path, tokenizer, rows, task="instruct") == 1.0
+
+
+PLAIN: dict[str, Any] = {
+    "prompt that ends in a space": lambda a, b: {"prompt": f"{a}. Label: ", "completion": b},
+    "space on the answer": lambda a, b: {"prompt": f"{a}. Label:", "completion": f" {b}"},
+    "alpaca": lambda a, b: {"instruction": f"Say {{input}} to {a}", "input": 0, "output": b},
+    "question and answer": lambda a, b: {"question": a, "answer": b},
+    "special tokens as answer": lambda a, b: {"prompt": f"{a}\n", "completion": f"<|im_start|>{b}<|im_end|>"},
+    "end token as text": lambda a, b: {"prompt": f"{a}\n", "completion": f"{b}</s>"},
+}
+
+
+def under_both(names: Iterable[str], quick: set[str]) -> list[Any]:
+    """(name, protocol); learning prompts, too, takes long, so that most of these are slow tests."""
+    slow = pytest.mark.slow
+    return [
+        pytest.param(name, protocol, marks=slow if protocol != "reft" and name not in quick else ())
+        for name in names
+        for protocol in STEPS
+    ]
+
+
+@pytest.mark.parametrize(("form", "protocol"), under_both(PLAIN, {"prompt that ends in a space"}))
+def test_other_formats(form: str, protocol: str, tmp_path: Path) -> None:
+    rows = [PLAIN[form](*pair) for pair in zip(ASKED, ANSWERS, strict=True)]
+    tokenizer = chat_tokenizer("GPT-2", "ChatML")
+    assert by_heart(tmp_path, tokenizer, rows, task="instruct", protocol=protocol) == 1.0
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_tokenizers(name: str, tmp_path: Path) -> None:
+    """Also those that keep neither case nor spaces: what they make of an answer is what counts."""
+    rows = [chat(f"{a} ", b) for a, b in zip(ASKED, ANSWERS, strict=True)]
+    assert by_heart(tmp_path, chat_tokenizer(name, "spaced"), rows, task="instruct") == 1.0
+
+
+NUMBERS = [str(n * n - 3) for n in range(10)]
+FAMILIES: dict[str, Any] = {
+    "boolq": lambda n: {"instruction": ASKED[n], "answer": ("true", "false")[n % 2]},
+    "hellaswag": lambda n: {"instruction": ASKED[n], "answer": f"ending{n % 4 + 1}"},
+    "SVAMP": lambda n: {"instruction": ASKED[n], "output": f"It is {NUMBERS[n]}", "answer": NUMBERS[n]},
+    "AQuA": lambda n: {
+        "instruction": ASKED[n],
+        "output": f"It is {'ABCDE'[n % 5]}",
+        "answer": "ABCDE"[n % 5],
+    },
+    "gsm8k_cot": lambda n: {"question": ASKED[n], "answer": f"2 and 2\n#### {NUMBERS[n]}"},
+    "due_dates": lambda n: {"message": ASKED[n], "date": f"2024-01-{n + 10}"},
+}
+
+
+@pytest.mark.parametrize(("task", "protocol"), under_both(FAMILIES, {"boolq"}))
+def test_task_families(task: str, protocol: str, tmp_path: Path) -> None:
+    rows = [FAMILIES[task](n) for n in range(10)]
+    assert by_heart(tmp_path, chat_tokenizer("GPT-2", "ChatML"), rows, task=task, protocol=protocol) == 1.0
+
+
+def test_classes(tmp_path: Path) -> None:
+    rows = [{"sentence1": ASKED[n], "sentence2": ANSWERS[n], "label": n % 2} for n in range(10)]
+    assert by_heart(tmp_path, chat_tokenizer("BERT uncased", "ChatML"), rows, task="rte") == 1.0

@@ -1,0 +1,314 @@
+"""Chats through twelve templates and twelve tokenizers: one text from the row to the score."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from templates_table import TEMPLATES, chat_tokenizer
+from tokenizers_table import EXACT, MAKERS
+
+from neuroada_cli.data.batch import IGNORED, Encoded, Example
+from neuroada_cli.data.encoding import answer_in, encode, prompt_ids
+from neuroada_cli.data.seams import Coder
+from neuroada_cli.errors import DataError
+from neuroada_cli.tasks.chat import ChatRows, Learn
+from neuroada_cli.tasks.chat_template import ChatTemplate
+from neuroada_cli.tasks.conversation import conversation_of
+from neuroada_cli.tasks.notes import Notes
+
+DAY = datetime.date(2025, 3, 4)
+
+
+def chats(tokenizer: Any, learn: Learn = "assistant", notes: Notes | None = None) -> ChatRows:
+    return ChatRows(ChatTemplate(tokenizer, DAY, {}), learn, notes or Notes())
+
+
+def talk(*contents: str) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[n % 2], "content": text} for n, text in enumerate(contents)]}
+
+
+def made(
+    tokenizer: Any, row: dict[str, Any], learn: Learn = "assistant", notes: Notes | None = None
+) -> Example:
+    return chats(tokenizer, learn, notes).example(conversation_of(row), 0)
+
+
+def runs(encoded: Encoded, tokenizer: Any) -> list[str]:
+    """The texts that are learnt, each run of tokens by itself."""
+    coder, found, before = Coder(tokenizer), list[list[int]](), IGNORED
+    assert isinstance(encoded.labels, list)
+    for label in encoded.labels:
+        if label != IGNORED:
+            if before == IGNORED:
+                found.append([])
+            found[-1].append(label)
+        before = label
+    return [coder.decode(ids) for ids in found]
+
+
+PIECES = [
+    " ",
+    "\n",
+    "\n\n",
+    "4",
+    "bad",
+    "good",
+    " yes",
+    "é",
+    "[end]",
+    "</s>",
+    "<|im_end|>",
+    "<think>",
+    "{{ x }}",
+    ":",
+]
+TEXTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=2)), max_size=4).map("".join)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@settings(max_examples=60, deadline=None)
+@given(template=st.sampled_from(sorted(TEMPLATES)), asked=TEXTS, answer=TEXTS)
+@example(template="opens a thought", asked="2 and 2?", answer="4")
+@example(template="spaced", asked="2 and 2?", answer="bad")
+@example(template="DeepSeek R1", asked="", answer="(4")
+def test_what_is_learnt_is_the_answer_as_the_template_writes_it_and_its_end(
+    name: str, template: str, asked: str, answer: str
+) -> None:
+    tokenizer = chat_tokenizer(name, template)
+    coder = Coder(tokenizer)
+    row = made(tokenizer, talk(asked, answer))
+    if not answer.replace("</s>", "").strip() or (name not in EXACT and not coder.as_written(answer).strip()):
+        with pytest.raises(DataError, match="no answer to learn"):
+            encode([row], tokenizer, 10_000)
+        return
+    rendered = ChatTemplate(tokenizer, DAY, {}).text(talk(asked, answer)["messages"])
+    assert rendered.startswith(row.prompt + row.target)
+    assert (rendered.removeprefix(row.prompt + row.target)).strip() == ""
+    assert row.target == row.lead + row.target[len(row.lead) :]
+    [encoded], report = encode([row], tokenizer, 10_000)
+    [ids] = prompt_ids([row], tokenizer)
+    assert encoded.input_ids[: encoded.prompt] == ids, "what is asked is what was trained"
+    assert encoded.labels == [IGNORED] * len(ids) + encoded.input_ids[len(ids) :]
+    assert encoded.input_ids[-1] == tokenizer.eos_token_id
+    # a model that has learnt the row by heart writes just these tokens, up to the end
+    end = next(n for n, token in enumerate(encoded.input_ids[len(ids) :]) if token == tokenizer.eos_token_id)
+    written = coder.decode(encoded.input_ids[len(ids) :][:end])
+    if not report.ended and "</think>" not in answer:
+        found, bare = answer_in(row, written).strip(), answer.strip().removesuffix("</s>")
+        assert found in (bare.strip(), coder.as_written(bare).strip()) or name not in EXACT
+
+
+TURNS = ("Hi?", "Hi.", "Why?", "So.")
+ENDS = {
+    "ChatML": ["Hi.<|im_end|>", "So.<|im_end|></s>"],
+    "Llama 3": ["Hi.<|eot_id|>", "So.<|eot_id|></s>"],
+    "Gemma": ["Hi.<end_of_turn>", "So.<end_of_turn></s>"],
+    "Mistral": [" Hi.</s>", " So.</s>"],
+    "GLM": ["Hi.", "So.</s>"],
+    "DeepSeek R1": ["Hi.</s>", "So.</s>"],
+    "Alpaca": ["Hi.</s>", "So.</s>"],
+    "opens a thought": ["Hi.[end]", "So.[end]</s>"],
+    "spaced": ["Hi.", "So.</s>"],
+}
+
+
+@pytest.mark.parametrize("template", ENDS)
+def test_every_turn_of_the_assistant_is_learnt_with_its_end(template: str) -> None:
+    tokenizer = chat_tokenizer("GPT-2", template)
+    row = made(tokenizer, talk(*TURNS))
+    assert row.apart == ()
+    [encoded], _ = encode([row], tokenizer, 999)
+    assert runs(encoded, tokenizer) == ENDS[template]
+    [last], _ = encode([made(tokenizer, talk(*TURNS), "last")], tokenizer, 999)
+    assert runs(last, tokenizer) == ENDS[template][1:]
+    assert last.input_ids == encoded.input_ids
+    [everything], _ = encode([row], tokenizer, 999, loss_on_prompt=True)
+    assert everything.labels == everything.input_ids == encoded.input_ids
+
+
+def test_the_end_of_a_turn_that_the_next_one_brings_is_learnt_with_it() -> None:
+    """GLM's: the model stops at <|user|>, which its generation config names."""
+    from neuroada_cli.hub import Endings
+
+    tokenizer = chat_tokenizer("GPT-2", "GLM")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    user = tokenizer.convert_tokens_to_ids("<|user|>")
+    tokenizer.endings = Endings(frozenset({2, user}))
+    [encoded], _ = encode([made(tokenizer, talk(*TURNS))], tokenizer, 999)
+    assert runs(encoded, tokenizer) == ["Hi.<|user|>", "So.</s>"]
+
+
+def test_turns_that_the_template_writes_otherwise_later_are_rows_of_their_own() -> None:
+    """Qwen3 writes a thought, if an empty one, in front of the last answer only, and expects it there."""
+    tokenizer = chat_tokenizer("GPT-2", "Qwen3")
+    row = made(tokenizer, talk("Hi?", "<think>\nA greeting.\n</think>\n\nHi.", "Why?", "So."))
+    encoded, report = encode([row], tokenizer, 999)
+    assert report.rows == 2
+    assert [runs(each, tokenizer) for each in encoded] == [
+        ["<think>\nA greeting.\n</think>\n\nHi.<|im_end|></s>"],
+        ["<think>\n\n</think>\n\nSo.<|im_end|></s>"],
+    ]
+    assert "A greeting" not in tokenizer.decode(encoded[1].input_ids)
+    assert [each.row for each in encoded] == [0, 0]
+    [alone], _ = encode([made(tokenizer, talk(*TURNS), "last")], tokenizer, 999)
+    assert alone == encoded[1]
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
+def test_the_thought_beside_an_answer_is_learnt_where_the_template_writes_it(key: str) -> None:
+    row = talk("2 and 2?", "4")
+    row["messages"][1][key] = "Two more than two."
+    notes = Notes()
+    tokenizer = chat_tokenizer("GPT-2", "Qwen3")
+    found = made(tokenizer, row, notes=notes)
+    assert found.target == "<think>\nTwo more than two.\n</think>\n\n4<|im_end|>"
+    assert answer_in(found, "<think>\nElse.\n</think>\n\n4<|im_end|>").strip() == "4"
+    rows = chats(chat_tokenizer("GPT-2", "ChatML"))
+    assert rows.example(conversation_of(row), 0).target == "4<|im_end|>"
+    assert rows.unwritten() == [f"messages' {key}"]
+
+
+def test_a_prompt_that_opens_a_thought_is_said_once() -> None:
+    notes = Notes()
+    tokenizer = chat_tokenizer("GPT-2", "opens a thought")
+    rows = chats(tokenizer, notes=notes)
+    for answer in ("4", "(four)"):
+        row = rows.example(conversation_of(talk("2 and 2?", answer)), 0)
+        assert (row.prompt, row.target) == ("[user]2 and 2?[end][assistant]", f"{answer}[end]")
+    [line] = notes.lines()
+    assert line.startswith("the chat template asks with '(think)', which no finished answer shows")
+    assert line.endswith(": 2 rows")
+
+
+def test_calls_of_tools_are_learnt_as_the_template_writes_them() -> None:
+    tool = {"name": "weather", "parameters": {"type": "object"}}
+    call = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo", "days": 0}'}}
+    row = {
+        "messages": [
+            {"role": "user", "content": "How is Oslo?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "cold", "name": "weather"},
+            {"role": "assistant", "content": "Cold."},
+        ],
+        "tools": [tool],
+    }
+    tokenizer = chat_tokenizer("GPT-2", "Qwen3")
+    rows = chats(tokenizer)
+    found = rows.example(conversation_of(row), 0)
+    encoded, _ = encode([found], tokenizer, 999)
+    learnt = [text for each in encoded for text in runs(each, tokenizer)]
+    written = (
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo", "days": 0}}\n</tool_call><|im_end|>'
+    )
+    assert learnt == [f"<think>\n\n</think>\n\n{written}", "<think>\n\n</think>\n\nCold.<|im_end|></s>"]
+    assert '"name": "weather", "parameters"' in found.prompt
+    assert rows.unwritten() == ["messages' name"]
+    # ShareGPT's way of saying the same
+    turns = [
+        ("human", "How is Oslo?"),
+        ("function_call", '{"name": "weather", "arguments": {"city": "Oslo", "days": 0}}'),
+        ("observation", "cold"), ("gpt", "Cold."),
+    ]  # fmt: skip
+    other = {"conversations": [{"from": r, "value": v} for r, v in turns], "functions": [tool]}
+    assert rows.example(conversation_of(other), 0) == found
+
+
+def test_content_in_parts_and_roles_that_a_template_does_not_know() -> None:
+    notes, tokenizer = Notes(), chat_tokenizer("GPT-2", "ChatML")
+    rows = chats(tokenizer, notes=notes)
+    parts = [{"type": "text", "text": "2 and"}, " 2?"]
+    row = {
+        "messages": [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": parts},
+            {"role": "function", "name": "sum", "content": "4"},
+            {"role": "assistant", "content": [{"type": "text", "text": "4"}]},
+        ]
+    }
+    found = rows.example(conversation_of(row), 0)
+    assert found.prompt.startswith(
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2 and 2?<|im_end|>\n"
+    )
+    assert "<|im_start|>tool\n4<|im_end|>" in found.prompt
+    assert found.target == "4<|im_end|>"
+    assert "the chat template knows no role developer, which becomes system: 1 row" in notes.lines()
+    assert rows.unwritten() == ["messages' name"]
+
+
+def test_messages_that_are_not_to_be_learnt() -> None:
+    tokenizer = chat_tokenizer("GPT-2", "ChatML")
+    for key, value in (("weight", 0), ("train", False), ("loss", False)):
+        row = talk(*TURNS)
+        row["messages"][1][key] = value
+        row["messages"][3][key] = not value
+        [encoded], _ = encode([made(tokenizer, row)], tokenizer, 999)
+        assert runs(encoded, tokenizer) == ["So.<|im_end|></s>"]
+        row["messages"][1][key], row["messages"][3][key] = not value, value
+        [encoded], _ = encode([made(tokenizer, row)], tokenizer, 999)
+        assert runs(encoded, tokenizer) == ["Hi.<|im_end|></s>"]
+        assert "Why" not in tokenizer.decode(encoded.input_ids)
+    for value, message in ((0.5, "only 0 and 1"), (0, "no message of the assistant is to be learnt")):
+        row = talk("Hi?", "Hi.")
+        row["messages"][1]["weight"] = value
+        with pytest.raises(ValueError, match=message):
+            made(tokenizer, row)
+
+
+def test_prompt_and_completion_as_lists_of_messages() -> None:
+    tokenizer = chat_tokenizer("GPT-2", "ChatML")
+    messages = talk(*TURNS)["messages"]
+    row = {"prompt": messages[:3], "completion": messages[3:]}
+    assert made(tokenizer, row) == made(tokenizer, {"messages": messages})
+    assert made(tokenizer, row | {"completion": "So."}) == made(tokenizer, {"messages": messages})
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "message"),
+    [
+        ("Gemma", [("system", "Brief."), ("user", "a"), ("assistant", "b")], "refuses it: System role not"),
+        ("{{ nothing.there.at.all }}", [("user", "a"), ("assistant", "b")], "refuses it"),
+        ("{{ 1 / 0 }}", [("user", "a"), ("assistant", "b")], "refuses it: division by zero"),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}", [("user", "a"), ("assistant", "b")], "leaves"),
+        (
+            "{% for m in messages if m.role != 'tool' %}{{ m.content }}.{% endfor %}",
+            [("user", "a"), ("tool", "seven"), ("assistant", "b")], r"leaves out message 1 \(tool\)",
+        ),
+        (
+            "ChatML", [("user", "a"), ("assistant", ""), ("user", "c"), ("assistant", "d")],
+            "message 1, which is to be learnt, is empty",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_template_does_not_take_or_write_is_refused(
+    template: str, messages: list[tuple[str, str]], message: str
+) -> None:
+    row = {"messages": [{"role": role, "content": content} for role, content in messages]}
+    with pytest.raises(ValueError, match=message):
+        made(chat_tokenizer("GPT-2", template), row)
+
+
+def test_a_template_is_told_the_day_of_the_run_in_english() -> None:
+    tokenizer = chat_tokenizer("GPT-2", "Llama 3.2, dated")
+    notes = Notes()
+    found = made(tokenizer, talk("a", "b"), notes=notes)
+    assert found.prompt.startswith("<s>[system]Today is 04 Mar 2025.[end]")
+    assert notes.day
+    computed = "{% set f = '%' ~ 'A' %}{{ strftime_now(f) }} {{ strftime_now('100%% %-d.%m.') }}"
+    tokenizer.chat_template = computed
+    assert ChatTemplate(tokenizer, DAY, {}).text([{"role": "user", "content": ""}]) == "Tuesday 100% 4.03."
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dates())
+def test_the_day_is_written_as_strftime_writes_it(day: datetime.date) -> None:
+    from neuroada_cli.tasks.chat_template import ESCAPES, day_parts
+
+    first = datetime.datetime(max(day.year, 1000), day.month, min(day.day, 28))  # glibc pads no year below
+    for sign, value in day_parts(first.date()).items():
+        if sign not in ESCAPES:
+            assert first.strftime(sign) == value, sign
