@@ -26,7 +26,7 @@ TEXTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_si
 
 def squeezed(text: str) -> str:
     """What every tokenizer keeps, without case, accents, spaces and control characters."""
-    plain = unicodedata.normalize("NFKD", text).lower()
+    plain = unicodedata.normalize("NFKD", text).lower().replace("▁", " ")  # SentencePiece's own space
     return "".join(c for c in plain if not c.isspace() and unicodedata.category(c)[0] not in "MC")
 
 
