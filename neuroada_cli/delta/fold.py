@@ -5,9 +5,12 @@ O = output neurons, K = chosen inputs per neuron
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
+from neuroada_cli.delta import native
 from neuroada_cli.delta.layout import Layout
 
 
@@ -22,4 +25,26 @@ def write_entries(weight: Tensor, index_OK: Tensor, values_OK: Tensor, layout: L
 
     Not `scatter_`: on the CPU it takes a thousand times longer for 16-bit types (`benchmarks/refold.py`).
     """
-    weight.put_(layout.flat(index_OK), values_OK)
+    with torch._C.DisableTorchFunctionSubclass():  # the weight may be watched
+        if native.fold_available(weight, index_OK, values_OK, None):
+            native.fold([(weight, index_OK, values_OK, None, layout)])
+        else:
+            weight.put_(layout.flat(index_OK), values_OK)
+
+
+@torch.no_grad()
+def fold_all(jobs: Iterable[native.Fold]) -> None:
+    """W[o, index_ok] = round(base_ok + delta_ok) in place, for each (weight, index, base, delta, layout).
+
+    All that the CPU kernel takes in one call, which gives the same bits.
+    """
+    with torch._C.DisableTorchFunctionSubclass():  # the weights may be watched
+        fast = []
+        for weight, index_OK, base_OK, delta_OK, layout in jobs:
+            assert delta_OK is not None
+            if native.fold_available(weight, index_OK, base_OK, delta_OK):
+                fast.append((weight, index_OK, base_OK, delta_OK, layout))
+            else:
+                write_entries(weight, index_OK, fold_entries(base_OK, delta_OK, weight.dtype), layout)
+        if fast:
+            native.fold(fast)

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuroada_cli.delta.fold import fold_entries, write_entries
+from neuroada_cli.delta.fold import fold_all, write_entries
 from neuroada_cli.delta.index import filled
 from neuroada_cli.delta.layout import Layout, is_conv1d, layout_of
+from neuroada_cli.delta.native import Fold
 from neuroada_cli.delta.products import without_view
 from neuroada_cli.delta.sampled_grad import sampled_grad
 
@@ -158,8 +159,11 @@ class DeltaLayer(nn.Module):
     @torch.no_grad()
     def refold(self) -> None:
         """Rewrite the K entries per row to round(base + delta); call after every change of delta."""
-        folded_OK = fold_entries(self.base_values, self.delta, self.weight.dtype)
-        write_entries(self.weight, self.index, folded_OK, self.layout)
+        fold_all([self.to_fold()])
+
+    def to_fold(self) -> Fold:
+        """What `fold_all` takes of it."""
+        return self.weight, self.index, self.base_values, self.delta, self.layout
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -218,7 +222,10 @@ class DeltaLinear(DeltaLayer):
         return y_TO.view(*x.shape[:-1], self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._folded_linear(x, self.weight)
+        if torch.is_grad_enabled():
+            return self._folded_linear(x, self.weight)
+        with torch._C.DisableTorchFunctionSubclass():  # the weight may be watched
+            return self.plain_forward(x, self.weight, self.bias)
 
     def _folded_linear(self, x: Tensor, weight: Tensor | None) -> Tensor:
         y = _FoldedLinear.apply(x, self.delta, self, weight, self.bias)  # type: ignore[no-untyped-call]

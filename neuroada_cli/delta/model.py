@@ -5,15 +5,17 @@ O = output neurons, K = chosen inputs per neuron
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from neuroada_cli.delta.fold import fold_all
 from neuroada_cli.delta.linear import DeltaLayer, DeltaLinear, DeltaWeight
+from neuroada_cli.delta.native import last_columns
 from neuroada_cli.delta.quantized import QuantizedDeltaLinear, is_quantized, keep_layout
-from neuroada_cli.delta.targets import Target, is_plain, target_of
+from neuroada_cli.delta.targets import Target, is_linear, is_plain, target_of
 from neuroada_cli.delta.trained_weight import unwatch, watch
 from neuroada_cli.delta.triton_grad import last_transpose
 
@@ -54,7 +56,7 @@ def attach(
 def _attach(model: nn.Module, name: str, target: Target, index_OK: Tensor) -> DeltaLayer:
     owner = target.owner
     layer: DeltaLayer
-    if not target.can_train:
+    if not is_linear(owner):
         raise ValueError(f"{type(owner).__name__} is not a linear layer")
     if is_plain(owner):
         kind = QuantizedDeltaLinear if is_quantized(owner) else DeltaLinear
@@ -77,16 +79,23 @@ def _attached(model: nn.Module) -> Iterator[tuple[str, DeltaLayer]]:
     for name, module in model.named_modules():
         if isinstance(module, DeltaLinear):
             yield name, module
-        elif isinstance(module, DeltaWeight):
-            owner = name.rpartition(".")[0]
-            yield owner if module.attribute == "weight" else f"{owner}.{module.attribute}", module
+        elif isinstance(module, DeltaLayer):
+            yield name.rpartition(".")[0], module
 
 
 def refold(model: nn.Module) -> None:
     """Bring every weight up to date with its delta; call after each optimizer step."""
-    for layer in delta_layers(model).values():
+    refold_layers(delta_layers(model).values())
+
+
+def refold_layers(layers: Collection[DeltaLayer]) -> None:
+    """As `refold`, for whoever has the layers at hand: walking a model takes longer than folding K=1."""
+    packed = [layer for layer in layers if isinstance(layer, QuantizedDeltaLinear)]
+    fold_all(layer.to_fold() for layer in layers if not isinstance(layer, QuantizedDeltaLinear))
+    for layer in packed:
         layer.refold()
     last_transpose.clear()
+    last_columns.clear()
 
 
 @torch.no_grad()
@@ -104,7 +113,7 @@ def switch(model: nn.Module, deltas: Mapping[str, Tensor]) -> None:
             shapes = f"{tuple(deltas[name].shape)}, attached {tuple(layer.delta.shape)}"
             raise ValueError(f"{name}: deltas are {shapes}")
         layer.delta.copy_(deltas[name])
-        layer.refold()
+    refold_layers(layers.values())
 
 
 @contextmanager
@@ -116,8 +125,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for layer in layers:
-            layer.refold()
+        refold_layers(layers)
 
 
 def detach(model: nn.Module) -> None:

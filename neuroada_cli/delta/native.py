@@ -2,10 +2,10 @@
 
 O = output neurons, I = inputs, K = chosen inputs per neuron, T = tokens
 
-`kernels.c` is compiled by the machine's own `cc` into the cache folder at first use (about a second).
-It is linked against no OpenMP of its own: the symbols resolve to the runtime that torch has loaded, so both
-share one thread pool. Without a compiler, or where that runtime is not visible, `available()` is False and
-torch's own operations serve.
+The sources in `kernels/` are compiled by the machine's own `cc` into the cache folder at first use (a second
+or two). The library is linked against no OpenMP of its own: the symbols resolve to the runtime that torch has
+loaded, so both share one thread pool. Without a compiler, or where that runtime is not visible, `available()`
+is False and torch's own operations serve.
 """
 
 from __future__ import annotations
@@ -18,19 +18,23 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from neuroada_cli import stopping
+from neuroada_cli.delta.layout import Layout
 from neuroada_cli.machine.cache import cache_folder
 from neuroada_cli.machine.processor import cpu_lines, cpu_name
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCES = sorted((Path(__file__).parent / "kernels").glob("*.c"))
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp"]
-TOKENS, PARTS = 128, 8  # tokens per block, parts of the tokens: as in the source
-GATHER_LIMIT = 1  # up to this K, picking while walking the tokens beats transposing blocks
+VECTOR = 64  # bytes, as BYTES in sampled_grad.c
+LONGEST = 1024  # bytes of a column of tokens at a time, as MOST there
+BLOCK_BYTES = 1 << 20  # of x's columns at a time: what a second-level cache holds
+SHARED_BYTES = 64 << 20  # of the columns of a whole x that are kept for the next layer
 
 
 def _cpu() -> str:
@@ -45,7 +49,8 @@ def _library() -> ctypes.CDLL | None:
         return None
     if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):  # torch's thread pool is not visible to us
         return None
-    key = hashlib.sha256("\n".join([SOURCE.read_text(), *FLAGS, compiler, _cpu()]).encode()).hexdigest()
+    sources = [source.read_text() for source in SOURCES]
+    key = hashlib.sha256("\n".join([*sources, *FLAGS, compiler, _cpu()]).encode()).hexdigest()
     library = cache_folder() / f"kernels-{key[:16]}.so"
     try:
         if not library.exists():
@@ -53,26 +58,14 @@ def _library() -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError):
         return None
-    pointer, stride, size = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
+    pointer, stride, number = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
     for name in ("sampled_grad_f32", "sampled_grad_bf16"):
-        function = getattr(loaded, name)
-        function.argtypes = [
-            pointer,
-            stride,
-            pointer,
-            stride,
-            pointer,
-            size,
-            size,
-            size,
-            size,
-            size,
-            pointer,
-            pointer,
-        ]
-        function.restype = None
+        matrices = [pointer, stride, pointer, stride, pointer]
+        getattr(loaded, name).argtypes = [*matrices, *[number] * 7, pointer, pointer]
     for name in ("top_k_16", "top_k_32"):
-        getattr(loaded, name).argtypes = [pointer, stride, size, size, size, pointer]
+        getattr(loaded, name).argtypes = [pointer, stride, number, number, number, pointer]
+    loaded.fold.argtypes = [pointer, number]
+    for name in ("sampled_grad_f32", "sampled_grad_bf16", "top_k_16", "top_k_32", "fold"):
         getattr(loaded, name).restype = None
     return loaded
 
@@ -81,10 +74,11 @@ def _compile(compiler: str, library: Path) -> None:
     """Build beside the final name and rename, so that processes racing here all find a whole file."""
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as folder, _tidied(folder):
-        unlinked, built = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
-        run = functools.partial(subprocess.run, check=True, capture_output=True, timeout=120)
-        run([compiler, *FLAGS, "-c", str(SOURCE), "-o", str(unlinked)])
-        run([compiler, "-shared", str(unlinked), "-o", str(built)])  # without -fopenmp: no second runtime
+        built = Path(folder) / "kernels.so"
+        run = functools.partial(subprocess.run, check=True, capture_output=True, timeout=120, cwd=folder)
+        run([compiler, *FLAGS, "-c", *map(str, SOURCES)])
+        unlinked = sorted(file.name for file in Path(folder).glob("*.o"))
+        run([compiler, "-shared", *unlinked, "-o", str(built)])  # without -fopenmp: no second runtime
         os.replace(built, library)
 
 
@@ -92,9 +86,61 @@ def _tidied(folder: str) -> stopping.tidied:
     return stopping.tidied(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
+# ---------------------------------------------------------------------------------------------------
+# The sampled gradient
+
+GRADIENT = {torch.float32: "sampled_grad_f32", torch.bfloat16: "sampled_grad_bf16"}
+
+
 def available(dtype: torch.dtype) -> bool:
-    """Whether the kernel can run here; compiles it on the first call."""
-    return dtype in (torch.float32, torch.bfloat16) and _library() is not None
+    """Whether the sampled gradient can run here; compiles it on the first call."""
+    return dtype in GRADIENT and _library() is not None
+
+
+class _LastColumns:
+    """The columns of the last x. Holds x itself, so that its memory cannot be handed to another tensor.
+
+    Layers that read one x (q, k, v; gate, up) ask one after another. Which layer is the first of several is
+    learnt as it happens, so that nobody keeps what nobody else asks for.
+    """
+
+    def __init__(self) -> None:
+        self.x_TI: Tensor | None = None
+        self.version = self.first = 0
+        self.columns: Tensor | None = None
+        self.shared: set[int] = set()
+
+    def of(self, x_TI: Tensor, asker: int, block: int) -> tuple[Tensor, bool, bool]:
+        """(room for the columns, whether of all of x, whether they are there already)."""
+        inputs, size = x_TI.shape[1], x_TI.element_size()
+        if self._holds(x_TI):
+            self.shared.add(self.first)
+            if self.columns is not None:
+                return self.columns, True, True
+        else:
+            self.columns, self.x_TI, self.version, self.first = None, x_TI, x_TI._version, asker
+        tokens = len(x_TI) + VECTOR // size
+        if self.first not in self.shared or tokens * inputs * size > SHARED_BYTES:
+            return torch.empty(block * inputs, dtype=x_TI.dtype), False, False
+        self.columns = torch.empty(tokens * inputs, dtype=x_TI.dtype)
+        return self.columns, True, False
+
+    def _holds(self, x_TI: Tensor) -> bool:
+        held = self.x_TI
+        return (
+            held is not None
+            and held.data_ptr() == x_TI.data_ptr()
+            and self.version == x_TI._version
+            and held.shape == x_TI.shape
+            and held.stride() == x_TI.stride()
+            and held.dtype == x_TI.dtype
+        )
+
+    def clear(self) -> None:
+        self.x_TI = self.columns = None
+
+
+last_columns = _LastColumns()
 
 
 def native(grad_TO: Tensor, x_TI: Tensor, index_OK: Tensor) -> Tensor:
@@ -102,45 +148,61 @@ def native(grad_TO: Tensor, x_TI: Tensor, index_OK: Tensor) -> Tensor:
 
     Raises ValueError for another device or dtype, RuntimeError where the kernel is not available.
     """
-    if grad_TO.device.type != "cpu" or x_TI.dtype not in (torch.float32, torch.bfloat16):
+    if grad_TO.device.type != "cpu" or x_TI.dtype not in GRADIENT:
         raise ValueError(
             f"the native kernel takes fp32 or bf16 on the CPU, not {x_TI.dtype} {grad_TO.device}"
         )
     library = _library()
     if library is None:
         raise RuntimeError("the native kernel needs a C compiler (cc) and torch's OpenMP runtime")
-    grad_TO = _token_rows(grad_TO.to(x_TI.dtype))
-    x_TI = _token_rows(x_TI)
+    grad_TO, x_TI = _token_rows(grad_TO.to(x_TI.dtype)), _token_rows(x_TI)
     index_OK = index_OK.contiguous()
     (tokens, outputs), inputs, k = grad_TO.shape, x_TI.shape[1], index_OK.shape[1]
+    block = _block(tokens, inputs, x_TI.element_size())
+    columns, keep, ready = last_columns.of(x_TI, index_OK.data_ptr(), block)
     sampled_OK = torch.empty(outputs, k, dtype=torch.float32)
-    gather = k <= GATHER_LIMIT
-    scratch = torch.empty(PARTS * k * outputs if gather else inputs * TOKENS, dtype=torch.float32)
-    name = "sampled_grad_f32" if x_TI.dtype == torch.float32 else "sampled_grad_bf16"
-    getattr(library, name)(
+    getattr(library, GRADIENT[x_TI.dtype])(
         grad_TO.data_ptr(), grad_TO.stride(0), x_TI.data_ptr(), x_TI.stride(0), index_OK.data_ptr(),
-        tokens, inputs, outputs, k, gather, scratch.data_ptr(), sampled_OK.data_ptr(),
+        tokens, inputs, outputs, k, block, keep, ready, columns.data_ptr(), sampled_OK.data_ptr(),
     )  # fmt: skip
     return sampled_OK
 
 
-TOP_K_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TOP_K_LIMIT = 64  # beyond this K, keeping the list of the best costs more than it saves
+@functools.cache
+def _block(tokens: int, inputs: int, size: int) -> int:
+    """Tokens at a time, whole vectors of them: short rows are not padded to more than one vector."""
+    vector = VECTOR // size
+    fits = BLOCK_BYTES // (inputs * size) // vector * vector
+    return min(-(-tokens // vector) * vector, max(LONGEST // 4 // size, min(LONGEST // size, fits)))
+
+
+def _token_rows(matrix: Tensor) -> Tensor:
+    """A view is fine as long as a token's values lie side by side."""
+    return matrix if matrix.stride(1) == 1 or matrix.shape[1] == 1 else matrix.contiguous()
+
+
+# ---------------------------------------------------------------------------------------------------
+# The largest magnitudes
+
+TOP_K = {torch.float32: "top_k_32", torch.bfloat16: "top_k_16", torch.float16: "top_k_16"}
+TOP_K_LIMIT = 256  # beyond this K, going back to the best block for each takes longer than sorting
+TOP_K_INPUTS = 1 << 17  # a row is held on a thread's stack
 
 
 def top_k_available(weight_OI: Tensor, k: int) -> bool:
     """Whether `top_k_magnitude` takes this weight: on the CPU, rows contiguous, K small."""
     return (
         weight_OI.device.type == "cpu"
-        and weight_OI.dtype in TOP_K_DTYPES
+        and weight_OI.dtype in TOP_K
         and weight_OI.stride(1) == 1
         and k <= TOP_K_LIMIT
+        and weight_OI.shape[1] <= TOP_K_INPUTS
         and _library() is not None
     )
 
 
 def top_k_magnitude(weight_OI: Tensor, k: int) -> Tensor:
-    """The K columns with the largest |w| per row, int32 `[O, K]`, unsorted; of equal ones the lower column.
+    """The K columns with the largest |w| per row, int32 `[O, K]`, ascending; of equal ones the lower column.
 
     NaN and infinity count as largest. Ask `top_k_available` first.
     """
@@ -148,11 +210,62 @@ def top_k_magnitude(weight_OI: Tensor, k: int) -> Tensor:
     assert library is not None
     outputs, inputs = weight_OI.shape
     index_OK = torch.empty(outputs, k, dtype=torch.int32)
-    function = library.top_k_32 if weight_OI.dtype == torch.float32 else library.top_k_16
+    function = getattr(library, TOP_K[weight_OI.dtype])
     function(weight_OI.data_ptr(), weight_OI.stride(0), outputs, inputs, k, index_OK.data_ptr())
     return index_OK
 
 
-def _token_rows(matrix: Tensor) -> Tensor:
-    """A view is fine as long as a token's values lie side by side."""
-    return matrix if matrix.stride(1) == 1 or matrix.shape[1] == 1 else matrix.contiguous()
+# ---------------------------------------------------------------------------------------------------
+# Folding
+
+
+class _Job(ctypes.Structure):
+    """As in fold.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("weight", "index", "base", "delta")),
+        *((name, ctypes.c_int64) for name in ("neurons", "k", "outputs", "matrix", "row", "column", "bf16")),
+    ]
+
+
+FOLDED = (torch.float32, torch.bfloat16)
+# (weight, index, base, delta or None, layout)
+Fold = tuple[Tensor, Tensor, Tensor, Tensor | None, Layout]
+
+
+def fold_available(weight: Tensor, index_OK: Tensor, base_OK: Tensor, delta_OK: Tensor | None) -> bool:
+    """Whether `fold` takes this weight: fp32 or bf16 on the CPU, fp32 deltas, all of it contiguous."""
+    return (
+        type(index_OK) is Tensor  # fake and distributed tensors are of other classes, and have no memory here
+        and weight.device.type == "cpu"
+        and weight.dtype in FOLDED
+        and base_OK.dtype == weight.dtype
+        and index_OK.dtype == torch.int32
+        and (delta_OK is None or (delta_OK.dtype == torch.float32 and delta_OK.is_contiguous()))
+        and weight.is_contiguous()
+        and index_OK.is_contiguous()
+        and base_OK.is_contiguous()
+        and _library() is not None
+    )
+
+
+def fold(jobs: Sequence[Fold]) -> None:
+    """W[o, index_ok] = round(base_ok + delta_ok) in place, for each of the jobs; without delta the base.
+
+    Ask `fold_available` first.
+    """
+    library = _library()
+    assert library is not None
+    library.fold((_Job * len(jobs))(*(_job(*job) for job in jobs)), len(jobs))
+    # what a backward pass saved before is known to be out of date by its version
+    torch.autograd.graph.increment_version([weight for weight, *_ in jobs])
+
+
+def _job(weight: Tensor, index_OK: Tensor, base_OK: Tensor, delta_OK: Tensor | None, layout: Layout) -> _Job:
+    outputs, inputs = layout.outputs, layout.inputs
+    row, column = (1, outputs) if layout.transposed else (inputs, 1)
+    return _Job(
+        weight.data_ptr(), index_OK.data_ptr(), base_OK.data_ptr(),
+        None if delta_OK is None else delta_OK.data_ptr(), *index_OK.shape, outputs, outputs * inputs,
+        row, column, weight.dtype == torch.bfloat16,
+    )  # fmt: skip

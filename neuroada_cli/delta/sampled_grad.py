@@ -36,15 +36,24 @@ def dense_oracle(grad_TO: Tensor, x_TI: Tensor, index_OK: Tensor) -> Tensor:
 
 
 def tiled(grad_TO: Tensor, x_TI: Tensor, index_OK: Tensor) -> Tensor:
-    """A block of neurons at a time: small dense product, pick, forget. Wins when K is a large share of I."""
+    """A block of neurons at a time: small dense product, pick, forget. Wins when K is a large share of I.
+
+    The product is fp32, whatever the inputs are: precision must not depend on which back-end a shape gets.
+    """
+    if x_TI.device.type == "cpu":  # CUDA multiplies 16-bit numbers into fp32
+        grad_TO, x_TI = grad_TO.float(), x_TI.float()
     outputs, inputs = grad_TO.shape[1], x_TI.shape[1]
     block = max(1, TILE_ELEMENTS // max(inputs, 1))
     sampled_OK = torch.empty(index_OK.shape, dtype=torch.float32, device=grad_TO.device)
     for start in range(0, outputs, block):
         rows = slice(start, start + block)
-        dense_oi = grad_TO[:, rows].T @ x_TI
-        sampled_OK[rows] = dense_oi.gather(1, index_OK[rows].long()).float()
+        dense_oi = _fp32_product(grad_TO[:, rows].T, x_TI)
+        sampled_OK[rows] = dense_oi.gather(1, index_OK[rows].long())
     return sampled_OK
+
+
+def _fp32_product(left: Tensor, right: Tensor) -> Tensor:
+    return left @ right if left.dtype == torch.float32 else torch.mm(left, right, out_dtype=torch.float32)
 
 
 def gathered(grad_TO: Tensor, x_TI: Tensor, index_OK: Tensor) -> Tensor:

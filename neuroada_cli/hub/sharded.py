@@ -15,6 +15,7 @@ from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.base import Base
 from neuroada_cli.hub.loading import _auto_class, _config, _explained, _silent_transformers
 from neuroada_cli.hub.resolve import check_folder
+from neuroada_cli.hub.weights import stored_name
 from neuroada_cli.ranks.group import Ranks
 
 REPLICATE = "set train.parallel: replicate"
@@ -105,7 +106,7 @@ def read_rows(
                 raise ModelError(f"{source} has the shape {shapes}", str(info.file))
             sharded.to_local().copy_(_part(base, source, sharded, ranks))
     for name, buffer in model.named_buffers():
-        if (held := base.places.own_name(name)) is not None:
+        if (held := stored_name(base.weights, name, _prefix(base))) is not None:
             buffer.copy_(base.weights.tensor(held))
 
 
@@ -137,11 +138,16 @@ def _read_packed(
 
 
 def _stored(base: Base, names: list[str]) -> str:
+    prefix = _prefix(base)
     for name in names:
-        if (found := base.places.own_name(name)) is not None:
+        if (found := stored_name(base.weights, name, prefix)) is not None:
             return found
     raise ModelError(
         f"holds no tensor {names[0]} as the model needs it, and only whole tensors can be sharded",
         str(base.folder),
         REPLICATE,
     )
+
+
+def _prefix(base: Base) -> str:
+    return str(base.graph.base_model_prefix)

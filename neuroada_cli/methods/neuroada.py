@@ -30,8 +30,8 @@ class NeuroAda:
         self._chosen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def attach(self, model: nn.Module, indices: Mapping[str, Tensor], whole: Sequence[str] = ()) -> None:
-        delta.attach(model, indices)
-        for layer in delta.delta_layers(model).values():
+        self._layers = list(delta.attach(model, indices).values())
+        for layer in self._layers:
             layer.delta.data = layer.delta.data.to(self._dtype)
         self._whole = WholeParameters(model, whole)
 
@@ -60,7 +60,7 @@ class NeuroAda:
         return {name: index_OU for name, (index_OU, _) in self._chosen.items()}
 
     def after_step(self, model: nn.Module) -> None:
-        delta.refold(model)
+        delta.refold_layers(self._layers)
         self._whole.round_down()
 
     def state(self, model: nn.Module) -> MethodState:
