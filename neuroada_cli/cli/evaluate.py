@@ -11,7 +11,10 @@ from neuroada_cli.cli.options import (
     DataDirOption,
     Dtype,
     OverwriteOption,
+    ProcessesOption,
     SetOption,
+    in_ranks,
+    launched,
     load,
     refuse_idle,
     split,
@@ -51,12 +54,14 @@ def eval_(
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model's folder brings.")
     ] = False,
     overwrite: OverwriteOption = False,
+    processes: ProcessesOption = None,
 ) -> None:
     """Score a base model, an adapter or a merged folder by the papers' own rules.
 
     \b
     neuroada eval out/ --tasks boolq,piqa
     neuroada eval runs/llama7b_math --limit 200
+    neuroada eval runs/llama7b_math --processes 8
     neuroada eval --predictions theirs.jsonl --protocol reft
     """
     names = tuple(split(tasks))
@@ -75,20 +80,24 @@ def eval_(
     if overrides and recipe is None:
         raise RecipeError("has nothing to override without a recipe", "--set", "add --recipe RECIPE")
     loaded = load(recipe, overrides, data_dir) if recipe is not None else None
+    if processes is not None and launched(context, processes):
+        return
     from neuroada_cli.commands import eval as command
 
-    command.run(
-        target,
-        recipe=loaded,
-        tasks=names,
-        protocol=protocol,
-        out=out,
-        data_dir=str(data_dir) if data_dir is not None else None,
-        limit=limit,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        device=device,
-        dtype=dtype,
-        overwrite=overwrite,
-        trust_remote_code=trust_remote_code,
-    )
+    with in_ranks() as ranks:
+        command.run(
+            target,
+            recipe=loaded,
+            tasks=names,
+            protocol=protocol,
+            out=out,
+            data_dir=str(data_dir) if data_dir is not None else None,
+            limit=limit,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            device=device,
+            dtype=dtype,
+            overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
+            ranks=ranks,
+        )

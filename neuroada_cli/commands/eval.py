@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-import transformers
 from rich.console import Console
 
-from neuroada_cli import __version__, files, hub, stopping
+from neuroada_cli import files, hub, stopping
 from neuroada_cli.adapter import load as adapted
 from neuroada_cli.data.sources import refuse_foreign
 from neuroada_cli.errors import DataError, OutputError, RecipeError, Stopped
 from neuroada_cli.evaluation import display, foreign
 from neuroada_cli.evaluation.records import About, Records
 from neuroada_cli.evaluation.rows import Learnt, TaskRows, learnt_by, prepare
-from neuroada_cli.evaluation.run import Prediction, TaskResult, predict, summarise
+from neuroada_cli.evaluation.run import Prediction, TaskResult, summarise
+from neuroada_cli.evaluation.scoring import Settings, about, score
 from neuroada_cli.foreign_text import shown
+from neuroada_cli.ranks.group import ALONE, Ranks
+from neuroada_cli.ranks.place import refuse_strangers
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import DataSection, Recipe
 from neuroada_cli.tasks import metrics
 from neuroada_cli.tasks.registry import expand, get_protocol, get_task, scored_tasks
-from neuroada_cli.tasks.task import Decoding, Protocol, Task, decoding_of, under
+from neuroada_cli.tasks.task import Task, under
 
 
 @dataclass(frozen=True)
@@ -37,25 +38,6 @@ class EvalResult:
     results: dict[str, TaskResult]
     predictions: dict[str, list[Prediction]]
     folder: Path | None
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """rules score; loss_mask is what the model was trained under (a base: what the protocol would have).
-
-    decoding, seed  as the recipe has them
-    """
-
-    rules: Protocol
-    loss_mask: str
-    batch_size: int
-    new_tokens: int | None
-    max_length: int
-    decoding: Literal["greedy", "sampling"] | None
-    seed: int
-
-    def decoding_of(self, task: Task) -> Decoding:
-        return decoding_of(task, self.rules, self.decoding)
 
 
 def run(
@@ -73,6 +55,7 @@ def run(
     overwrite: bool = False,
     quiet: bool = False,
     trust_remote_code: bool = False,
+    ranks: Ranks = ALONE,
 ) -> EvalResult:
     """Score `target` (base, adapter, run or merged folder, hub id, or a recipe: its base) on tasks.
 
@@ -80,9 +63,11 @@ def run(
     else from the protocol. An interrupted evaluation goes on where it stopped when it is started again.
     trust_remote_code  run code that the model's folder brings; a recipe that comes with the target cannot say
                        so, nor can it have rows fetched from places of its own
+    ranks  processes that share the batches, each with the whole model: rank 0 locks, writes and speaks
     Raises UserErrors before the model loads wherever that is possible, Stopped when interrupted.
     """
-    console = Console(quiet=quiet)
+    refuse_strangers(ranks.alone, "scores")
+    console = Console(quiet=quiet or not ranks.first)
     if target.endswith((".yaml", ".yml")):
         recipe = recipe or load_recipe(target)
         target = recipe.model.path
@@ -92,10 +77,11 @@ def run(
     trusted = trust_remote_code or (recipe is not None and recipe.model.trust_remote_code)
     settings = _settings(recipe, trained, protocol, batch_size, max_new_tokens)
     chosen = _chosen_tasks(tasks, recipe)
-    device = hub.choose_device(device or (recipe.device if recipe else None))
+    device = device or (recipe.device if recipe else None)
+    device = hub.choose_device(device, None if ranks.alone else ranks.local)
     records = Records(Path(out) if out is not None else _default_folder(found))
     if not overwrite:
-        records.refuse_finished([task.name for task in chosen])
+        ranks.first_does(lambda: records.refuse_finished([task.name for task in chosen]))
     data_dir = data_dir or (recipe.data.data_dir if recipe else None)
     limit = limit or (recipe.eval.limit if recipe else None)
     data = _data_of(recipe, trained, found)
@@ -103,18 +89,20 @@ def run(
     if trained is not None and named is None and any("test" not in task.sets for task in chosen):
         _refuse_foreign(trained, data_dir, "validation", trained.data.validation)
         _refuse_foreign(trained, data_dir, "train", trained.data.train)
-    jobs = [
-        prepare(
-            task,
-            settings.rules,
-            data,
-            data_dir,
-            limit,
-            lambda: _tokenizer_of(found, recipe, trusted),
-            learnt,
-        )
-        for task in chosen
-    ]
+    jobs = ranks.all_do(
+        lambda: [
+            prepare(
+                task,
+                settings.rules,
+                data,
+                data_dir,
+                limit,
+                lambda: _tokenizer_of(found, recipe, trusted),
+                learnt,
+            )
+            for task in chosen
+        ]
+    )
     for job in jobs:
         settings.decoding_of(job.task)
         if job.rows.partial:
@@ -122,7 +110,10 @@ def run(
     display.tell_unscored([job.task for job in jobs], settings.rules.name, console)
 
     with console.status("loading the model"):
-        subject = _load(found, recipe, trained, chosen[0], device, dtype, trusted)
+        subject = ranks.all_do(lambda: _load(found, recipe, trained, chosen[0], device, dtype, trusted))
+    if not ranks.alone:
+        rows_of = {job.task.name: job.rows.sha256 for job in jobs}
+        ranks.refuse_differences({"model": subject.identity, "set of rows": rows_of})
     if subject.fresh:
         console.print(
             f"{shown(', '.join(subject.fresh))}: random, in none of the files, so scores are chance"
@@ -131,14 +122,22 @@ def run(
     if remark is not None and jobs[0].task.kind == "generation":
         console.print(shown(remark), highlight=False, soft_wrap=True)
     result = EvalResult({}, {}, records.folder)
-    with files.Lock(records.folder), _stoppable():
-        abouts = [_about(job, settings, subject) for job in jobs]
+    with contextlib.ExitStack() as held:
+        ranks.first_does(lambda: held.enter_context(files.Lock(records.folder)))
+        held.enter_context(_stoppable())
+        abouts = [about(job, settings, subject.model, subject.identity) for job in jobs]
         # every task that was done under other settings is refused before the first one runs
-        done = [
-            None if overwrite else records.finished(j.task.name, a) for j, a in zip(jobs, abouts, strict=True)
-        ]
-        for job, about, before in zip(jobs, abouts, done, strict=True):
-            rows, scores = before or _score(job, settings, subject, about, records, console)
+        done = ranks.first_does(
+            lambda: [_finished(*pair, records, overwrite) for pair in zip(jobs, abouts, strict=True)]
+        )
+        over = ranks.shared([before is not None for before in done or ()])
+        for number, (job, facts) in enumerate(zip(jobs, abouts, strict=True)):
+            before = done[number] if done else None
+            if before is None and over[number]:  # known to rank 0, which shows it
+                continue
+            rows, scores = before or score(
+                job, settings, subject.model, subject.reader, facts, records, console, ranks
+            )
             result.predictions[job.task.name], result.results[job.task.name] = rows, scores
             display.tell_unasked(scores, rows, console)
     console.print(display.table(result.results, f"{shown(target)}   protocol {settings.rules.name}"))
@@ -161,6 +160,7 @@ def run_predictions(
     Raises DataError for a file or a row that is not that, RecipeError for a task that is not generation,
     OutputError for an `out` that holds another result.
     """
+    refuse_strangers(True, "scores predictions")
     console, rules = Console(quiet=quiet), get_protocol(protocol)
     task = get_task(task_name) if task_name is not None else None
     rows = foreign.read(Path(file))
@@ -189,9 +189,9 @@ def _settings(
     protocol: str | None,
     batch_size: int | None,
     new: int | None,
-) -> _Settings:
+) -> Settings:
     rules = get_protocol(protocol or (recipe.data.protocol if recipe else "reft"))
-    return _Settings(
+    return Settings(
         rules=rules,
         loss_mask=(get_protocol(trained.data.protocol) if trained else rules).loss_mask,
         batch_size=batch_size or (recipe.eval.batch_size if recipe else 16),
@@ -303,77 +303,10 @@ def _load(
     )
 
 
-def _about(job: TaskRows, settings: _Settings, subject: adapted.Adapted) -> About:
-    """Everything a reader needs to know what a score means, and whether two of them may be compared."""
-    scoring = job.task.scoring.get(settings.rules.name)
-    decoding = settings.decoding_of(job.task)
-    seed = f", seed {settings.seed}" if decoding.temperature is not None else ""
-    some = next(subject.model.parameters())
-    return subject.identity | {
-        "protocol": settings.rules.name,
-        "loss_mask": settings.loss_mask if scoring else None,
-        "decoding": f"{decoding}{seed}" if scoring else None,
-        "max_new_tokens": settings.new_tokens or scoring.max_new_tokens if scoring else None,
-        "max_length": None if scoring else settings.max_length,
-        "batch_size": settings.batch_size,
-        "data": {"source": job.rows.label, "rows": job.part, "sha256": job.rows.sha256},
-        "dtype": str(some.dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name(some.device) if some.is_cuda else some.device.type,
-        "versions": {
-            "neuroada": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-    }
-
-
-def _score(
-    job: TaskRows,
-    settings: _Settings,
-    subject: adapted.Adapted,
-    about: About,
-    records: Records,
-    console: Console,
-) -> tuple[list[Prediction], TaskResult]:
-    """Predict what an earlier run under `about` has not done, and write the task's files."""
-    name = job.task.name
-    progress = records.resume(name, about)
-    todo = [example for example in job.examples if example.row not in progress.done]
-    if progress.done and todo:
-        console.print(f"{name}: going on after {len(progress.done)} rows")
-    started = time.perf_counter() - progress.seconds
-    with display.bar(console, name, len(job.examples)) as bar:
-        bar.advance(list(progress.done.values()))
-
-        def keep(batch: list[Prediction], tokens: int) -> None:
-            progress.tokens += tokens
-            progress.done |= {prediction.row: prediction for prediction in batch}
-            records.add(name, batch, time.perf_counter() - started, progress.tokens)
-            bar.advance(batch)
-
-        if todo:
-            predict(
-                subject.model,
-                subject.reader,
-                job.task,
-                todo,
-                settings.rules.name,
-                settings.batch_size,
-                settings.new_tokens,
-                settings.max_length,
-                keep,
-                settings.decoding_of(job.task),
-                settings.seed,
-            )
-            progress.seconds = time.perf_counter() - started
-    found = [progress.done[example.row] for example in job.examples]
-    if job.leaked is not None:
-        found = [replace(prediction, leaked=prediction.row in job.leaked) for prediction in found]
-    scores = summarise(job.task, found, progress.seconds, progress.tokens)
-    leaked = len(job.leaked) if job.leaked is not None else None
-    scores = replace(scores, leaked=leaked, training_set=job.training_set)
-    records.finish(name, found, scores, about)
-    return found, scores
+def _finished(
+    job: TaskRows, about: About, records: Records, overwrite: bool
+) -> tuple[list[Prediction], TaskResult] | None:
+    return None if overwrite else records.finished(job.task.name, about)
 
 
 @contextmanager

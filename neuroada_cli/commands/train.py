@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from neuroada_cli.errors import ResourceError
 from neuroada_cli.files.lock import LOCK
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.ranks.group import ALONE, Ranks
-from neuroada_cli.ranks.place import several
+from neuroada_cli.ranks.place import refuse_strangers
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.training import dry_run as preview
 from neuroada_cli.training import folder as run_folder
@@ -46,7 +45,7 @@ def run(
     ranks      the processes that train together: rank 0 locks, writes and speaks
     Raises UserErrors before the model loads wherever that is possible; Stopped after a signal.
     """
-    _refuse_strangers(ranks)
+    refuse_strangers(ranks.alone, "trains")
     console = Console(stderr=True, quiet=quiet or not ranks.first)
     if selection is not None:
         section = recipe.select.model_copy(update={"file": str(selection)})
@@ -112,16 +111,6 @@ def _source(
         console.print("no checkpoint yet: training starts at the beginning")
         return None
     return ranks.all_do(lambda: found or open_adapter(run_dir / name))
-
-
-def _refuse_strangers(ranks: Ranks) -> None:
-    """Several processes that do not know of each other would all write into one run folder."""
-    if ranks.alone and several():
-        raise ResourceError(
-            f"was started as one of {os.environ['WORLD_SIZE'][:16]} processes, but trains alone",
-            "WORLD_SIZE",
-            "start it without torchrun or accelerate, or as `-m neuroada_cli train`",
-        )
 
 
 def _see(run_dir: Path, ranks: Ranks) -> None:

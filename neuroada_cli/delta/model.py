@@ -15,7 +15,7 @@ from neuroada_cli.delta.fold import fold_all
 from neuroada_cli.delta.linear import DeltaLayer, DeltaLinear, DeltaWeight
 from neuroada_cli.delta.native import last_columns
 from neuroada_cli.delta.quantized import QuantizedDeltaLinear, is_quantized, keep_layout
-from neuroada_cli.delta.targets import Target, is_linear, is_plain, target_of
+from neuroada_cli.delta.targets import Target, is_plain, target_of
 from neuroada_cli.delta.trained_weight import unwatch, watch
 from neuroada_cli.delta.triton_grad import last_transpose
 
@@ -56,7 +56,7 @@ def attach(
 def _attach(model: nn.Module, name: str, target: Target, index_OK: Tensor) -> DeltaLayer:
     owner = target.owner
     layer: DeltaLayer
-    if not is_linear(owner):
+    if not target.can_train:
         raise ValueError(f"{type(owner).__name__} is not a linear layer")
     if is_plain(owner):
         kind = QuantizedDeltaLinear if is_quantized(owner) else DeltaLinear
@@ -79,8 +79,9 @@ def _attached(model: nn.Module) -> Iterator[tuple[str, DeltaLayer]]:
     for name, module in model.named_modules():
         if isinstance(module, DeltaLinear):
             yield name, module
-        elif isinstance(module, DeltaLayer):
-            yield name.rpartition(".")[0], module
+        elif isinstance(module, DeltaWeight):
+            owner = name.rpartition(".")[0]
+            yield owner if module.attribute == "weight" else f"{owner}.{module.attribute}", module
 
 
 def refold(model: nn.Module) -> None:

@@ -24,7 +24,7 @@ from neuroada_cli.delta.layout import Layout, layout_of
 from neuroada_cli.delta.linear import DeltaLinear
 from neuroada_cli.delta.names import blocks_of
 from neuroada_cli.delta.quantized import QuantizedDeltaLinear, packed_shapes, unpack
-from neuroada_cli.delta.targets import is_plain
+from neuroada_cli.delta.targets import is_plain, target_of
 from neuroada_cli.ranks.group import Ranks
 
 
@@ -258,7 +258,10 @@ def plan_layers(
     for name, parameter in model.named_parameters(remove_duplicate=False):
         users.setdefault(id(parameter), []).append(name)
     for name in dict.fromkeys([*plans, *packed]):
-        base = model.get_submodule(name)
+        target = target_of(model, name)
+        if target.layout.experts is not None:
+            raise ValueError(f"{name} is one tensor of all experts' matrices")
+        base = target.owner
         if len(users[id(base.weight)]) > 1:
             other = next(user for user in users[id(base.weight)] if user != f"{name}.weight")
             raise ValueError(f"{name} shares its weight with {other}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from neuroada_cli.delta.layout import Layout, is_conv1d, layout_of
 from neuroada_cli.delta.linear import DeltaLinear
+from neuroada_cli.delta.mixtures import fused_experts, is_router, routers_of
 from neuroada_cli.delta.names import block_number
 from neuroada_cli.delta.quantized import compute_dtype, dequantize, is_quantized
 from neuroada_cli.errors import nearest
@@ -35,7 +36,19 @@ class Target:
 
     @property
     def layout(self) -> Layout:
-        return self.owner.layout if isinstance(self.owner, DeltaLinear) else layout_of(self.owner)
+        if isinstance(self.owner, DeltaLinear):
+            return self.owner.layout
+        transposed = fused_experts(self.owner).get(self.attribute)
+        if transposed is None:
+            return layout_of(self.owner)
+        experts, rows, columns = self.weight.shape
+        outputs, inputs = (columns, rows) if transposed else (rows, columns)
+        return Layout(outputs, inputs, transposed, experts)
+
+    @property
+    def can_train(self) -> bool:
+        """Whether deltas can be folded into it."""
+        return _is_matrix(self.owner) or self.attribute in fused_experts(self.owner)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -74,18 +87,44 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def targets_of(model: nn.Module) -> dict[str, Target]:
-    """Name -> every weight that can be adapted, in the model's order: `<module>` stands for its `weight`."""
-    return {name: Target(module) for name, module in model.named_modules() if is_linear(module)}
+    """Name -> every weight that can be adapted, in the model's order.
+
+    `<module>` stands for its `weight`; matrices of experts that share one tensor are named like that tensor:
+    `model.layers.0.mlp.experts.gate_up_proj`.
+    """
+    found: dict[str, Target] = {}
+    for name, module in model.named_modules():
+        if _is_matrix(module):
+            found[name] = Target(module)
+        for attribute in fused_experts(module):
+            found[name if attribute == "weight" else f"{name}.{attribute}"] = Target(module, attribute)
+    return found
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    """A linear layer, or a router that computes with a matrix of its own."""
+    if is_linear(module):
+        return True
+    weight = module._parameters.get("weight")
+    return is_router(module) and weight is not None and weight.ndim == 2
 
 
 def target_of(model: nn.Module, name: str) -> Target:
-    """The target of that name. Raises AttributeError where there is no such module."""
-    return Target(model.get_submodule(name))
+    """The target of that name. Raises AttributeError where there is no such module or parameter."""
+    try:
+        return Target(model.get_submodule(name))
+    except AttributeError:
+        owner, _, attribute = name.rpartition(".")
+        target = Target(model.get_submodule(owner), attribute)
+        if not target.can_train:
+            raise
+        return target
 
 
 def parameter_name(model: nn.Module, name: str) -> str:
     """The name of a target's weight among the model's parameters."""
-    return f"{name}.weight"
+    attribute = target_of(model, name).attribute
+    return name if name.endswith(f".{attribute}") and attribute != "weight" else f"{name}.weight"
 
 
 def find_targets(
@@ -102,12 +141,13 @@ def find_targets(
              (model.layers.1?.*)
     exclude  layers to leave out, written the same way
     layers   only blocks with these numbers (the first number in a layer's name)
-    heads    output heads, which `all-linear` leaves out; naming one in `include` takes it
+    heads    output heads, which `all-linear` leaves out, as it does routers; naming one in `include` takes it
     parts    name of a part (encoder, vision) -> its linear layers
     Raises ValueError when an entry matches no linear layer, or when nothing is left.
     """
     linear = targets_of(model)
-    groups = {ALL_LINEAR: [name for name in linear if name not in heads], **(parts or {})}
+    quiet = {*heads, *routers_of(model)}
+    groups = {ALL_LINEAR: [name for name in linear if name not in quiet], **(parts or {})}
     chosen: set[str] = set()
     for entry in include:
         chosen |= _matches(entry, linear, groups)
@@ -157,7 +197,7 @@ def sharing_modules(model: nn.Module, names: Iterable[str]) -> dict[str, list[st
         if isinstance(weight := getattr(module, "weight", None), nn.Parameter):
             users.setdefault(id(weight), []).append(name)
     weights = {name: id(target_of(model, name).weight) for name in names}
-    return {name: [other for other in users[key] if other != name] for name, key in weights.items()}
+    return {name: [other for other in users.get(key, ()) if other != name] for name, key in weights.items()}
 
 
 def shapes_of(targets: Mapping[str, Target]) -> dict[str, tuple[int, int]]:

@@ -20,7 +20,9 @@ from neuroada_cli.data.encoding import end_ids
 from neuroada_cli.data.pairs import asked
 from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import DataError, NumericsError
+from neuroada_cli.evaluation.rounds import in_rounds
 from neuroada_cli.loop.validate import evaluating
+from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.tasks.task import Decoding
 
 # (numbers of the rows just done, their completions, tokens generated)
@@ -40,10 +42,12 @@ def generate(
     decoding: Decoding = GREEDY,
     seed: int = 0,
     special: bool = False,
+    ranks: Ranks = ALONE,
 ) -> list[str]:
     """The completions of `prompts` (texts, or their tokens), in their order, without the end token.
 
     special  write special tokens as text and tidy nothing, so that an answer comes back as it was learnt
+    ranks    take turns at the batches, which are the same ones; each ends with all completions
 
     Whatever the model's own generation settings say, `decoding` is what happens. Rows of similar length share
     a batch, longest first, and a batch ends with its last row's end token.
@@ -61,10 +65,15 @@ def generate(
     completions = [""] * len(prompts)
     settings = _own_settings(model, tokenizer, max_new_tokens, decoding)
     with evaluating(model), torch.inference_mode(), settings:
-        for numbers, room in _batches(encoded, batch_size, max_new_tokens, context_of(model)):
+
+        def complete(batch: tuple[list[int], int]) -> tuple[list[str], int]:
+            numbers, room = batch
             rows = [encoded[i] for i in numbers]
             with nullcontext() if decoding.temperature is None else _drawing(model, rows, seed):
-                texts, count = _complete(model, tokenizer, rows, room, special)
+                return _complete(model, tokenizer, rows, room, special)
+
+        batches = _batches(encoded, batch_size, max_new_tokens, context_of(model))
+        for (numbers, _), (texts, count) in in_rounds(batches, complete, ranks):
             for number, text in zip(numbers, texts, strict=True):
                 completions[number] = text
             if on_batch is not None:

@@ -30,6 +30,15 @@ class Progress:
     seconds: float = 0.0
     tokens: int = 0
 
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "done": [dataclasses.asdict(row) for row in self.done.values()]}
+
+    @classmethod
+    def of(cls, told: dict[str, Any]) -> Progress:
+        """What `as_json` gave."""
+        rows = [Prediction(**row) for row in told["done"]]
+        return cls({row.row: row for row in rows}, told["seconds"], told["tokens"])
+
 
 class Records:
     """The files of one evaluation folder."""

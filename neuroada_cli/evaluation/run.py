@@ -14,8 +14,10 @@ from neuroada_cli.data.inputs import encode_for, prompts_for
 from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.evaluation.generate import context_of, generate
+from neuroada_cli.evaluation.rounds import in_rounds
 from neuroada_cli.hub.reader import Reader
 from neuroada_cli.loop.validate import evaluating
+from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.tasks.metrics import METRICS
 from neuroada_cli.tasks.task import PROTOCOLS, Decoding, Scoring, Task, decoding_of
 
@@ -89,15 +91,17 @@ def predict(
     on_rows: OnRows | None = None,
     decoding: Decoding | None = None,
     seed: int = 0,
+    ranks: Ranks = ALONE,
 ) -> tuple[list[Prediction], int]:
     """(scored predictions in the order of `examples`, tokens generated); on_rows gets each batch at once.
 
     decoding  of text, None: the protocol's own; seed: of what sampling draws (see `generate`)
+    ranks     take turns at the batches; each ends with all of it
     A prompt that fills the model's context by itself is not asked, and counts as not answered.
     Raises NumericsError for logits that are not finite, DataError where no prompt fits.
     """
     if task.kind != "generation":
-        return _classify(model, reader, task, examples, batch_size, max_length, on_rows), 0
+        return _classify(model, reader, task, examples, batch_size, max_length, on_rows, ranks), 0
     scoring, coder = task.scoring[protocol], Coder(reader.tokenizer)
     ends = end_texts(reader.tokenizer)
     prompts, context = prompts_for(reader, examples, task.published), context_of(model)
@@ -134,6 +138,7 @@ def predict(
         decoding or decoding_of(task, PROTOCOLS[protocol], None),
         seed,
         special=not task.published and reader.decoder_start is None,
+        ranks=ranks,
     )
     return [done[number] for number in range(len(examples))], tokens
 
@@ -181,15 +186,19 @@ def _classify(
     batch_size: int,
     max_length: int,
     on_rows: OnRows | None,
+    ranks: Ranks,
 ) -> list[Prediction]:
     rows, _ = encode_for(reader, examples, max_length, task.kind)
     pad, device = align_padding(model, reader.tokenizer), next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     done: dict[int, Prediction] = {}
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     with evaluating(model):
-        for start in range(0, len(order), batch_size):
-            numbers = order[start : start + batch_size]
-            values = _row_values(model, [rows[i] for i in numbers], pad, device, task.kind)
+
+        def values_of(numbers: list[int]) -> list[int | float]:
+            return _row_values(model, [rows[i] for i in numbers], pad, device, task.kind)
+
+        for numbers, values in in_rounds(batches, values_of, ranks):
             scored = [_labelled(examples[i], value) for i, value in zip(numbers, values, strict=True)]
             done.update(zip(numbers, scored, strict=True))
             if on_rows is not None:

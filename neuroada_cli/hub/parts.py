@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from neuroada_cli.delta.targets import is_linear
+from neuroada_cli.delta.mixtures import routers_of
+from neuroada_cli.delta.targets import targets_of
 from neuroada_cli.hub.loading import default_exclude
 
 MERGER = "merger"  # in the name of a module of a vision tower that leads to the language's width
@@ -20,7 +21,8 @@ MERGER = "merger"  # in the name of a module of a vision tower that leads to the
 def parts_of(model: nn.Module) -> dict[str, list[str]]:
     """Part -> its linear layers, in the model's order, without heads. Empty for a model of one stack."""
     stacks, heads = stacks_of(model), set(default_exclude(model))
-    linear = [name for name, module in model.named_modules() if is_linear(module) and name not in heads]
+    quiet = heads | routers_of(model)
+    linear = [name for name in targets_of(model) if name not in quiet]
     found = {part: _inside(linear, stack) for part, stack in stacks.items()}
     if "vision" in stacks:
         apart = [name for name in found["vision"] if MERGER in name.removeprefix(stacks["vision"])]

@@ -15,7 +15,6 @@ from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.base import Base
 from neuroada_cli.hub.loading import _auto_class, _config, _explained, _silent_transformers
 from neuroada_cli.hub.resolve import check_folder
-from neuroada_cli.hub.weights import stored_name
 from neuroada_cli.ranks.group import Ranks
 
 REPLICATE = "set train.parallel: replicate"
@@ -106,7 +105,7 @@ def read_rows(
                 raise ModelError(f"{source} has the shape {shapes}", str(info.file))
             sharded.to_local().copy_(_part(base, source, sharded, ranks))
     for name, buffer in model.named_buffers():
-        if (held := stored_name(base.weights, name, _prefix(base))) is not None:
+        if (held := base.places.own_name(name)) is not None:
             buffer.copy_(base.weights.tensor(held))
 
 
@@ -138,16 +137,11 @@ def _read_packed(
 
 
 def _stored(base: Base, names: list[str]) -> str:
-    prefix = _prefix(base)
     for name in names:
-        if (found := stored_name(base.weights, name, prefix)) is not None:
+        if (found := base.places.own_name(name)) is not None:
             return found
     raise ModelError(
         f"holds no tensor {names[0]} as the model needs it, and only whole tensors can be sharded",
         str(base.folder),
         REPLICATE,
     )
-
-
-def _prefix(base: Base) -> str:
-    return str(base.graph.base_model_prefix)

@@ -9,6 +9,7 @@ O = output neurons, K = chosen inputs per neuron, B = rows, S = tokens per row, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -165,13 +166,23 @@ class _FakeBytes(TensorBytes):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten._local_scalar_dense.default:
             dtype = args[0].dtype
             return True if dtype == torch.bool else 0.0 if dtype.is_floating_point else 0
+        if func is torch.ops.aten._grouped_mm.default:  # torch knows its shape in bf16 only
+            x, weight, ends = args[:3]
+            experts = ends.shape if weight.ndim == 2 else ()  # of a gradient of the weights
+            shape = (*experts, x.shape[0], weight.shape[-1])
+            return super().__torch_dispatch__(torch.ops.aten.new_empty.default, types, (x, shape), {})
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 @contextmanager
 def _fake_tensors(device: str, padded: bool) -> Iterator[None]:
-    with FakeTensorMode(allow_non_fake_inputs=True), _shapes_only(device), _mask(padded), Watching():
-        yield
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # it writes what it raises, too
+    before, log.disabled = log.disabled, True
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), _shapes_only(device), _mask(padded), Watching():
+            yield
+    finally:
+        log.disabled = before
 
 
 @contextmanager

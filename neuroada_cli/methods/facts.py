@@ -56,6 +56,7 @@ class MethodFacts:
     packs         trains on packed rows
     tiles         needs `select.tile`
     package       what has to be installed for it, besides what always is
+    linear_only   puts layers of its own beside linear ones, and knows no experts that share one tensor
     predictable   its memory can be predicted without weights
     unmergeable   why no plain checkpoint can hold what it learns; None: one can
     shards        what builds it on a model whose rows are dealt to ranks: "module:name", taking the ranks
@@ -81,6 +82,7 @@ class MethodFacts:
     packs: bool = True
     tiles: bool = False
     package: str | None = None
+    linear_only: bool = False
     predictable: bool = True
     unmergeable: str | None = None
     shards: str | None = None
@@ -225,8 +227,8 @@ NEUROADA = MethodFacts(
 )  # fmt: skip
 LORA = MethodFacts(
     f"{_HERE}.peft:lora", "lora and dora (need peft)", peer=("rank", "alpha", "dropout"), package="peft",
-    quantized=True, predictable=False, marks=".lora_", added=_lora_added, merged_layers=True,
-    count=_lora_count,
+    quantized=True, predictable=False, linear_only=True, marks=".lora_", added=_lora_added,
+    merged_layers=True, count=_lora_count,
 )  # fmt: skip
 LOREFT_STAYS = (
     "was trained by loreft, which edits states of the prompt and no weight: no plain checkpoint can hold that"

@@ -28,6 +28,18 @@ def several() -> bool:
     return os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1")
 
 
+def refuse_strangers(alone: bool, does: str) -> None:
+    """Raises ResourceError for one of several processes that do not know of each other: all would write into
+    one folder.
+    """
+    if alone and several():
+        raise ResourceError(
+            f"was started as one of {os.environ['WORLD_SIZE'][:16]} processes, but {does} alone",
+            "WORLD_SIZE",
+            "start it without torchrun or accelerate, or as `-m neuroada_cli`",
+        )
+
+
 def place() -> Place:
     """This process's place; that of a single one where no launcher says otherwise.
 

@@ -86,7 +86,7 @@ def _predicted(checked: Checked) -> str:
         found = predicted_memory(recipe, checked.plan, checked.rows, checked.base, checked.device)
     except Exception:  # there is little memory left, and no advice is worth another failure
         return ""
-    if found is None:
+    if isinstance(found, str):
         return ""
     micro, longest = largest_step(recipe, checked.rows)
     return f": steps of {micro} x {longest} tokens take about {found.peak / 1e9:.2f} GB"

@@ -64,10 +64,8 @@ def dry_run(checked: Checked) -> memory.Breakdown | None:
         f"{plan.trainable:,} of {plan.total:,} parameters train; {plan.steps:,} steps", highlight=False
     )
     predicted = predicted_memory(recipe, plan, checked.rows, checked.base, checked.device)
-    if predicted is None:
-        packed = recipe.model.quantization
-        what = recipe.train.method if packed is None else f"a base in {packed}"
-        console.print(f"no prediction of memory for {what}")
+    if isinstance(predicted, str):
+        console.print(f"memory is not predicted: {shown(predicted)}", highlight=False, soft_wrap=True)
         return None
     micro, longest = largest_step(recipe, checked.rows)
     unknown = plan.stored_k is None and plan.facts.chosen

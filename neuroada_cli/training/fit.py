@@ -21,6 +21,7 @@ from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
 from neuroada_cli.data.batch import align_padding
 from neuroada_cli.delta.sharded import Planned, plan_layers, shard
+from neuroada_cli.delta.targets import parameter_name
 from neuroada_cli.errors import PeerError, RecipeError, UserError
 from neuroada_cli.hub.sharded import names_of, planned_model, read_rows
 from neuroada_cli.loop.loop import Progress, train
@@ -183,11 +184,11 @@ def _attached(checked: Checked, selection: Selection, ranks: Ranks) -> tuple[nn.
     peer = recipe.peer.model_dump() if recipe.peer else None
     method: Method = facts.build(peer, recipe.seed, recipe.train.delta_dtype, reselects)
     for name in selection.indices:
-        if f"{name}.weight" in loaded.fresh:
+        if parameter_name(model, name) in loaded.fresh:
             raise RecipeError(f"{name} is new and trains whole", "select.targets", "leave it out")
     whole = list(loaded.fresh)
     if recipe.train.train_bias:
-        biases = (f"{name}.bias" for name in selection.indices)
+        biases = (bias for name in selection.indices for bias in (f"{name}.bias", f"{name}_bias"))
         parameters = dict(model.named_parameters())
         whole += [name for name in biases if name in parameters and name not in whole]
     try:

@@ -46,7 +46,7 @@ def _peak(checked: Checked, ranks: Ranks) -> int | None:
     found = predicted_memory(
         checked.recipe, checked.plan, checked.rows, checked.base, checked.device, ranks.size
     )
-    return None if found is None else found.peak
+    return None if isinstance(found, str) else found.peak
 
 
 def memory_of(device: str, ranks: Ranks) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from neuroada_cli import hub, memory
-from neuroada_cli.errors import RecipeError
+from neuroada_cli.errors import RecipeError, UserError
 from neuroada_cli.methods import MethodFacts, Sizes, facts_of
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.choice import Choice
@@ -84,28 +84,36 @@ def largest_step(recipe: Recipe, rows: PreparedRows, processes: int = 1) -> tupl
 
 def predicted_memory(
     recipe: Recipe, plan: Plan, rows: PreparedRows, base: hub.Base, device: str, processes: int = 1
-) -> memory.Breakdown | None:
+) -> memory.Breakdown | str:
     """Of the largest step of a process with the whole model, one of `processes` that share a step's rows,
-    without reading a weight; None where it is not predicted.
+    without reading a weight; or why it is not predicted.
     """
-    if not plan.facts.predictable or recipe.model.quantization is not None:
-        return None
+    if not plan.facts.predictable:
+        return f"the steps of {recipe.train.method} cannot be gone through without numbers"
+    if recipe.model.quantization is not None:
+        return f"nothing is known of a base in {recipe.model.quantization} before it is loaded"
     counts = rows.train_report
     micro, longest = largest_step(recipe, rows, processes)
-    return memory.predict(
-        base.skeleton,
-        plan.stored_k or plan.sizes.shapes,
-        plan.facts.build(),
-        _k(recipe, plan),
-        batch=micro,
-        sequence=longest,
-        dtype=hub.TORCH_DTYPES[recipe.model.dtype],
-        learnt=round(micro * (longest + counts.longest_answer) * counts.targets / counts.tokens),
-        gradient_checkpointing=recipe.train.gradient_checkpointing,
-        device=device.partition(":")[0],
-        padded=True,
-        also=_beside(micro, rows),
-    )
+    try:
+        return memory.predict(
+            base.skeleton,
+            plan.stored_k or plan.sizes.shapes,
+            plan.facts.build(),
+            _k(recipe, plan),
+            batch=micro,
+            sequence=longest,
+            dtype=hub.TORCH_DTYPES[recipe.model.dtype],
+            learnt=round(micro * (longest + counts.longest_answer) * counts.targets / counts.tokens),
+            gradient_checkpointing=recipe.train.gradient_checkpointing,
+            device=device.partition(":")[0],
+            padded=True,
+            also=_beside(micro, rows),
+        )
+    except UserError:
+        raise
+    except Exception as error:  # the model's own code, which may look at numbers that are not there
+        what = " ".join(str(error).split())[:120]
+        return f"its forward pass needs numbers ({type(error).__name__}: {what})"
 
 
 def _beside(rows: int, prepared: PreparedRows) -> dict[str, torch.Tensor]:

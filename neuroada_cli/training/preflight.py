@@ -86,6 +86,7 @@ def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE) -> Checked:
         choice = dataclasses.replace(choice, targets=targets)
         section = recipe.select.model_copy(update={"k": given.k, "criterion": given.criterion})
         recipe = recipe.model_copy(update={"select": section})
+    _check_layers(recipe, choice)
     plan = make_plan(recipe, base, choice, given, rows)
     return Checked(recipe, task, base, reader, choice, rows, given, device, plan)
 
@@ -105,6 +106,28 @@ def _check_kind(recipe: Recipe, model_task: hub.ModelTask, where: str) -> None:
         raise RecipeError(
             f"data.protocol={recipe.data.protocol} learns the prompt, which an encoder-decoder cannot",
             fix="choose reft",
+        )
+
+
+def _check_layers(recipe: Recipe, choice: Choice) -> None:
+    """Raises RecipeError for a method or a criterion that some of the targets are not made for."""
+    method, criterion = recipe.train.method, recipe.select.criterion
+    experts = [name for name, target in choice.targets.items() if target.layout.experts is not None]
+    if not experts:
+        return
+    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in experts))
+    fix = f"set select.exclude: [{', '.join(kinds)}]"
+    if facts_of(method).linear_only:
+        raise RecipeError(
+            f"train.method={method} puts layers beside linear ones, but {experts[0]} is one tensor of all "
+            "experts' matrices",
+            fix=fix,
+        )
+    if criterion == "activation":
+        raise RecipeError(
+            f"select.criterion=activation looks at what goes into a linear layer, but {experts[0]} is one "
+            "tensor of all experts' matrices",
+            fix=f"{fix}, or choose another criterion",
         )
 
 

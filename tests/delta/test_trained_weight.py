@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import pico_llama
+from dense_oracle import check
 from tiny_run import one_thread  # noqa: F401
 from torch import Tensor, nn
 from transformers import (
@@ -22,9 +23,8 @@ from transformers import (
 )
 
 from neuroada_cli.delta.linear import DeltaLinear, DeltaWeight
-from neuroada_cli.delta.model import attach, delta_layers, detach, refold
-from neuroada_cli.delta.targets import find_targets, parameter_name, target_of
-from neuroada_cli.delta.trained_weight import TrainedWeight
+from neuroada_cli.delta.model import attach, delta_layers, refold
+from neuroada_cli.delta.targets import find_targets, target_of
 from neuroada_cli.selection.criteria import choose
 
 K = 3
@@ -34,53 +34,6 @@ TOKENS_BS = torch.randint(3, 96, (2, 9), generator=torch.Generator().manual_seed
 def select(model: nn.Module, *names: str) -> dict[str, Tensor]:
     targets = {name: target_of(model, name) for name in names} or find_targets(model, heads=["lm_head"])
     return {n: choose(t.layout.rows(t.weight.detach()).float(), K) for n, t in targets.items()}
-
-
-def dense_gradients(
-    model: nn.Module, indices: dict[str, Tensor], run: Callable[[nn.Module], Tensor]
-) -> dict[str, Tensor]:
-    """Every weight trains whole by plain autograd; then the chosen entries of its gradient."""
-    for name in indices:
-        target_of(model, name).weight.requires_grad_(True)
-    run(model).float().square().sum().backward()
-    found = {}
-    for name, index_OK in indices.items():
-        target = target_of(model, name)
-        grad = torch.zeros_like(target.weight) if target.weight.grad is None else target.weight.grad
-        found[name] = target.layout.rows(grad).float().gather(1, index_OK.long())
-    model.zero_grad(set_to_none=True)
-    return found
-
-
-def check(
-    model: nn.Module, indices: dict[str, Tensor], run: Callable[[nn.Module], Tensor], rtol: float = 1e-4
-) -> None:
-    """At delta 0 the same bits as the base; gradients and effective weights as the dense model has them."""
-    model.requires_grad_(False)  # what `torch.matmul` does depends on it
-    expected = run(model)
-    wanted = dense_gradients(model, indices, run)
-    layers = attach(model, indices)
-    made = run(model)
-    assert torch.equal(made, expected)
-    made.float().square().sum().backward()
-    for name, layer in layers.items():
-        grad = layer.delta.grad
-        assert grad is not None, name
-        scale = float(wanted[name].abs().max()) or 1.0
-        torch.testing.assert_close(grad, wanted[name], rtol=rtol, atol=rtol * scale, msg=name)
-        layer.delta.data = 0.1 * torch.randn(layer.delta.shape)
-    refold(model)
-    moved = run(model).detach()
-    assert not torch.equal(moved, expected)
-    effective = {parameter_name(model, name): layer.weight.detach().clone() for name, layer in layers.items()}
-    detach(model)
-    model.requires_grad_(False)
-    assert torch.equal(run(model), expected)
-    assert not any(isinstance(p, TrainedWeight) for p in model.parameters())
-    with torch.no_grad():
-        for name, weight in effective.items():
-            model.get_parameter(name).copy_(weight)
-    assert torch.equal(run(model), moved)
 
 
 class Own(nn.Linear):

@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conftest import pico_llama
 from safetensors.torch import load_file, save_file
+from tiny_families import tiny
 from tiny_run import one_thread  # noqa: F401
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from neuroada_cli import hub
 from neuroada_cli.delta.layout import Layout
 from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.places import Run, Scattered
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4, "num_local_experts": 4,
-    "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
-    "decoder_sparse_step": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
 # their files: other names, a tensor for each expert, other names for all experts' tensor, names as they are
 KINDS = ["gpt_neox", "mixtral", "qwen3_moe", "granitemoe", "gpt_oss", "llama4_text", "jamba", "phimoe"]
-
-
-def tiny(model_type: str, **changes: Any) -> PreTrainedModel:
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**{**SIZES, **changes})).eval()
 
 
 def read(base: hub.Base, runs: list[Run], shape: torch.Size) -> Tensor:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import pico_bert, pico_gpt2, pico_llama
+from tiny_families import tiny
 from torch import Tensor, nn
 
 from neuroada_cli.benchmarking.measure import all_targets
 from neuroada_cli.benchmarking.peers import make as make_peer
 from neuroada_cli.benchmarking.steps import random_batch
-from neuroada_cli.delta.layout import is_conv1d
 from neuroada_cli.delta.sampled_grad import BACKENDS
+from neuroada_cli.delta.targets import target_of
 from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.memory import Breakdown, StepMemory, TensorBytes, copy_structure, predict, storage_bytes
 from neuroada_cli.selection.criteria import choose
@@ -24,9 +25,8 @@ K, ROWS, LENGTH = 3, 4, 48
 def indices_of(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
     found = {}
     for name in names:
-        module = model.get_submodule(name)
-        weight = module.weight.detach()
-        found[name] = choose(weight.T if is_conv1d(module) else weight, K)
+        target = target_of(model, name)
+        found[name] = choose(target.layout.rows(target.weight.detach()), K)
     return found
 
 
@@ -44,6 +44,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "tied llama": (lambda: pico_llama(tied=True), "generation"),
     "gpt2": (pico_gpt2, "generation"),
     "bert": (pico_bert, "classification"),
+    "mixtral": (lambda: tiny("mixtral"), "generation"),
+    "gpt_oss": (lambda: tiny("gpt_oss"), "generation"),
 }
 
 
@@ -51,6 +53,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 @pytest.mark.parametrize("name", MODELS)
 def test_the_prediction_equals_the_measurement(name: str, method: str) -> None:
     make, kind = MODELS[name]
+    if method == "scatter" and name in ("mixtral", "gpt_oss"):
+        pytest.skip("the published way is made for linear layers")
     real = measured(make(), method, kind)
     guess = predict(make(), all_targets(make()), make_peer(method), K, ROWS, LENGTH)
     assert guess.weights == real.weights
