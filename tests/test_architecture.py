@@ -44,7 +44,7 @@ ALLOWED_OUTSIDE = {
     "methods": {"torch", "peft"},
     "recipe": {"pydantic", "yaml"},
     "loop": {"torch", "numpy"},
-    "peft_plugin": {"torch", "peft"},
+    "peft_plugin": {"torch", "peft", "axolotl", "pydantic"},
     "cli": {"typer"},
 }
 # What a room may not import although it stands before it, and why.
