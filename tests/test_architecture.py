@@ -21,7 +21,7 @@ ROOMS = (
     "stopping", "foreign_text", "errors", "failures", "machine", "ranks", "delta", "methods", "recipe",
     "files", "hub",
     "show", "data", "tasks", "loop", "selection", "memory", "evaluation", "adapter", "benchmarking",
-    "merging", "training", "peft_plugin", "commands", "suites", "cli",
+    "merging", "export", "training", "peft_plugin", "commands", "suites", "cli",
 )  # fmt: skip
 LOOSE = {
     "stopping",

@@ -26,7 +26,7 @@ from neuroada_cli.merging.merge import Merge
 from neuroada_cli.show.numbers import describe_dtype
 
 FILE, METADATA = "patch.safetensors", "neuroada_patch"
-HOW_TO = '''import json
+HOW_TO = """import json
 
 import torch
 from safetensors import safe_open
@@ -47,7 +47,7 @@ def patches(file, which="values"):  # which="base" takes the adapter off again
 
 def apply(model, file, which="values"):
     return load_checkpoint_weight_patches(model, list(patches(file, which)))
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ def write(folder: Path, merge: Merge) -> int:
         about[patch.name] = {"shape": list(patch.shape), "dtype": describe_dtype(patch.dtype)}
     if not tensors:
         raise NumericsError(
-            f"no weight changes in {describe_dtype(merge.target)}", fix="train longer, or name a wider --dtype"
+            f"no weight changes in {describe_dtype(merge.target)}",
+            fix="train longer, or name a wider --dtype",
         )
     files.write_tensors(folder / FILE, tensors, {"format": "pt", METADATA: json.dumps(about)})
     files.write_text(folder / "apply_patch.py", HOW_TO)
