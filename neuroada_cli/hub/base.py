@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from neuroada_cli.delta.targets import Target, parameter_name
 from neuroada_cli.hub.fingerprint import HASHES, fingerprint, hash_of
 from neuroada_cli.hub.graph import module_graph, rules_of
-from neuroada_cli.hub.kinds import ModelTask, Work
+from neuroada_cli.hub.kinds import CLASSIFIERS, ModelTask, Work
 from neuroada_cli.hub.loading import model_task, skeleton
 from neuroada_cli.hub.places import Places, Run
+from neuroada_cli.hub.plausible import refuse_other_shapes
 from neuroada_cli.hub.weights import Weights, open_weights
 from neuroada_cli.ranks.group import Ranks
 
@@ -152,4 +153,6 @@ def open_base(
     if isinstance(task, Work):
         task = model_task(folder, task, trust_remote_code)
     graph = module_graph(folder, task, num_labels, trust_remote_code)
-    return Base(folder, graph, open_weights(folder), task, num_labels, trust_remote_code)
+    base = Base(folder, graph, open_weights(folder), task, num_labels, trust_remote_code)
+    refuse_other_shapes(graph, base.weights, base.places.plain_names(), task in CLASSIFIERS)
+    return base

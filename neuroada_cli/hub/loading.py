@@ -16,7 +16,9 @@ from neuroada_cli.delta.targets import is_linear
 from neuroada_cli.errors import ModelError, ResourceError, UserError
 from neuroada_cli.hub.endings import settle
 from neuroada_cli.hub.kinds import CLASSES, CLASSIFIERS, ModelTask, Work, task_of
+from neuroada_cli.hub.plausible import bounded
 from neuroada_cli.hub.resolve import check_folder
+from neuroada_cli.hub.weights import open_weights
 from neuroada_cli.machine.quiet import quiet_bitsandbytes
 
 # The recipe's names of data types.
@@ -55,7 +57,7 @@ def skeleton(
 
     Raises ModelError for a config that transformers cannot build.
     """
-    with _explained(folder), torch.device("meta"):
+    with _explained(folder), bounded(open_weights(folder)), torch.device("meta"):
         config = _config(folder, num_labels, trust_remote_code)
         model: nn.Module = _auto_class(task).from_config(config, trust_remote_code=trust_remote_code)
         model.tie_weights()  # type: ignore[operator]
@@ -91,7 +93,8 @@ def load_model(
             "quantization_config": _quantization(quantization, torch_dtype, heads),
             "device_map": {"": device},
         }
-    with _explained(folder), _silent_transformers(), torch.random.fork_rng(devices=[]):
+    streams = torch.random.fork_rng(devices=[])
+    with _explained(folder), bounded(open_weights(folder)), _silent_transformers(), streams:
         torch.default_generator.manual_seed(seed)
         model, info = _auto_class(task).from_pretrained(
             folder,

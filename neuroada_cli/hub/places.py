@@ -109,6 +109,14 @@ class Places:
                 f"loading it does what cannot be followed to its files ({error})", str(self._weights.folder)
             ) from None
 
+    def plain_names(self) -> dict[str, str]:
+        """Parameter -> the stored tensor of its name (but for the prefix), of a model whose loading changes
+        none. It is known at once, where the whole map may take transformers' code.
+        """
+        if self._rules.apply_to(self._weights):
+            return {}
+        return {name: source for name, source in self._sources.items() if isinstance(source, str)}
+
     def names(self, parameter: str) -> list[str]:
         """The stored tensors that hold a parameter, all copies of a tied one; none if the files lack it."""
         found: list[str] = []

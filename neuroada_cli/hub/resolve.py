@@ -14,7 +14,7 @@ from typing import Any
 
 from neuroada_cli.errors import ModelError, ResourceError
 
-MAX_CONFIG_BYTES = 16 << 20
+MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = 16 << 20, 32
 PROBE_SECONDS = 1.5
 ANSWER_SECONDS = 10  # for the hub to say what a model consists of
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
@@ -52,14 +52,15 @@ def resolve_model(path_or_id: str, revision: str | None = None, trust_remote_cod
 
 def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
     """Everything that can be known without loading: config, pickles, shards against their index and sizes,
-    and code that would come with it.
+    counts of the config against what they hold, and code that would come with it.
 
     Raises ModelError.
     """
+    from neuroada_cli.hub.plausible import refuse_impossible
     from neuroada_cli.hub.weights import open_weights
 
     config = read_config(folder)
-    open_weights(folder)
+    refuse_impossible(config, open_weights(folder))
     if "auto_map" in config and not trust_remote_code and not _is_native(config):
         raise ModelError(
             f"model type {config.get('model_type')} runs Python code that comes with the model",
@@ -120,7 +121,16 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError("not valid JSON text", str(file)) from None
     if not isinstance(config, dict):
         raise ModelError("is not a JSON object", str(file))
+    if _is_deep(config):
+        raise ModelError("is nested too deeply for a config", str(file))
     return config
+
+
+def _is_deep(value: Any, depth: int = 1) -> bool:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > MAX_CONFIG_DEPTH or any(
+        _is_deep(each, depth + 1) for each in inside if isinstance(each, dict | list)
+    )
 
 
 def _kernel(value: Any, key: str = "") -> str | None:

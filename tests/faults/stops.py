@@ -45,7 +45,7 @@ device: cpu
 model: {{path: {model}, dtype: fp32}}
 select: {{k: 1}}
 data: {{task: instruct, train: {rows}, validation_rows: 4, max_length: 256}}
-train: {{epochs: 2, batch_size: 4, save_every: 2, keep: 1}}
+train: {{epochs: 2, batch_size: 4, save_every: 1, keep: 1}}
 eval: {{max_new_tokens: 2, batch_size: 2}}
 """
 STOPPED = r"stopped by SIG(INT|TERM|HUP)"
