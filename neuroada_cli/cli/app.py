@@ -36,6 +36,7 @@ from neuroada_cli.cli.options import (
 )
 from neuroada_cli.cli.recipes import recipes_app
 from neuroada_cli.errors import RecipeError, ResourceError
+from neuroada_cli.machine import kernels
 from neuroada_cli.ranks.place import several
 
 IN_SEVERAL = ("train", "eval")  # what may run in several processes
@@ -230,6 +231,8 @@ def merge(
     neuroada merge runs/llama7b_math/checkpoint-500 out/ --dtype fp16 --max-shard-size 2GB
     """
     folder, shard = run_folder(source), parse_bytes(max_shard_size, "--max-shard-size")
+    if trust_remote_code:
+        kernels.let_in()
     from neuroada_cli.commands import merge as command
 
     command.run(
@@ -278,6 +281,7 @@ def main(args: list[str] | None = None) -> None:
     """
     if args is None:
         stopping.install()
+    kernels.keep_out()
     given = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in given
     try:

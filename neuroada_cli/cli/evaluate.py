@@ -20,6 +20,7 @@ from neuroada_cli.cli.options import (
     split,
 )
 from neuroada_cli.errors import RecipeError
+from neuroada_cli.machine import kernels
 
 
 def eval_(
@@ -80,6 +81,8 @@ def eval_(
     if overrides and recipe is None:
         raise RecipeError("has nothing to override without a recipe", "--set", "add --recipe RECIPE")
     loaded = load(recipe, overrides, data_dir) if recipe is not None else None
+    if trust_remote_code:
+        kernels.let_in()
     if processes is not None and launched(context, processes):
         return
     from neuroada_cli.commands import eval as command

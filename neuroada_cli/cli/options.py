@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from neuroada_cli.errors import RecipeError
+from neuroada_cli.machine import kernels
 
 if TYPE_CHECKING:
     from neuroada_cli.ranks.group import Ranks
@@ -46,7 +47,10 @@ def load(
 
     short = {"data.data_dir": data_dir, "run_dir": run_dir}
     given = [f"{key}={json.dumps(str(path))}" for key, path in short.items() if path is not None]
-    return load_recipe(recipe, [*overrides, *given])
+    found = load_recipe(recipe, [*overrides, *given])
+    if found.model.trust_remote_code:
+        kernels.let_in()
+    return found
 
 
 def suite_overrides(overrides: list[str], data_dir: Path | None = None) -> dict[str, Any]:

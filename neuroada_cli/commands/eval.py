@@ -26,6 +26,7 @@ from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.ranks.place import refuse_strangers
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import DataSection, Recipe
+from neuroada_cli.show.notes import tell
 from neuroada_cli.tasks import metrics
 from neuroada_cli.tasks.registry import expand, get_protocol, get_task, scored_tasks
 from neuroada_cli.tasks.task import Task, under
@@ -118,6 +119,10 @@ def run(
         console.print(
             f"{shown(', '.join(subject.fresh))}: random, in none of the files, so scores are chance"
         )
+    tell(hub.ignored_of_model(subject.folder, trusted), console.quiet)
+    tell(hub.ignored_of_tokenizer(subject.tokenizer, trusted), console.quiet)
+    tell(hub.ignored_of_model(subject.folder, trusted), console.quiet)
+    tell(hub.ignored_of_tokenizer(subject.tokenizer, trusted), console.quiet)
     remark = hub.endings(subject.tokenizer).remark
     if remark is not None and jobs[0].task.kind == "generation":
         console.print(shown(remark), highlight=False, soft_wrap=True)

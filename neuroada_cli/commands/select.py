@@ -28,6 +28,7 @@ from neuroada_cli.selection.file import Selection, check_base, read_selection, w
 from neuroada_cli.selection.from_files import LayerChoice
 from neuroada_cli.selection.overlap import Overlap
 from neuroada_cli.show.figures import check_ending
+from neuroada_cli.show.notes import tell
 from neuroada_cli.show.numbers import share
 from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.training import choose
@@ -48,6 +49,7 @@ def run(recipe: Recipe, out: Path | None = None, overwrite: bool = False, quiet:
         raise OutputError("exists", str(out), "name another file with --out, or give --overwrite")
     started = time.perf_counter()
     base, choice = _base(recipe)
+    tell(hub.ignored_of_model(base.folder, recipe.model.trust_remote_code), quiet)
     # a training in the same run folder reads its selection there
     with files.Lock(recipe.run_path) if _lies_in(out, recipe.run_path) else files.Lock.on(out):
         files.clean_stale(out.parent, out.name)

@@ -17,6 +17,7 @@ from neuroada_cli.hub.endings import Endings, endings
 from neuroada_cli.hub.fingerprint import FORMAT as FINGERPRINT_FORMAT
 from neuroada_cli.hub.fingerprint import HASHES, fingerprint, hash_of, what_differs
 from neuroada_cli.hub.graph import module_graph
+from neuroada_cli.hub.ignored import ignored_of_model, ignored_of_tokenizer
 from neuroada_cli.hub.kinds import CLASSIFIERS, ModelTask, Work
 from neuroada_cli.hub.loading import (
     TORCH_DTYPES,
@@ -62,6 +63,8 @@ __all__ = [
     "fingerprint",
     "hash_of",
     "holds_weights",
+    "ignored_of_model",
+    "ignored_of_tokenizer",
     "is_hub_id",
     "is_pooler",
     "left_out",

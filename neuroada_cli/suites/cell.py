@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from neuroada_cli import failures, files, stopping
+from neuroada_cli.machine import kernels
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.training.log import read_metrics
@@ -29,6 +30,8 @@ def run(folder: Path, score: str | None) -> None:
     score  how: a key of SCORED; None trains only
     """
     recipe = load_recipe(folder / RECIPE)
+    if recipe.model.trust_remote_code:
+        kernels.let_in()
     unscored = score is not None and not (folder / SCORED[score]).is_file()
     gone = unscored and not (folder / RUN).is_dir()  # taken over from a result file: nothing to score yet
     if gone or not (folder / TRAINED).is_file():
@@ -127,6 +130,7 @@ def _trained(result: Any, batch_size: int) -> dict[str, Any]:
 
 def main() -> None:
     stopping.install()
+    kernels.keep_out()
     words = sys.argv[1:]
     try:
         run(Path(words[0]), words[1] if words[1:] else None)

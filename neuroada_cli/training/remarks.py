@@ -1,4 +1,4 @@
-"""What is to be said of rows and model before training: whatever is not as a person would take it to be."""
+"""What is to be said of model and rows before training: whatever is not as a person would take it to be."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ LONGER, SPACE = "raise data.max_length", "put the space between them before the 
 
 def remarks(checked: Checked) -> Iterator[str]:
     """One line each."""
+    trusted = checked.recipe.model.trust_remote_code
+    yield from hub.ignored_of_model(checked.base.folder, trusted)
+    yield from hub.ignored_of_tokenizer(checked.reader.tokenizer, trusted)
     if checked.task.kind == "generation":
         remark = hub.endings(checked.reader.tokenizer).remark
         if remark is not None:

@@ -1,0 +1,65 @@
+"""What a model folder says that nobody acts upon: told, since its author may have meant something by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from neuroada_cli import files
+from neuroada_cli.errors import UserError
+from neuroada_cli.foreign_text import short
+from neuroada_cli.hub.resolve import read_config
+
+# Names of no tokenizer in particular: whichever is read from tokenizer.json is one.
+ANY_TOKENIZER = {
+    "PreTrainedTokenizer", "PreTrainedTokenizerBase", "PreTrainedTokenizerFast", "PythonBackend",
+    "TokenizersBackend",
+}  # fmt: skip
+CODE = "its own Python code (auto_map in {file}) is not run"
+
+
+def ignored_of_model(folder: Path, trust_remote_code: bool = False) -> Iterator[str]:
+    """One line each about config.json. Raises ModelError for a config that cannot be read."""
+    config = read_config(folder)
+    if "auto_map" in config and not trust_remote_code:
+        kind = short(config.get("model_type")).strip("'")
+        yield f"{CODE.format(file='config.json')}: transformers' own {kind} is used"
+    yield from _quantization(config)
+
+
+def ignored_of_tokenizer(tokenizer: Any, trust_remote_code: bool = False) -> Iterator[str]:
+    """One line each about the tokenizer_config.json that a tokenizer was loaded from."""
+    file = Path(str(tokenizer.name_or_path)) / "tokenizer_config.json"
+    try:
+        config = files.read_json(file)
+    except UserError:  # there is none: nothing was said
+        return
+    if "auto_map" in config and not trust_remote_code:
+        yield f"{CODE.format(file=file.name)} for the tokenizer"
+    name, taken = config.get("tokenizer_class"), type(tokenizer).__name__
+    if isinstance(name, str) and name not in ANY_TOKENIZER and not _is_of(tokenizer, name):
+        yield f"{file.name} names the class {short(name)}, which is not used: the tokenizer is a {taken}"
+
+
+def _is_of(tokenizer: Any, name: str) -> bool:
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    named = tokenizer_class_from_name(name)
+    return type(tokenizer).__name__ == name or (isinstance(named, type) and isinstance(tokenizer, named))
+
+
+def _quantization(config: Mapping[str, Any]) -> Iterator[str]:
+    found = config.get("quantization_config")
+    if not isinstance(found, Mapping) or "quant_method" not in found:
+        return  # loading says what is wrong with it
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    method = str(found["quant_method"])
+    known = {name.partition("_")[0] for name in AUTO_QUANTIZATION_CONFIG_MAPPING}
+    known |= set(AUTO_QUANTIZATION_CONFIG_MAPPING)
+    if method not in known:
+        yield (
+            f"quantization_config in config.json is of a kind that transformers does not know "
+            f"({short(method)}) and is ignored: the weights are taken as they are stored"
+        )
