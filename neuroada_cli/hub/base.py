@@ -16,7 +16,7 @@ from neuroada_cli.delta.targets import Target, parameter_name
 from neuroada_cli.hub.fingerprint import HASHES, fingerprint, hash_of
 from neuroada_cli.hub.graph import module_graph, rules_of
 from neuroada_cli.hub.kinds import CLASSIFIERS, ModelTask, Work
-from neuroada_cli.hub.loading import model_task, skeleton
+from neuroada_cli.hub.loading import is_pooler, model_task, skeleton
 from neuroada_cli.hub.places import Places, Run
 from neuroada_cli.hub.plausible import refuse_other_shapes
 from neuroada_cli.hub.weights import Weights, open_weights
@@ -154,5 +154,10 @@ def open_base(
         task = model_task(folder, task, trust_remote_code)
     graph = module_graph(folder, task, num_labels, trust_remote_code)
     base = Base(folder, graph, open_weights(folder), task, num_labels, trust_remote_code)
-    refuse_other_shapes(graph, base.weights, base.places.plain_names(), task in CLASSIFIERS)
+    body = f"{graph.base_model_prefix}."
+
+    def made_anew(name: str) -> bool:
+        return task in CLASSIFIERS and (not name.startswith(body) or is_pooler(name))
+
+    refuse_other_shapes(graph, base.weights, base.places.plain_names(), made_anew)
     return base

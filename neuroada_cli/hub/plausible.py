@@ -8,7 +8,7 @@ made far more parameters than they could fill.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,17 +46,16 @@ def refuse_impossible(config: Mapping[str, Any], weights: Weights) -> None:
             raise ModelError(f"{key} is {count:,}, but {said}", str(weights.folder / "config.json"), MEND)
 
 
-def refuse_other_shapes(graph: nn.Module, weights: Weights, stored: Mapping[str, str], heads: bool) -> None:
+def refuse_other_shapes(
+    graph: nn.Module, weights: Weights, stored: Mapping[str, str], made_anew: Callable[[str], bool]
+) -> None:
     """Raises ModelError naming the first parameter that the files hold in another shape than the config says.
 
-    stored  parameter -> the tensor that is this very parameter
-    heads   heads and poolers may be of another shape: they are made anew then
+    stored     parameter -> the tensor that is this very parameter
+    made_anew  whether one of another shape is no fault, since it is made anew (a head)
     """
-    from neuroada_cli.hub.loading import is_pooler
-
-    body = f"{graph.base_model_prefix}."
     for name, parameter in graph.named_parameters():
-        if name not in stored or (heads and not (name.startswith(body) and not is_pooler(name))):
+        if name not in stored or made_anew(name):
             continue
         shape = weights.info(stored[name]).shape
         if shape != tuple(parameter.shape) and weights.info(stored[name]).dtype.is_floating_point:
