@@ -121,8 +121,6 @@ def run(
         )
     tell(hub.ignored_of_model(subject.folder, trusted), console.quiet)
     tell(hub.ignored_of_tokenizer(subject.tokenizer, trusted), console.quiet)
-    tell(hub.ignored_of_model(subject.folder, trusted), console.quiet)
-    tell(hub.ignored_of_tokenizer(subject.tokenizer, trusted), console.quiet)
     remark = hub.endings(subject.tokenizer).remark
     if remark is not None and jobs[0].task.kind == "generation":
         console.print(shown(remark), highlight=False, soft_wrap=True)

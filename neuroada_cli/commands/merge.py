@@ -25,20 +25,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from neuroada_cli import files
+from neuroada_cli import files, hub
 from neuroada_cli.adapter import load as adapted
 from neuroada_cli.errors import ModelError, NumericsError
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.merging import check as merge_check
 from neuroada_cli.merging.job import Job, prepare
 from neuroada_cli.merging.merge import FoldStats, Merge
-<<<<<<< HEAD
-=======
-from neuroada_cli.merging.plan import Planned
-from neuroada_cli.methods import METHODS
-from neuroada_cli.selection.file import check_base
 from neuroada_cli.show.notes import tell
->>>>>>> d1e63a8 (What a model folder says and nobody acts upon is told; no compiled code from the hub without a flag)
 from neuroada_cli.show.numbers import describe_dtype, share
 
 
@@ -78,28 +72,9 @@ def run(
     """
     started = time.perf_counter()
     out = Path(out)
-<<<<<<< HEAD
     job = prepare(Path(source), out, base, dtype, onto, trust_remote_code)
     merge, difference = job.merge, None
-=======
-    _refuse_packed(dtype)
-    verified = _opened(Path(source))
-    folder = verified.folder
-    trained_adapter = adapter = adapters.read_adapter(verified)
-    facts = METHODS[method_of(adapter.settings)]
-    if facts.unmergeable is not None:
-        raise ModelError(
-            facts.unmergeable, str(folder), "use it as it is: neuroada eval takes the run folder"
-        )
-    _refuse_empty(adapter, folder)
-    base_folder = _base_folder(adapter, base, trust_remote_code)
-    _refuse_overlap(out, folder, base_folder)
-    check_base(adapter.selection.fingerprint, base_folder)
-    tell(hub.ignored_of_model(base_folder, trust_remote_code), quiet)
-    packed = _quantization(adapter, onto, folder)
-    requantize = packed if onto == "dequantized" else None
-
->>>>>>> d1e63a8 (What a model folder says and nobody acts upon is told; no compiled code from the hub without a flag)
+    tell(hub.ignored_of_model(merge.base.folder, trust_remote_code), quiet)
     with files.Lock.on(out):
         files.require_space(out, job.nbytes)
         with files.atomic_folder(out, overwrite=overwrite) as temporary, _bar(job, quiet) as on_bytes:
