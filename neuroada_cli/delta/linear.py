@@ -47,17 +47,19 @@ class _FoldedLinear(torch.autograd.Function):
         (grad,) = grads
         x, weight = ctx.saved_tensors
         layer: DeltaLinear = ctx.layer
+        wants_x, wants_delta, _, _, wants_bias = ctx.needs_input_grad
         grad_TO = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_delta_OK = grad_bias_O = None
-        if ctx.needs_input_grad[0]:
+        if wants_x:
             with torch._C.DisableTorchFunctionSubclass():
-                grad_x = (grad @ layer.effective_OI(weight).to(grad.dtype)).to(ctx.x_dtype)
-        if ctx.needs_input_grad[1]:
+                grad_TI = torch.mm(grad_TO, layer.effective_OI(weight).to(grad.dtype))
+                grad_x = grad_TI.view(*grad.shape[:-1], -1).to(ctx.x_dtype)
+        if wants_delta:
             x_TI = x.reshape(-1, x.shape[-1])
             grad_delta_OK = sampled_grad(grad_TO, x_TI, layer.index, layer.backend)
             if layer.real is not None:
                 grad_delta_OK.mul_(layer.real)
-        if ctx.needs_input_grad[4]:
+        if wants_bias:
             grad_bias_O = grad_TO.float().sum(dim=0).to(grad.dtype)
         return grad_x, grad_delta_OK, None, None, grad_bias_O
 

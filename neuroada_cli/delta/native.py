@@ -18,8 +18,10 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +99,7 @@ def available(dtype: torch.dtype) -> bool:
     return dtype in GRADIENT and _library() is not None
 
 
-class _LastColumns:
+class _LastColumns(threading.local):
     """The columns of the last x. Holds x itself, so that its memory cannot be handed to another tensor.
 
     Layers that read one x (q, k, v; gate, up) ask one after another. Which layer is the first of several is
@@ -106,35 +108,33 @@ class _LastColumns:
 
     def __init__(self) -> None:
         self.x_TI: Tensor | None = None
-        self.version = self.first = 0
+        self.version = self.place = self.first = 0
         self.columns: Tensor | None = None
         self.shared: set[int] = set()
+        self.scratch: dict[torch.dtype, Tensor] = {}
 
-    def of(self, x_TI: Tensor, asker: int, block: int) -> tuple[Tensor, bool, bool]:
-        """(room for the columns, whether of all of x, whether they are there already)."""
-        inputs, size = x_TI.shape[1], x_TI.element_size()
-        if self._holds(x_TI):
+    def of(self, x_TI: Tensor, asker: int, block: int) -> tuple[int, bool, bool]:
+        """(address of room for the columns, whether of all of x, whether they are there already)."""
+        held, place = self.x_TI, x_TI.data_ptr()
+        if held is not None and self.place == place and self._is(held, x_TI):
             self.shared.add(self.first)
             if self.columns is not None:
-                return self.columns, True, True
+                return self.columns.data_ptr(), True, True
         else:
-            self.columns, self.x_TI, self.version, self.first = None, x_TI, x_TI._version, asker
-        tokens = len(x_TI) + VECTOR // size
-        if self.first not in self.shared or tokens * inputs * size > SHARED_BYTES:
-            return torch.empty(block * inputs, dtype=x_TI.dtype), False, False
-        self.columns = torch.empty(tokens * inputs, dtype=x_TI.dtype)
-        return self.columns, True, False
+            self.columns, self.x_TI, self.version = None, x_TI, x_TI._version
+            self.place, self.first = place, asker
+        (tokens, inputs), dtype = x_TI.shape, x_TI.dtype
+        if self.first in self.shared and x_TI.nbytes <= SHARED_BYTES:
+            self.columns = torch.empty((tokens + VECTOR // dtype.itemsize) * inputs, dtype=dtype)
+            return self.columns.data_ptr(), True, False
+        room = self.scratch.get(dtype)
+        if room is None or len(room) < block * inputs:
+            room = self.scratch[dtype] = torch.empty(block * inputs, dtype=dtype)
+        return room.data_ptr(), False, False
 
-    def _holds(self, x_TI: Tensor) -> bool:
-        held = self.x_TI
-        return (
-            held is not None
-            and held.data_ptr() == x_TI.data_ptr()
-            and self.version == x_TI._version
-            and held.shape == x_TI.shape
-            and held.stride() == x_TI.stride()
-            and held.dtype == x_TI.dtype
-        )
+    def _is(self, held: Tensor, x_TI: Tensor) -> bool:
+        same = self.version == x_TI._version and held.dtype == x_TI.dtype
+        return same and held.shape == x_TI.shape and held.stride() == x_TI.stride()
 
     def clear(self) -> None:
         self.x_TI = self.columns = None
@@ -143,27 +143,34 @@ class _LastColumns:
 last_columns = _LastColumns()
 
 
+@functools.cache
+def _kernel(dtype: torch.dtype) -> Any:
+    library = _library()
+    if dtype not in GRADIENT:
+        raise ValueError(f"the native kernel takes fp32 or bf16 on the CPU, not {dtype}")
+    if library is None:
+        raise RuntimeError("the native kernel needs a C compiler (cc) and torch's OpenMP runtime")
+    return getattr(library, GRADIENT[dtype])
+
+
 def native(grad_TO: Tensor, x_TI: Tensor, index_OK: Tensor) -> Tensor:
     """The sampled gradient in fp32; inputs fp32 or bf16 (both the same), sums in fp32.
 
     Raises ValueError for another device or dtype, RuntimeError where the kernel is not available.
     """
-    if grad_TO.device.type != "cpu" or x_TI.dtype not in GRADIENT:
-        raise ValueError(
-            f"the native kernel takes fp32 or bf16 on the CPU, not {x_TI.dtype} {grad_TO.device}"
-        )
-    library = _library()
-    if library is None:
-        raise RuntimeError("the native kernel needs a C compiler (cc) and torch's OpenMP runtime")
-    grad_TO, x_TI = _token_rows(grad_TO.to(x_TI.dtype)), _token_rows(x_TI)
-    index_OK = index_OK.contiguous()
+    if grad_TO.device.type != "cpu":
+        raise ValueError(f"the native kernel runs on the CPU, not on {grad_TO.device}")
+    kernel = _kernel(x_TI.dtype)
+    if grad_TO.dtype != x_TI.dtype:
+        grad_TO = grad_TO.to(x_TI.dtype)
+    grad_TO, x_TI, index_OK = _token_rows(grad_TO), _token_rows(x_TI), index_OK.contiguous()
     (tokens, outputs), inputs, k = grad_TO.shape, x_TI.shape[1], index_OK.shape[1]
-    block = _block(tokens, inputs, x_TI.element_size())
-    columns, keep, ready = last_columns.of(x_TI, index_OK.data_ptr(), block)
+    block, chosen = _block(tokens, inputs, x_TI.element_size()), index_OK.data_ptr()
+    columns, keep, ready = last_columns.of(x_TI, chosen, block)
     sampled_OK = torch.empty(outputs, k, dtype=torch.float32)
-    getattr(library, GRADIENT[x_TI.dtype])(
-        grad_TO.data_ptr(), grad_TO.stride(0), x_TI.data_ptr(), x_TI.stride(0), index_OK.data_ptr(),
-        tokens, inputs, outputs, k, block, keep, ready, columns.data_ptr(), sampled_OK.data_ptr(),
+    kernel(
+        grad_TO.data_ptr(), grad_TO.stride(0), x_TI.data_ptr(), x_TI.stride(0), chosen,
+        tokens, inputs, outputs, k, block, keep, ready, columns, sampled_OK.data_ptr(),
     )  # fmt: skip
     return sampled_OK
 
