@@ -18,6 +18,7 @@ from neuroada_cli import __version__, failures, stopping
 from neuroada_cli.cli.bench import bench
 from neuroada_cli.cli.convert import convert
 from neuroada_cli.cli.evaluate import eval_
+from neuroada_cli.cli.export import export
 from neuroada_cli.cli.options import (
     DataDirOption,
     OverwriteOption,
@@ -250,6 +251,7 @@ def merge(
 app.command(name="eval")(eval_)
 app.command(name="bench")(bench)
 app.command(name="convert")(convert)
+app.command(name="export")(export)
 
 
 @app.command()

@@ -1,0 +1,54 @@
+"""`neuroada export` on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuroada_cli.cli.options import Dtype, OverwriteOption, run_folder
+from neuroada_cli.export.formats import FORMATS
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="A run or adapter folder, or the recipe of a run."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Argument(metavar="OUT", help="Folder to write; default RUN/FORMAT (ADAPTER-FORMAT)."),
+    ] = None,
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help=f"{', '.join(FORMATS)}.")] = "",
+    base: Annotated[
+        str | None, typer.Option("--base", help="The base model, if it has moved since training.")
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option("--dtype", help="Of whole models and patches; default: as trained.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the base's folder brings.")
+    ] = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write an adapter, or the model merged with it, as others read it: stock PEFT, vLLM, llama.cpp, …
+
+    \b
+    neuroada export runs/llama7b_math --to peft-supertuning
+    neuroada export runs/llama7b_math patch/ --to vllm-sparse
+    neuroada export runs/llama7b_math gguf/ --to gguf --dtype fp16
+    """
+    folder = run_folder(source)
+    inside = not (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    from neuroada_cli.commands import export as command
+
+    command.run(
+        folder,
+        out or (folder / to if inside else folder.with_name(f"{folder.name}-{to}")),
+        to,
+        base=base,
+        dtype=dtype,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+    )

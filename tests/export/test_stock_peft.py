@@ -1,0 +1,80 @@
+"""Exports for stock PEFT, loaded by it: the same answers as ours, from PEFT's own layers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import pico_bert, pico_gpt2, pico_llama
+from tiny_choice import selected
+from tiny_tokenizer import byte_tokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from neuroada_cli import files, hub
+from neuroada_cli.adapter import load as adapted
+from neuroada_cli.adapter.folder import Adapter, write_adapter
+from neuroada_cli.commands import export
+from neuroada_cli.errors import ModelError, RecipeError
+
+pytest.importorskip("peft")
+from peft import PeftModel
+from random_adapter import adapter_of
+
+TOKENS = torch.arange(40).view(2, 20)
+
+
+@pytest.mark.parametrize("kind", ["peft-supertuning", "peft-shira"])
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_stock_peft_answers_the_same(name: str, kind: str, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    classifier = name == "bert"
+    (pico_bert().bert if classifier else pico_llama()).save_pretrained(base)
+    byte_tokenizer().save_pretrained(base)
+    task: hub.ModelTask = "sequence-classification" if classifier else "causal-lm"
+    adapter = adapter_of(base, tmp_path / "adapter", task, ragged=not classifier)
+    result = export.run(adapter, tmp_path / "out", kind, quiet=True)
+    auto: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+    model = PeftModel.from_pretrained(auto.from_pretrained(base, dtype=torch.float32), tmp_path / "out")
+    ours = adapted.load(str(adapter)).model
+    with torch.inference_mode():
+        found, expected = (m.eval()(input_ids=TOKENS).logits for m in (model, ours))
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    assert kind.removeprefix("peft-").upper() in result.about
+    assert all(type(module).__module__.split(".")[0] != "neuroada_cli" for module in model.modules())
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)
+    with torch.inference_mode(), model.disable_adapter():
+        assert not torch.allclose(model(input_ids=TOKENS).logits, expected)
+
+
+def test_what_stock_peft_cannot_hold_is_refused(tmp_path: Path) -> None:
+    pico_gpt2().save_pretrained(tmp_path / "gpt2")
+    byte_tokenizer().save_pretrained(tmp_path / "gpt2")
+    adapter = adapter_of(tmp_path / "gpt2", tmp_path / "adapter")
+    with pytest.raises(ModelError, match="is a Conv1D"):
+        export.run(adapter, tmp_path / "out", "peft-shira", quiet=True)
+    assert not (tmp_path / "out").exists()
+    pico_llama(tied=True).save_pretrained(tmp_path / "tied")
+    selection = selected(tmp_path / "tied", ["lm_head"], k=1)
+    deltas = {name: torch.ones(index_OK.shape) for name, index_OK in selection.indices.items()}
+    tied = Adapter(selection, deltas, {}, str(tmp_path / "tied"), None, "causal-lm", {"dtype": "fp32"})
+    with files.atomic_folder(tmp_path / "of-tied") as folder:
+        write_adapter(folder, tied)
+    with pytest.raises(ModelError, match="shares its weight with"):
+        export.run(tmp_path / "of-tied", tmp_path / "out", "peft-supertuning", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"to": "peft-superuning"}, "did you mean peft-supertuning"),
+        ({"to": "peft-shira", "dtype": "bf16"}, "stored in fp32"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        export.run(tmp_path, tmp_path / "out", quiet=True, **options)
+    assert words in caught.value.line()
