@@ -7,6 +7,7 @@ function.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 from neuroada_cli.foreign_text import printable, public
@@ -92,6 +93,38 @@ class Stopped(UserError):
     def __init__(self, signal_number: int, what: str, fix: str | None = None) -> None:
         super().__init__(what, fix=fix)
         self.exit_code = 128 + signal_number
+
+
+# What a process or the machine has run out of, whatever was to be opened -> what to do.
+LIMITS = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close other programs: the machine can open no more files",
+    errno.ENOMEM: "close other programs, or take a machine with more memory",
+}
+
+
+def limit_reached(error: BaseException | None) -> str | None:
+    """The remedy where an exception, or one that led to it, says that files or memory have run out.
+
+    Libraries in C++ and Rust raise exceptions of other classes, with the system's words in their text.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in LIMITS:
+            return LIMITS[error.errno]
+        text = str(error).lower()
+        if "too many open files" in text or f"(os error {errno.EMFILE})" in text:
+            return LIMITS[errno.EMFILE]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def unreadable(
+    error: OSError, where: object, kind: type[UserError] = ModelError, what: str = "cannot be read"
+) -> UserError:
+    """What to raise for a file that could not be read: `kind`, or ResourceError where no file could be."""
+    remedy = LIMITS.get(error.errno or 0)
+    wrong = f"{what}: {error.strerror or error}"
+    return kind(wrong, str(where)) if remedy is None else ResourceError(wrong, str(where), remedy)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 
-from neuroada_cli.errors import UserError, out_of_memory
+from neuroada_cli.errors import UserError, limit_reached, out_of_memory
 from neuroada_cli.foreign_text import printable, public
 
 USAGE = 2
@@ -17,7 +17,7 @@ INTERRUPTED = 130  # where no handler of ours is installed (`stopping`)
 # What the machine refused, rather than what we did wrong.
 RESOURCE_ERRNOS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM,
-     errno.EMFILE}
+     errno.EMFILE, errno.ENFILE}
 )  # fmt: skip
 LESS_MEMORY = (
     "lower train.micro_batch_size, data.max_length or eval.batch_size, or set train.gradient_checkpointing"
@@ -60,6 +60,9 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in RESOURCE_ERRNOS:
         place = f"{error.filename}: " if error.filename else ""
         return _line(f"{place}{error.strerror}"), RESOURCES
+    remedy = limit_reached(error)
+    if remedy is not None:
+        return _line(f"{str(error)[:300]}; {remedy}"), RESOURCES
     text = public(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
     return _line(f"this is a bug in neuroada ({text}); run again with --debug and report it"), BUG
 

@@ -19,7 +19,7 @@ from neuroada_cli.benchmarking.steps import RealRows
 from neuroada_cli.benchmarking.tables import BenchRow
 from neuroada_cli.errors import OutputError, RecipeError, ResourceError
 from neuroada_cli.machine.load import machine
-from neuroada_cli.show.figures import check_ending
+from neuroada_cli.show.figures import check_ending, drawn
 
 if TYPE_CHECKING:  # so that built-in shapes need neither pydantic nor PyYAML (`benchmarks/gpu.py`)
     from neuroada_cli.recipe.schema import Recipe
@@ -95,7 +95,7 @@ def run(
     if json_out is not None:
         files.write_json(json_out, result.as_json())
     if plot_out is not None:
-        tables.draw(rows, _title(settings), plot_out)
+        drawn(lambda: tables.draw(rows, _title(settings), plot_out), plot_out, asked_for=True)
     return result
 
 

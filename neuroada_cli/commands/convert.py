@@ -20,10 +20,9 @@ from neuroada_cli import files, hub
 from neuroada_cli.errors import ModelError, OutputError
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.hub.pickled import Shard, pickled_files, reading
-from neuroada_cli.merging.folder import copy_companions
+from neuroada_cli.merging.folder import copy_companions, room_beside_weights
 
 CARD = "README.md"
-SMALL_FILES_BYTES = 64 << 20  # room for tokenizer and config in the space check
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def run(
     weight_map: dict[str, str] = {}
     with files.Lock.on(target):
         size = sum(path.stat().st_size for path in paths)
-        files.require_space(target, size + SMALL_FILES_BYTES)
+        files.require_space(target, size + room_beside_weights(folder, hub.read_config(folder)))
         with files.atomic_folder(target, overwrite=overwrite) as temporary, _bar(size, quiet) as bar:
             with reading(folder) as shards:
                 for number, shard in enumerate(shards, start=1):

@@ -27,7 +27,7 @@ from neuroada_cli.selection.choice import Choice, check_criterion, choice_of
 from neuroada_cli.selection.file import Selection, check_base, read_selection, write_selection
 from neuroada_cli.selection.from_files import LayerChoice
 from neuroada_cli.selection.overlap import Overlap
-from neuroada_cli.show.figures import check_ending
+from neuroada_cli.show.figures import check_ending, drawn
 from neuroada_cli.show.notes import tell
 from neuroada_cli.show.numbers import share
 from neuroada_cli.tasks.registry import get_task
@@ -95,7 +95,7 @@ def compare(
     if not quiet:
         Console().print(overlap.table(first, found, per_layer))
     if plot is not None:
-        overlap.draw(first, found, plot)
+        drawn(lambda: overlap.draw(first, found, plot), plot, asked_for=True)
     return found
 
 

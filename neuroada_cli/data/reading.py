@@ -10,7 +10,7 @@ import lzma
 from pathlib import Path
 from typing import Any
 
-from neuroada_cli.errors import DataError
+from neuroada_cli.errors import LIMITS, DataError, unreadable
 from neuroada_cli.files import strict_json
 
 Row = dict[str, Any]
@@ -35,7 +35,7 @@ def read_as(file: Path, name: str, where: str) -> tuple[list[Row], list[int] | N
     except lzma.LZMAError:
         raise DataError("is not a whole .xz file", where, "copy it again") from None
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where) from None
+        raise unreadable(error, where, DataError) from None
     if data.startswith(b"\xef\xbb\xbf"):
         data = data[3:]
     if data.lstrip()[:1] == b"[":
@@ -102,4 +102,6 @@ def _parquet(file: Path, where: str) -> list[Row]:
 
         return list(pyarrow.parquet.read_table(file).to_pylist())
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        if isinstance(error, OSError) and error.errno in LIMITS:
+            raise unreadable(error, where) from None
         raise DataError(f"is not a parquet file: {str(error).splitlines()[0]}", where) from None

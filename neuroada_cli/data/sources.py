@@ -21,7 +21,7 @@ import torch
 from neuroada_cli import files
 from neuroada_cli.data.made_rows import make_rows
 from neuroada_cli.data.reading import ENDINGS, Row, read_as, read_file
-from neuroada_cli.errors import DataError, RecipeError
+from neuroada_cli.errors import DataError, RecipeError, unreadable
 from neuroada_cli.foreign_text import HAS_SECRETS, INSTEAD, has_secrets
 from neuroada_cli.hub.resolve import hub_answers
 from neuroada_cli.machine.cache import cache_folder
@@ -151,7 +151,7 @@ def _find_here(
         try:
             file = find_file(place, split)
         except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}", str(place)) from None
+            raise unreadable(error, place, DataError) from None
         if file is not None:
             return file, places
     return None, places

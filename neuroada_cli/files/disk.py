@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from neuroada_cli.errors import ResourceError, UserError
+from neuroada_cli.errors import LIMITS, ResourceError, UserError
 
 _REMEDIES = {
+    **LIMITS,
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room in your quota",
     errno.EFBIG: "raise the file size limit (ulimit -f)",
@@ -20,7 +21,6 @@ _REMEDIES = {
     errno.EACCES: "choose a folder you may write to",
     errno.EPERM: "choose a folder you may write to",
     errno.EIO: "the disk is failing; choose another one",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENOTDIR: "a part of the path is a file",
     errno.EEXIST: "a part of the path is a file",
     errno.EISDIR: "name a file",

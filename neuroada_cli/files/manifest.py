@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from neuroada_cli.errors import ModelError
+from neuroada_cli.errors import ModelError, unreadable
 from neuroada_cli.files import strict_json
 from neuroada_cli.files.disk import fsync
 
@@ -95,7 +95,7 @@ def take_stock(path: str | os.PathLike[str], names: tuple[str, ...]) -> dict[str
         try:
             found[name] = {"bytes": file.stat().st_size, "sha256": _read_hash(file)}
         except OSError as error:
-            raise ModelError(f"{name} cannot be read: {error.strerror}", str(folder)) from None
+            raise unreadable(error, folder, what=f"{name} cannot be read") from None
     return {"format": FORMAT, "files": found}
 
 
@@ -126,7 +126,7 @@ def _check(folder: Path, name: str, entry: dict[str, Any]) -> None:
     try:
         _check_content(folder, name, entry)
     except OSError as error:
-        raise ModelError(f"{name} cannot be read: {error.strerror}", str(folder)) from None
+        raise unreadable(error, folder, what=f"{name} cannot be read") from None
 
 
 def _stay_inside(folder: Path, name: str) -> None:
@@ -164,7 +164,7 @@ def _read(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelError(f"has no {MANIFEST}, so it was not written completely", str(folder)) from None
     except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", str(file)) from None
+        raise unreadable(error, file) from None
     except (ValueError, AttributeError) as error:
         raise ModelError(f"is not a manifest ({error})", str(file), "copy the whole folder again") from None
     return dict(manifest)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from neuroada_cli.errors import ModelError
+from neuroada_cli.errors import ModelError, unreadable
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reference reader
 MAX_DIMENSIONS, MAX_STRIDE = 16, 1 << 56  # what torch takes without overflowing, also where a size is 0
@@ -66,7 +66,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         if not isinstance(entries, dict):
             raise ValueError("not a mapping")
     except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", str(path)) from None
+        raise unreadable(error, path) from None
     except (ValueError, RecursionError) as error:
         raise ModelError(f"has a broken safetensors header ({error})", str(path)) from None
     metadata = entries.pop("__metadata__", {})

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuroada_cli.errors import ModelError
+from neuroada_cli.errors import ModelError, unreadable
 from neuroada_cli.files.atomic import atomic_file
 from neuroada_cli.files.disk import explained
 from neuroada_cli.files.manifest import remember_hash
@@ -124,7 +124,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         with path.open("rb", buffering=0) as file:
             return {name: _read_tensor(file, name, info) for name, info in infos.items()}, metadata
     except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", str(path)) from None
+        raise unreadable(error, path) from None
 
 
 def _read_tensor(file: FileIO, name: str, info: TensorInfo) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from neuroada_cli.errors import ModelError, UserError
+from neuroada_cli.errors import ModelError, UserError, unreadable
 from neuroada_cli.files import strict_json
 from neuroada_cli.files.atomic import atomic_file
 from neuroada_cli.files.disk import explained, fsync
@@ -68,7 +68,7 @@ def read_jsonl(path: str | os.PathLike[str], nbytes: int | None = None) -> list[
     try:
         data = path.read_bytes() if path.exists() else b""
     except OSError as problem:
-        raise ModelError(f"cannot be read: {problem.strerror}", str(path)) from None
+        raise unreadable(problem, path) from None
     if nbytes is not None:
         if len(data) < nbytes or (nbytes and data[nbytes - 1 : nbytes] != b"\n"):
             raise ModelError(f"does not hold the {nbytes:,} bytes of whole lines that it once did", str(path))
@@ -116,7 +116,7 @@ def read_json(path: str | os.PathLike[str], error: type[UserError] = ModelError)
     except FileNotFoundError:
         raise error("is missing", str(path)) from None
     except OSError as problem:
-        raise error(f"cannot be read: {problem.strerror}", str(path)) from None
+        raise unreadable(problem, path, error) from None
     except json.JSONDecodeError as problem:
         raise error(f"not valid JSON: {problem.msg}", f"{path}:{problem.lineno}") from None
     except ValueError as problem:

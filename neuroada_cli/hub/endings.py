@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuroada_cli.errors import ModelError
+from neuroada_cli.errors import ModelError, unreadable
 from neuroada_cli.files import strict_json
 from neuroada_cli.hub.resolve import MAX_CONFIG_BYTES, read_config
 
@@ -90,7 +90,7 @@ def _read(file: Path) -> dict[str, Any]:
             raise ModelError("is too large for a config", str(file))
         found = strict_json.parse(file.read_bytes())
     except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", str(file)) from None
+        raise unreadable(error, file) from None
     except ValueError as error:
         raise ModelError(f"not valid JSON: {error}", str(file)) from None
     return found if isinstance(found, dict) else {}

@@ -13,7 +13,7 @@ from torch import nn
 
 from neuroada_cli.delta.quantized import keep_layout
 from neuroada_cli.delta.targets import is_linear
-from neuroada_cli.errors import ModelError, ResourceError, UserError
+from neuroada_cli.errors import ModelError, ResourceError, UserError, limit_reached
 from neuroada_cli.hub.endings import settle
 from neuroada_cli.hub.kinds import CLASSES, CLASSIFIERS, ModelTask, Work, task_of
 from neuroada_cli.hub.plausible import bounded
@@ -135,6 +135,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False, model: Path | 
     except UserError:
         raise
     except ImportError as error:
+        _refuse_at_limit(error, folder)
         raise ResourceError(f"the tokenizer needs a package: {_first_line(error)}", str(folder)) from error
     except RecursionError as error:  # transformers looks for the unknown token's number by itself
         raise ModelError(
@@ -143,6 +144,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False, model: Path | 
             "mend unk_token (and bos_token, eos_token) in its tokenizer_config.json",
         ) from error
     except Exception as error:  # the folder's content is foreign: anything may come out of it
+        _refuse_at_limit(error, folder)
         raise ModelError(
             f"no tokenizer can be loaded: {_first_line(error)}", str(folder), "copy its tokenizer files there"
         ) from error
@@ -246,13 +248,22 @@ def _explained(folder: Path) -> Iterator[None]:
     except UserError:
         raise
     except ImportError as error:
+        _refuse_at_limit(error, folder)
         raise ResourceError(f"a package is missing: {_first_line(error)}", str(folder)) from error
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ResourceError("the model does not fit into memory", str(folder)) from error
     except Exception as error:  # anything may come out of a foreign folder
         if "DefaultCPUAllocator" in str(error):
             raise ResourceError("the model does not fit into memory", str(folder)) from error
+        _refuse_at_limit(error, folder)
         raise ModelError(f"cannot be loaded: {_first_line(error)}", str(folder)) from error
+
+
+def _refuse_at_limit(error: Exception, folder: Path) -> None:
+    """Raises ResourceError where it is no fault of the folder's: no more files can be opened."""
+    remedy = limit_reached(error)
+    if remedy is not None:
+        raise ResourceError(f"cannot be loaded: {_first_line(error)}", str(folder), remedy) from error
 
 
 def _first_line(error: Exception) -> str:

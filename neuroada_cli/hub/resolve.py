@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from neuroada_cli.errors import ModelError, ResourceError
+from neuroada_cli.errors import ModelError, ResourceError, unreadable
 
 MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = 16 << 20, 32
 PROBE_SECONDS = 1.5
@@ -114,7 +114,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ModelError("is an adapter, not a model", str(folder), "name its base model") from None
         raise ModelError("has no config.json", str(folder), "name a Hugging Face model folder") from None
     except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", str(file)) from None
+        raise unreadable(error, file) from None
     except json.JSONDecodeError as error:
         raise ModelError(f"not valid JSON: {error.msg}", f"{file}:{error.lineno}") from None
     except (ValueError, RecursionError):

@@ -18,7 +18,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from neuroada_cli.errors import ModelError
+from neuroada_cli.errors import ModelError, unreadable
 from neuroada_cli.files.safetensors_header import TensorInfo, read_header
 
 SINGLE = "model.safetensors"
@@ -90,7 +90,9 @@ class Weights:
                 mapped = mmap.mmap(
                     file.fileno(), begin + nbytes - start, access=mmap.ACCESS_COPY, offset=start
                 )
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise unreadable(error, info.file, what=f"{name} cannot be read") from None
+        except ValueError as error:
             raise ModelError(f"{name} cannot be read: {error}", str(info.file)) from None
         _populate(mapped)
         offset = begin - start
@@ -120,7 +122,7 @@ class Weights:
                         raise ModelError(f"{name} was cut short", str(info.file), "copy it again")
                     done += count
         except OSError as error:
-            raise ModelError(f"{name} cannot be read: {error.strerror}", str(info.file)) from None
+            raise unreadable(error, info.file, what=f"{name} cannot be read") from None
         return buffer[: info.nbytes].view(info.dtype).view(info.shape)
 
 
@@ -198,7 +200,9 @@ def read_index(index: Path, ending: str = ".safetensors") -> dict[str, str]:
             raise ModelError("is too large for an index", str(index))
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = set(weight_map.values())
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    except OSError as error:
+        raise unreadable(error, index) from None
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise ModelError(
             f"is not an index of {ending} files", str(index), "download the model again"
         ) from None

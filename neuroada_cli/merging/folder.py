@@ -33,17 +33,32 @@ PIPELINES: dict[hub.ModelTask, str] = {
 }
 
 
+SMALL_BYTES = 256 << 10  # of recipe, card and manifest, and of what is longer than in the base
+
+
 def copy_companions(base: Path, folder: Path, config: dict[str, Any]) -> list[str]:
-    """Copy tokenizer, chat template, generation config and licence, byte for byte; also the base's Python
-    files where its config refers to them. Returns the names.
+    """Copy what `companions` finds, byte for byte. Returns the names."""
+    found = companions(base, config)
+    for source in found:
+        files.copy_file(source, folder / source.name)
+    return [source.name for source in found]
+
+
+def companions(base: Path, config: dict[str, Any]) -> list[Path]:
+    """Tokenizer, chat template, generation config and licence of a base; also its Python files where its
+    config refers to them.
     """
-    copied = []
-    for source in sorted(base.iterdir()):
-        wanted = COMPANIONS.match(source.name) or (source.suffix == ".py" and "auto_map" in config)
-        if wanted and source.is_file():
-            files.copy_file(source, folder / source.name)
-            copied.append(source.name)
-    return copied
+    return [
+        file
+        for file in sorted(base.iterdir())
+        if (COMPANIONS.match(file.name) or (file.suffix == ".py" and "auto_map" in config)) and file.is_file()
+    ]
+
+
+def room_beside_weights(base: Path, config: dict[str, Any]) -> int:
+    """Bytes that a folder takes beside its weights: companions, config, index, recipe, card, manifest."""
+    written = [file for name in ("config.json", hub.INDEX, "README.md") if (file := base / name).is_file()]
+    return sum(file.stat().st_size for file in [*companions(base, config), *written]) + SMALL_BYTES
 
 
 def carry_recipe(adapter: AdapterFolder, folder: Path) -> None:

@@ -21,13 +21,17 @@ from neuroada_cli.adapter.folder import Adapter, AdapterFolder
 from neuroada_cli.delta.quantized import KINDS as QUANTIZED_KINDS
 from neuroada_cli.errors import ModelError, OutputError, RecipeError
 from neuroada_cli.hub.stored import main_dtype
-from neuroada_cli.merging.folder import carry_recipe, copy_companions, merged_config, model_card
+from neuroada_cli.merging.folder import (
+    carry_recipe,
+    copy_companions,
+    merged_config,
+    model_card,
+    room_beside_weights,
+)
 from neuroada_cli.merging.merge import Merge
 from neuroada_cli.merging.plan import Planned
 from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.file import check_base
-
-SMALL_FILES_BYTES = 64 << 20  # room for tokenizer and config in the space check
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ class Job:
     @property
     def nbytes(self) -> int:
         """What the folder will take at most."""
-        return sum(entry.nbytes for entry in self.merge.plan) + SMALL_FILES_BYTES
+        base = self.merge.base.folder
+        beside = room_beside_weights(base, hub.read_config(base))
+        return sum(entry.nbytes for entry in self.merge.plan) + beside
 
     def write(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from neuroada_cli.errors import RecipeError
+from neuroada_cli.errors import RecipeError, unreadable
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 12
@@ -26,7 +26,7 @@ def read(file: Path, where: str) -> str:
     except UnicodeDecodeError:
         raise RecipeError("not UTF-8 text", where, "save it as UTF-8") from None
     except OSError as error:
-        raise RecipeError(f"cannot be read: {error.strerror}", where) from None
+        raise unreadable(error, where, RecipeError) from None
 
 
 class _StrictLoader(yaml.SafeLoader):

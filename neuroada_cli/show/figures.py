@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from neuroada_cli import files
-from neuroada_cli.errors import RecipeError
+from neuroada_cli.errors import RecipeError, ResourceError, UserError
+from neuroada_cli.show.notes import tell
 
 ENDINGS = (".png", ".svg", ".pdf")
 DPI = 150
@@ -26,6 +28,23 @@ def new_figure(width: float, height: float) -> Any:
     figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
     FigureCanvasAgg(figure)
     return figure
+
+
+def drawn(draw: Callable[[], object], path: Path, asked_for: bool = False) -> None:
+    """Draw a picture of what is done and written.
+
+    asked_for  by the user; one that only comes with the numbers may be missing, which is said
+    Raises ResourceError for the disk, and where it was asked for and cannot be drawn.
+    """
+    try:
+        draw()
+    except UserError:
+        raise
+    except Exception as error:  # matplotlib may lack memory, fonts, or what it was built for
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        if asked_for:
+            raise ResourceError(f"cannot be drawn ({reason})", str(path), "free some memory") from error
+        tell([f"{path} could not be drawn ({reason}); the numbers are complete without it"])
 
 
 def save(figure: Any, path: Path) -> None:

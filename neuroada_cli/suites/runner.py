@@ -30,6 +30,7 @@ from neuroada_cli.errors import DataError, PeerError, Stopped
 from neuroada_cli.machine.load import machine
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.show.figures import drawn
 from neuroada_cli.suites import cell as cells
 from neuroada_cli.suites import grid, tables
 from neuroada_cli.suites.grid import Cell
@@ -102,7 +103,7 @@ def run(
             found = _results(suite, runner, trials, todo, extra)
             files.write_json(out / RESULTS, found)
             files.write_text(out / "table.md", tables.markdown(found))
-            tables.draw(found, out / "plot.png")
+            drawn(lambda: tables.draw(found, out / "plot.png"), out / "plot.png")
     Console().print(tables.table(found))
     console.print(f"everything is in {out}", soft_wrap=True, highlight=False)
     if runner.failed:

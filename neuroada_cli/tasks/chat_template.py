@@ -14,7 +14,7 @@ from typing import Any
 
 from neuroada_cli.data.encoding import end_texts
 from neuroada_cli.data.seams import Coder
-from neuroada_cli.errors import DataError
+from neuroada_cli.errors import DataError, unreadable
 from neuroada_cli.recipe.schema import DataSection
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -128,6 +128,6 @@ def use_template(tokenizer: Any, section: DataSection | None) -> None:
             raise DataError("is too large for a chat template", file)
         tokenizer.chat_template = data.decode("utf-8")
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", file, "mend data.chat_template") from None
+        raise unreadable(error, file, DataError, "(data.chat_template) cannot be read") from None
     except UnicodeDecodeError:
         raise DataError("not UTF-8 text", file, "save it as UTF-8") from None

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from neuroada_cli import files
 from neuroada_cli.adapter.find import checkpoints
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder, open_adapter, read_adapter, write_adapter
-from neuroada_cli.errors import ModelError, OutputError, UserError
+from neuroada_cli.errors import ModelError, OutputError, ResourceError, UserError
 from neuroada_cli.loop import optimizer_state, rng
 from neuroada_cli.loop.loop import Progress
 from neuroada_cli.methods.protocol import Method, Shards
@@ -181,7 +181,7 @@ def newest_opened(
         try:
             opened = open_adapter(folder, also=(STATE, OPTIMIZER, RNG))
             log.check(read_state(folder).log_bytes)
-        except NewerFormat:
+        except (NewerFormat, ResourceError):  # no fault of the checkpoint's
             raise
         except UserError as error:
             problems.append((folder.name, error.line()))

@@ -36,6 +36,7 @@ from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.criteria import choose as choose_in
 from neuroada_cli.selection.file import Selection, check_base, write_selection
+from neuroada_cli.show.figures import drawn
 from neuroada_cli.tasks.registry import get_protocol
 from neuroada_cli.training import choose, picture
 from neuroada_cli.training import folder as run_folder
@@ -251,7 +252,8 @@ def _draw(checked: Checked) -> None:
     size = f", K={recipe.select.k}" if checked.plan.facts.chosen else ""
     title = f"{recipe.name}: {recipe.train.method}{size}, {recipe.data.task}"
     entries = read_metrics(recipe.run_path / run_folder.METRICS)
-    picture.draw(entries, recipe.run_path / run_folder.PICTURE, title)
+    place = recipe.run_path / run_folder.PICTURE
+    drawn(lambda: picture.draw(entries, place, title), place)
 
 
 def _result(
