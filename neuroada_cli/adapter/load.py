@@ -20,6 +20,7 @@ from neuroada_cli.delta.names import blocks_of
 from neuroada_cli.delta.quantized import round_trip
 from neuroada_cli.delta.targets import shapes_of, targets_of
 from neuroada_cli.errors import ModelError
+from neuroada_cli.hub.stored import own_dtype
 from neuroada_cli.methods import METHODS
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import Recipe
@@ -101,8 +102,7 @@ def load(
 
     target  adapter or run folder, model folder, packaged model, or hub id; or one that was looked at
     task    the class of a plain model, or what is asked of it; an adapter knows its own
-    dtype   default: what training saw, of a merged folder what it was merged to, else bf16 for language
-            models on any device, fp32 for classifiers
+    dtype   default: what training saw, else the files' own; fp32 for a classifier that we did not write
     base    where an adapter's base lies now; default: where training found it
     Raises ModelError for anything missing, broken, or a base that is not the adapter's.
     """
@@ -110,9 +110,10 @@ def load(
     if target.adapter is None:
         folder = hub.resolve_model(target.name, revision, trust_remote_code)
         kind = _class_of(folder, task or hub.Work(), trust_remote_code)
-        usual = "fp32" if kind in hub.CLASSIFIERS else "bf16"
+        foreign = kind in hub.CLASSIFIERS and not files.is_ours(folder)
+        usual = "fp32" if foreign else own_dtype(hub.open_weights(folder))
         loaded = hub.load_model(
-            folder, kind, dtype or _merged_dtype(folder) or usual, device, num_labels, attention,
+            folder, kind, dtype or usual, device, num_labels, attention,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         reader = hub.load_reader(folder, kind, trust_remote_code)
@@ -180,15 +181,6 @@ def with_merged_layers(
         whole[f"{name}.weight"] = layer.base_layer.weight.detach()
     selection = replace(adapter.selection, indices={})
     return replace(adapter, selection=selection, deltas={}, whole=whole)
-
-
-def _merged_dtype(folder: Path) -> str | None:
-    """The data type of a merged folder's weights; None for a model that we did not write."""
-    if not files.is_ours(folder):
-        return None
-    config = hub.read_config(folder)
-    stated = config.get("dtype") or config.get("torch_dtype")
-    return next((name for name, dtype in hub.TORCH_DTYPES.items() if f"torch.{stated}" == str(dtype)), None)
 
 
 def tokenizer_of(target: Target, revision: str | None = None, trust_remote_code: bool = False) -> Any:

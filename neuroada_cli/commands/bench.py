@@ -18,11 +18,12 @@ from neuroada_cli.benchmarking.measure import BenchPlan, Subject, all_targets, m
 from neuroada_cli.benchmarking.steps import RealRows
 from neuroada_cli.benchmarking.tables import BenchRow
 from neuroada_cli.errors import OutputError, RecipeError, ResourceError
+from neuroada_cli.hub.stored import own_dtype
 from neuroada_cli.machine.load import machine
 from neuroada_cli.show.figures import check_ending, drawn
 
 if TYPE_CHECKING:  # so that built-in shapes need neither pydantic nor PyYAML (`benchmarks/gpu.py`)
-    from neuroada_cli.recipe.schema import Recipe
+    from neuroada_cli.recipe.schema import ModelSection, Recipe
 
 NOISY = 0.1  # spread between the quartiles of a ratio that makes it worthless
 
@@ -73,7 +74,7 @@ def run(
     peers.check_names(compare, quantization)
     _check_outputs(json_out, plot_out)
     device = hub.choose_device(device or (recipe.device if recipe else None))
-    dtype = dtype or (recipe.model.dtype if recipe else "fp32")
+    dtype = dtype or (_dtype_of(recipe.model) if recipe else "fp32")
     ks = k or ((recipe.select.k,) if recipe else (1,))
     plan = BenchPlan(
         compare, ks, batch, sequence, rounds, warmup, device, hub.TORCH_DTYPES[dtype], memory_budget
@@ -107,6 +108,14 @@ def _check_outputs(json_out: Path | None, plot_out: Path | None) -> None:
             raise OutputError(f"{path} is a folder", option, "name a file")
         if path is not None and not path.parent.is_dir():
             raise OutputError(f"the folder {path.parent} does not exist", option, "make it, or name another")
+
+
+def _dtype_of(settings: ModelSection) -> str:
+    """The recipe's data type, else the base's own."""
+    if settings.dtype is not None:
+        return settings.dtype
+    folder = hub.resolve_model(settings.path, settings.revision, settings.trust_remote_code)
+    return own_dtype(hub.open_weights(folder))
 
 
 def _built_in(model: str, layers: int | None, plan: BenchPlan) -> Subject:

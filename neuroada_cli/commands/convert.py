@@ -54,7 +54,7 @@ def run(
     weight_map: dict[str, str] = {}
     with files.Lock.on(target):
         size = sum(path.stat().st_size for path in paths)
-        files.require_space(target, size + room_beside_weights(folder, hub.read_config(folder)))
+        files.require_space(target, size + room_beside_weights(folder))
         with files.atomic_folder(target, overwrite=overwrite) as temporary, _bar(size, quiet) as bar:
             with reading(folder) as shards:
                 for number, shard in enumerate(shards, start=1):
@@ -104,9 +104,8 @@ def _refuse_overlap(out: Path, folder: Path) -> None:
 
 def _copy_the_rest(folder: Path, target: Path) -> None:
     """Config, tokenizer, licence and model card, byte for byte."""
-    config = hub.read_config(folder)
     files.copy_file(folder / "config.json", target / "config.json")
-    copy_companions(folder, target, config)
+    copy_companions(folder, target)
     if (folder / CARD).is_file():
         files.copy_file(folder / CARD, target / CARD)
 

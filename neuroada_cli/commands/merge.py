@@ -7,7 +7,7 @@ name when everything in it is complete; a merge that fails or is killed leaves n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +78,7 @@ def run(
     with files.Lock.on(out):
         files.require_space(out, job.nbytes)
         with files.atomic_folder(out, overwrite=overwrite) as temporary, _bar(job, quiet) as on_bytes:
-            nbytes = job.write(temporary, max_shard_bytes, on_bytes)
+            written = job.write(temporary, max_shard_bytes, on_bytes)
             _refuse_unchanged(merge.stats, merge.target, job.folder)
             if job.packed is not None:
                 target_of = adapted.Target(str(source), job.opened)
@@ -88,9 +88,9 @@ def run(
                 difference = found | {"onto": onto}
                 files.write_json(temporary / "merge_report.json", difference)
     seconds = time.perf_counter() - started
-    result = MergeResult(out, merge.stats, merge.target, merge.parameters, nbytes, seconds)
+    result = MergeResult(out, merge.stats, merge.target, merge.parameters, written.nbytes, seconds)
     if not quiet:
-        _show(result, merge, merge.trained)
+        _show(result, merge, merge.trained, written.left)
         _show_difference(difference)
     return result
 
@@ -153,7 +153,7 @@ def _compared(stats: FoldStats) -> str:
     return f"the one that was trained on; {rest:,} of {stats.read:,} tensors are only sampled"
 
 
-def _show(result: MergeResult, merge: Merge, trained: torch.dtype) -> None:
+def _show(result: MergeResult, merge: Merge, trained: torch.dtype, left: Sequence[str]) -> None:
     stats = result.stats
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_row(
@@ -180,6 +180,9 @@ def _show(result: MergeResult, merge: Merge, trained: torch.dtype) -> None:
     table.add_row("base", _compared(stats))
     if merge.onto is not None:
         table.add_row("merged onto", merge.onto)
+    if left:
+        more = f" and {len(left) - 6} more" if len(left) > 6 else ""
+        table.add_row("not carried over", shown(f"{', '.join(left[:6])}{more}"))
     speed = result.nbytes / max(result.seconds, 1e-9) / 1e9
     table.add_row("written", f"{result.nbytes / 1e9:.2f} GB in {result.seconds:.1f} s ({speed:.2f} GB/s)")
     table.add_row("merged model", shown(result.out))

@@ -33,7 +33,7 @@ def run(recipe: Recipe) -> None:
     train = recipe.train
     for line in (
         f"{recipe.name}: fine",
-        f"  model  {recipe.model.path} ({recipe.model.dtype}), {model}",
+        f"  model  {recipe.model.path} ({recipe.model.dtype or 'in its own data type'}), {model}",
         f"  data   {source} as {task.name}, protocol {protocol.name} (loss on {protocol.loss_mask})",
         f"  train  {train.method}, lr {recipe.optim.lr:g} ({recipe.optim.schedule}), "
         f"{train.batch_size} rows a step, {train.epochs:g} epochs, into {recipe.run_path}",

@@ -10,6 +10,7 @@ from neuroada_cli import files
 from neuroada_cli.errors import UserError
 from neuroada_cli.foreign_text import short
 from neuroada_cli.hub.resolve import read_config
+from neuroada_cli.hub.weights import open_weights, weights_passed_over
 
 # Names of no tokenizer in particular: whichever is read from tokenizer.json is one.
 ANY_TOKENIZER = {
@@ -25,6 +26,9 @@ def ignored_of_model(folder: Path, trust_remote_code: bool = False) -> Iterator[
     if "auto_map" in config and not trust_remote_code:
         kind = short(config.get("model_type")).strip("'")
         yield f"{CODE.format(file='config.json')}: transformers' own {kind} is used"
+    others = weights_passed_over(open_weights(folder))
+    if others is not None:
+        yield others
     yield from _quantization(config)
 
 

@@ -27,6 +27,9 @@ MAX_INDEX_BYTES = 256 << 20
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # what transformers unpickles; trainers leave other pickles beside it
 PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
+ANY_WEIGHTS = re.compile(
+    r".*\.(safetensors|gguf)|(pytorch_model|consolidated).*\.(bin|pth?)|(tf|flax)_model\.(h5|msgpack)"
+)
 
 
 class Weights:
@@ -45,6 +48,16 @@ class Weights:
     def files(self) -> list[Path]:
         """The weight files, in the order of the shards."""
         return list(dict.fromkeys(info.file for info in self._infos.values()))
+
+    @property
+    def passed_over(self) -> list[str]:
+        """Other weights in the folder that are not read, neither here nor by transformers: an index of shards
+        beside a single file, stale shards, copies in another format.
+        """
+        used = {file.name for file in self.files}
+        other = SINGLE in used and (self.folder / INDEX).is_file() and _names_others(self.folder / INDEX)
+        there = sorted(entry.name for entry in self.folder.iterdir() if ANY_WEIGHTS.fullmatch(entry.name))
+        return [*([INDEX] if other else []), *(name for name in there if name not in used)]
 
     @property
     def parameters(self) -> int:
@@ -142,12 +155,23 @@ def open_weights(folder: Path) -> Weights:
     Raises ModelError for missing, truncated or contradictory files, naming the file.
     """
     single, index = folder / SINGLE, folder / INDEX
-    if single.is_file():
+    if single.is_file():  # before an index, as transformers has it
         infos, metadata = read_header(single)
         return Weights(folder, infos, metadata)
     if index.is_file():
         return _open_sharded(folder, index)
     _explain_missing(folder)
+
+
+def weights_passed_over(weights: Weights) -> str | None:
+    """What is to be said of a folder with more weights than are read; None: there are no others."""
+    others = weights.passed_over
+    if not others:
+        return None
+    used = [file.name for file in weights.files]
+    shown, more = ", ".join(others[:4]), f" and {len(others) - 4} more" if len(others) > 4 else ""
+    taken = used[0] if len(used) == 1 else f"{used[0]} and the {len(used) - 1} other files of its index"
+    return f"{weights.folder.name}: weights are read from {taken}; not from {shown}{more}"
 
 
 def holds_weights(folder: Path) -> bool:
@@ -212,6 +236,14 @@ def read_index(index: Path, ending: str = ".safetensors") -> dict[str, str]:
     if not weight_map:
         raise ModelError("lists no tensor", str(index))
     return dict(weight_map)
+
+
+def _names_others(index: Path) -> bool:
+    """Whether an index beside a single file is of other files."""
+    try:
+        return set(read_index(index).values()) != {SINGLE}
+    except ModelError:
+        return True
 
 
 def _explain_missing(folder: Path) -> NoReturn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,14 @@ from torch import nn
 from neuroada_cli import files, hub
 from neuroada_cli.adapter.config import method_of
 from neuroada_cli.adapter.folder import RECIPE, Adapter, AdapterFolder, how_trained
+from neuroada_cli.errors import ModelError, ResourceError
+from neuroada_cli.hub.companions import companions
 from neuroada_cli.merging.merge import Merge
 from neuroada_cli.methods import METHODS
 from neuroada_cli.show.numbers import describe_dtype, share
 
-# What transformers reads beside config and weights, and the terms under which the base may be passed on.
-COMPANIONS = re.compile(
-    r"^(generation_config\.json|tokenizer[\w.-]*\.(json|model|txt)|tokenizer\.model\.v\d+|vocab\.(json|txt|bpe)"
-    r"|merges\.txt|special_tokens_map\.json|added_tokens\.json|chat_template\.(json|jinja)|[\w.-]*\.tiktoken"
-    r"|(spiece|sentencepiece[\w.-]*)\.model|(pre)?processor_config\.json|(LICEN[CS]E|NOTICE|USE_POLICY)[\w.-]*)$"
-)
-
+TEMPLATE = "chat_template.jinja"
+PROBE = "Wie viel?\n 12 + 30 = 42, naïve — 日本 <s> [INST]"  # what two tokenizers must read alike
 # the hub's words for what a model does; for an encoder-decoder it has several, and its config tells which
 PIPELINES: dict[hub.ModelTask, str] = {
     "causal-lm": "text-generation",
@@ -36,29 +32,52 @@ PIPELINES: dict[hub.ModelTask, str] = {
 SMALL_BYTES = 256 << 10  # of recipe, card and manifest, and of what is longer than in the base
 
 
-def copy_companions(base: Path, folder: Path, config: dict[str, Any]) -> list[str]:
-    """Copy what `companions` finds, byte for byte. Returns the names."""
-    found = companions(base, config)
-    for source in found:
-        files.copy_file(source, folder / source.name)
-    return [source.name for source in found]
+def copy_companions(base: Path, folder: Path, trust_remote_code: bool = False) -> list[str]:
+    """Copy what goes along with the weights, byte for byte, and check that it loads: before gigabytes are
+    written beside it. Returns the names of what stays behind.
 
-
-def companions(base: Path, config: dict[str, Any]) -> list[Path]:
-    """Tokenizer, chat template, generation config and licence of a base; also its Python files where its
-    config refers to them.
+    folder  holds the merged config
+    Raises ModelError for a tokenizer that does not load from there, or reads otherwise than the base's.
     """
-    return [
-        file
-        for file in sorted(base.iterdir())
-        if (COMPANIONS.match(file.name) or (file.suffix == ".py" and "auto_map" in config)) and file.is_file()
-    ]
+    reads = _tokenizer(base, trust_remote_code)
+    carried, left = companions(base, reads)
+    for name in carried:
+        (folder / name).parent.mkdir(exist_ok=True)
+        files.copy_file(base / name, folder / name)
+    if reads is not None:
+        again = hub.load_tokenizer(folder, trust_remote_code)
+        if any(_facts(reads)[key] != value for key, value in _facts(again).items()):
+            raise ModelError(
+                f"its tokenizer reads otherwise once its files are carried over ({', '.join(carried)})",
+                str(base),
+                "look for files that its tokenizer needs and no config of it names",
+            )
+    return left
 
 
-def room_beside_weights(base: Path, config: dict[str, Any]) -> int:
+def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    """None: the folder has none that can be loaded."""
+    try:
+        return hub.load_tokenizer(folder, trust_remote_code)
+    except (ModelError, ResourceError):
+        return None
+
+
+def _facts(tokenizer: Any) -> dict[str, Any]:
+    """By which two tokenizers are told apart."""
+    return {
+        "size": len(tokenizer),
+        "templates": tokenizer.chat_template,
+        "special": tokenizer.special_tokens_map,
+        "reads": tokenizer(PROBE, verbose=False)["input_ids"],
+    }
+
+
+def room_beside_weights(base: Path) -> int:
     """Bytes that a folder takes beside its weights: companions, config, index, recipe, card, manifest."""
-    written = [file for name in ("config.json", hub.INDEX, "README.md") if (file := base / name).is_file()]
-    return sum(file.stat().st_size for file in [*companions(base, config), *written]) + SMALL_BYTES
+    written = [name for name in ("config.json", hub.INDEX, "README.md") if (base / name).is_file()]
+    carried, _ = companions(base, None)
+    return sum((base / name).stat().st_size for name in [*carried, *written]) + SMALL_BYTES
 
 
 def carry_recipe(adapter: AdapterFolder, folder: Path) -> None:
@@ -69,6 +88,13 @@ def carry_recipe(adapter: AdapterFolder, folder: Path) -> None:
     recipe = adapter.file(RECIPE)
     if recipe is not None:
         files.copy_file(recipe, folder / RECIPE)
+
+
+def carry_template(adapter: AdapterFolder, folder: Path) -> None:
+    """The chat template of one's own that an adapter was trained under, in place of the base's."""
+    template = adapter.file(TEMPLATE)
+    if template is not None:
+        files.copy_file(template, folder / TEMPLATE)
 
 
 def merged_config(

@@ -23,6 +23,7 @@ from neuroada_cli.errors import ModelError, OutputError, RecipeError
 from neuroada_cli.hub.stored import main_dtype
 from neuroada_cli.merging.folder import (
     carry_recipe,
+    carry_template,
     copy_companions,
     merged_config,
     model_card,
@@ -32,6 +33,14 @@ from neuroada_cli.merging.merge import Merge
 from neuroada_cli.merging.plan import Planned
 from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.file import check_base
+
+
+@dataclass(frozen=True)
+class Written:
+    """nbytes of all tensors; left: what of the base's folder was not carried over."""
+
+    nbytes: int
+    left: list[str]
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Job:
     def nbytes(self) -> int:
         """What the folder will take at most."""
         base = self.merge.base.folder
-        beside = room_beside_weights(base, hub.read_config(base))
+        beside = room_beside_weights(base)
         return sum(entry.nbytes for entry in self.merge.plan) + beside
 
     def write(
@@ -64,23 +73,26 @@ class Job:
         folder: Path,
         max_shard_bytes: int | None = None,
         on_bytes: Callable[[int], None] = lambda _: None,
-    ) -> int:
-        """Fill an existing folder: weights, config, tokenizer, recipe, card. Returns the tensors' bytes.
+    ) -> Written:
+        """Fill an existing folder: config and tokenizer (which have to load there), weights, recipe, card.
 
         max_shard_bytes  default: the base's own shards;  on_bytes  is told of every tensor that is written
-        Raises NumericsError for a result that is not finite, ResourceError for the disk.
+        Raises NumericsError for a result that is not finite, ModelError for a tokenizer that could not be
+        loaded from there, ResourceError for the disk.
         """
         base, merge = self.merge.base, self.merge
-        nbytes = _write_weights(merge, folder, max_shard_bytes, on_bytes)
-        config = hub.read_config(base.folder)
-        changed = merged_config(config, merge.target, merge.adapter, base.graph)
-        files.write_json(folder / "config.json", changed)
-        copy_companions(base.folder, folder, config)
-        carry_recipe(self.opened, folder)
         recipe = adapted.recipe_of(adapted.Target(str(self.folder), self.opened))
-        day = recipe.data.date if recipe else None
-        files.write_text(folder / "README.md", model_card(self.adapter, merge, day))
-        return nbytes
+        data = recipe.data if recipe else None
+        changed = merged_config(hub.read_config(base.folder), merge.target, merge.adapter, base.graph)
+        files.write_json(folder / "config.json", changed)
+        left = copy_companions(base.folder, folder, base.trust_remote_code)
+        if data is not None and data.chat_template is not None:
+            carry_template(self.opened, folder)
+        nbytes = _write_weights(merge, folder, max_shard_bytes, on_bytes)
+        carry_recipe(self.opened, folder)
+        card = model_card(self.adapter, merge, data.date if data else None)
+        files.write_text(folder / "README.md", card)
+        return Written(nbytes, left)
 
 
 def prepare(

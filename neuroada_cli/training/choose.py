@@ -19,7 +19,7 @@ from neuroada_cli.selection.in_parts import select_in_parts, told
 from neuroada_cli.tasks.chat_template import use_template
 from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.training.rows import prepare
-from neuroada_cli.training.settings import loop_settings
+from neuroada_cli.training.settings import dtype_of, loop_settings, with_own_dtype
 
 
 def select(
@@ -38,8 +38,9 @@ def select(
     data, reader, device  where they are there already
     ranks  choose together and end with the same; by training rows, rank 0 chooses for all
     """
+    recipe = with_own_dtype(recipe, base)
     if choice.criterion not in DATA_CRITERIA:
-        dtype = hub.TORCH_DTYPES[recipe.model.dtype]
+        dtype = dtype_of(recipe)
         if not ranks.alone:
             return select_in_parts(base, choice, recipe.model.quantization, dtype, ranks)
         return select_from_files(base, choice, on_layer, recipe.model.quantization, dtype)
@@ -65,7 +66,7 @@ def load(recipe: Recipe, base: hub.Base, device: str) -> hub.LoadedModel:
     """The recipe's model with its weights."""
     settings, task = recipe.model, get_task(recipe.data.task)
     return hub.load_model(
-        base.folder, base.task, settings.dtype, device, task.num_labels, settings.attention,
+        base.folder, base.task, dtype_of(recipe), device, task.num_labels, settings.attention,
         seed=recipe.seed, trust_remote_code=settings.trust_remote_code, quantization=settings.quantization,
     )  # fmt: skip
 

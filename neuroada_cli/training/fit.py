@@ -45,7 +45,7 @@ from neuroada_cli.training.checkpoint import RunCheckpoints
 from neuroada_cli.training.live import LiveReport, SilentReport
 from neuroada_cli.training.log import MetricsLog, read_metrics
 from neuroada_cli.training.preflight import Checked
-from neuroada_cli.training.settings import loop_settings
+from neuroada_cli.training.settings import dtype_of, loop_settings
 
 SAME_BASE = "the base is the one that connections were chosen from (large tensors are only sampled)"
 
@@ -151,7 +151,7 @@ def _selection(checked: Checked, source: AdapterFolder | None, console: Console,
 def _attached_in_parts(checked: Checked, selection: Selection, ranks: Ranks) -> tuple[nn.Module, Method, int]:
     """The same of a model whose rows are dealt to the ranks; it never stands whole in one of them."""
     recipe, base, device = checked.recipe, checked.base, torch.device(checked.device)
-    settings, dtype = recipe.model, hub.TORCH_DTYPES[recipe.model.dtype]
+    settings, dtype = recipe.model, dtype_of(recipe)
     delta = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.train.delta_dtype]
     method: Method = checked.plan.facts.build_sharded(ranks)
     model = planned_model(base, dtype, settings.attention)

@@ -14,7 +14,7 @@ from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.choice import Choice
 from neuroada_cli.selection.file import Selection
 from neuroada_cli.training.rows import PreparedRows
-from neuroada_cli.training.settings import loop_settings
+from neuroada_cli.training.settings import dtype_of, loop_settings
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def predicted_memory(
             _k(recipe, plan),
             batch=micro,
             sequence=longest,
-            dtype=hub.TORCH_DTYPES[recipe.model.dtype],
+            dtype=dtype_of(recipe),
             learnt=round(micro * (longest + counts.longest_answer) * counts.targets / counts.tokens),
             gradient_checkpointing=recipe.train.gradient_checkpointing,
             device=device.partition(":")[0],

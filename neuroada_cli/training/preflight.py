@@ -25,6 +25,7 @@ from neuroada_cli.tasks.task import Task
 from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training.plan import Plan, make_plan
 from neuroada_cli.training.rows import PreparedRows, prepare
+from neuroada_cli.training.settings import with_own_dtype
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE) -> Checked:
     use_template(reader.tokenizer, recipe.data)
     scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
     base = hub.open_base(folder, model_task, task.num_labels, model.trust_remote_code)
-    limit = base.positions
+    recipe, limit = with_own_dtype(recipe, base), base.positions
     rows = prepare(recipe.data, task, reader, recipe.seed, scored, limit)
     if rows.day is not None:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"date": rows.day})})

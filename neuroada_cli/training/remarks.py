@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
 from neuroada_cli import hub
 from neuroada_cli.data.encoding import EncodeReport
+from neuroada_cli.hub.stored import main_dtype, rounded_by
+from neuroada_cli.show.numbers import describe_dtype
 from neuroada_cli.training.preflight import Checked
+from neuroada_cli.training.settings import dtype_of
 
 LONGER, SPACE = "raise data.max_length", "put the space between them before the answer"
 
@@ -20,6 +25,7 @@ def remarks(checked: Checked) -> Iterator[str]:
         remark = hub.endings(checked.reader.tokenizer).remark
         if remark is not None:
             yield remark
+    yield from _of_weights(checked)
     yield from checked.rows.notes
     for counts, what in (
         (checked.rows.train_report, "rows"),
@@ -27,6 +33,18 @@ def remarks(checked: Checked) -> Iterator[str]:
     ):
         if counts is not None:
             yield from _of_rows(checked, counts, what)
+
+
+def _of_weights(checked: Checked) -> Iterator[str]:
+    """What training does to the base before it begins."""
+    wanted, own = dtype_of(checked.recipe), main_dtype(checked.base.weights)
+    if torch.promote_types(own, wanted) == wanted:
+        return
+    changed, total = rounded_by(checked.base.weights, wanted)
+    yield (
+        f"model.dtype={checked.recipe.model.dtype} rounds the base, which is {describe_dtype(own)}: "
+        f"{changed:,} of {total:,} numbers change, chosen or not; leave it out to keep them"
+    )
 
 
 def _of_rows(checked: Checked, counts: EncodeReport, what: str) -> Iterator[str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from neuroada_cli import files, hub
+from neuroada_cli import files
 from neuroada_cli.adapter.find import checkpoints
 from neuroada_cli.training.preflight import Checked
+from neuroada_cli.training.settings import dtype_of
 
 SMALL_BYTES = 64 << 10  # of a checkpoint beside tensors and tokenizer: random states, recipe, card, manifest
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "chat_template*")
@@ -41,7 +42,7 @@ def checkpoint_bytes(checked: Checked) -> int:
 def _tensor_bytes(checked: Checked) -> int:
     """Value and index of every connection, whatever trains, and what the method keeps beside them."""
     recipe, plan = checked.recipe, checked.plan
-    weight = hub.TORCH_DTYPES[recipe.model.dtype].itemsize
+    weight = dtype_of(recipe).itemsize
     delta = 4 if recipe.train.delta_dtype == "fp32" else 2
     return plan.sizes.chosen * (4 + 4) + plan.facts.moments(plan.trainable, plan.sizes, weight, delta)
 
