@@ -89,5 +89,5 @@ def test_a_warmup_longer_than_the_run_is_told(steps: int, told: bool, model: Pat
     recipe = tiny_recipe(model, tmp_path / "run", optim={"warmup_ratio": 0, "warmup_steps": steps})
     checked = check(recipe, overwrite=False)
     console = Console(record=True, quiet=False, file=(tmp_path / "shown").open("w"), width=200)
-    dry_run.show(recipe, checked.plan, checked.rows, checked.tokenizer, console)
+    dry_run.show(checked, console)
     assert ("optim.warmup_steps=13 of 12 steps" in console.export_text()) == told
