@@ -165,6 +165,7 @@ class Said:
         self.losses: list[float] = []
         self.norms: list[float] = []
         self.evaluated: list[int] = []
+        self.best: list[int] = []
 
     def step(self, stats: StepStats, total: int) -> None:
         self.losses.append(stats.loss)
@@ -172,6 +173,7 @@ class Said:
 
     def evaluation(self, step: int, evaluation: object, is_best: bool) -> None:
         self.evaluated.append(step)
+        self.best += [step] * is_best
 
 
 class NoCheckpoints:
@@ -237,13 +239,14 @@ class Bench:
         attention: str | None = None,
         saved_in: Path | None = None,
         source: Path | None = None,
+        keep: int = 99,
         validation: int = 0,
         **settings: Any,
     ) -> Outcome:
         """Train for STEPS steps.
 
         before    what happens to the base before the method is attached
-        saved_in  a run folder for checkpoints; source: the one of them to go on from
+        saved_in  a run folder for checkpoints; source: the one of them to go on from; keep: so many newest
         """
         _, built, own = WAYS[case.way]
         loaded = self.base(case, attention)
@@ -259,7 +262,7 @@ class Bench:
         optim = OptimSettings(1e-2, weight_decay=0.1, warmup_steps=1)
         checkpoints: Checkpoints = NoCheckpoints()
         if saved_in is not None:
-            checkpoints = self._checkpoints(case, selection, saved_in, source)
+            checkpoints = self._checkpoints(case, selection, saved_in, source, keep)
         self.said = Said()
         optimizers: list[torch.optim.Optimizer] = []
         progress = train(
@@ -276,7 +279,7 @@ class Bench:
         return TrainData(rows(case.classifies, case.wide), held_out, kind, 0)
 
     def _checkpoints(
-        self, case: Case, selection: Selection, run_dir: Path, source: Path | None
+        self, case: Case, selection: Selection, run_dir: Path, source: Path | None, keep: int
     ) -> RunCheckpoints:
         dtype, quantization = BASES[case.base]
         settings = {"method": case.method, "dtype": dtype, "quantization": quantization}
@@ -293,7 +296,7 @@ class Bench:
             return Adapter(chosen, deltas, state.whole, "base/model", None, case.task, settings)
 
         return RunCheckpoints(
-            run_dir, adapter, None, "name: tiny\n", {}, {}, 99, lambda: 0, lambda _: None,
+            run_dir, adapter, None, "name: tiny\n", {}, {}, keep, lambda: 0, lambda _: None,
             open_adapter(source) if source else None,
         )  # fmt: skip
 

@@ -86,6 +86,8 @@ class LiveReport:
         if self._spikes is None:  # here the log is cut to where the run goes on
             before = [entry["loss"] for entry in read_metrics(self._log.path) if entry["kind"] == "train"]
             self._spikes = SpikeWatch(before)
+            for loss in before:  # so that a resumed run shows what the undisturbed one does
+                self._smoothed("loss", loss)
         entry = {"kind": "train", **asdict(stats), "peak_bytes": memory}
         numbers = entry.pop("row_numbers")
         usual = self._spikes.usual_before(stats.loss)

@@ -23,6 +23,8 @@ def test_an_adapter_is_found_in_a_run(tmp_path: Path) -> None:
     for number in (9, 10):
         write(run / f"checkpoint-{number}")
     assert find_adapter(run) == run / "checkpoint-10"
+    files.atomic_link(run / "last", "checkpoint-10")
+    assert find_adapter(run) == run / "checkpoint-10"
     files.atomic_link(run / "best", "checkpoint-9")
     assert find_adapter(run) == run / "checkpoint-9"
     assert find_adapter(run / "checkpoint-10") == run / "checkpoint-10"

@@ -62,7 +62,10 @@ def test_the_hash_is_of_the_rows_not_of_the_file(tmp_path: Path) -> None:
     plain, packed = write(tmp_path / "a.jsonl"), write(tmp_path / "a.jsonl.xz")
     hashes = {load_rows(str(f), "train").sha256 for f in (plain, packed)}
     assert len(hashes) == 1
-    assert load_rows(str(write(tmp_path / "b.jsonl", ROWS[:5])), "train").sha256 not in hashes
+    turned = [dict(reversed(row.items())) for row in ROWS]
+    assert load_rows(str(write(tmp_path / "turned.jsonl", turned)), "train").sha256 in hashes
+    for name, other in (("b", ROWS[:5]), ("c", ROWS[::-1])):
+        assert load_rows(str(write(tmp_path / f"{name}.jsonl", other)), "train").sha256 not in hashes
 
 
 def test_a_part_of_a_split_says_so(tmp_path: Path) -> None:

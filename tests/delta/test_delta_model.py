@@ -127,8 +127,14 @@ def test_switch_and_disabled(llama: PreTrainedModel) -> None:
     assert torch.equal(llama(TOKENS_BS).logits, adapted)
     switch(llama, {name: torch.zeros_like(delta) for name, delta in deltas.items()})
     assert torch.equal(llama(TOKENS_BS).logits, base)
-    with pytest.raises(ValueError, match="only one of"):
-        switch(llama, {})
+    for wrong in (
+        {},
+        dict([*deltas.items()][1:]),
+        deltas | {"model.layers.9.mlp.up_proj": torch.ones(48, 3)},
+    ):
+        with pytest.raises(ValueError, match="only one of"):
+            switch(llama, wrong)
+        assert torch.equal(llama(TOKENS_BS).logits, base)
 
 
 def test_a_tied_head_shares_one_delta_with_the_embedding_and_its_gradient() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import neuroada_cli.delta.sampled_grad as sampled_grad_module
 from neuroada_cli.delta.native import available
 from neuroada_cli.delta.sampled_grad import BACKENDS, dense_oracle, pick_backend, sampled_grad
 from neuroada_cli.selection.criteria import choose
@@ -39,6 +40,15 @@ def test_back_ends_equal_the_oracle(backend: str, dtype: torch.dtype, shape: tup
     assert sampled_OK.dtype == torch.float32
     # every back-end sums in fp32, so that precision does not depend on which one a shape gets
     torch.testing.assert_close(sampled_OK, dense_oracle(grad_TO, x_TI, index_OK), rtol=1e-4, atol=1e-4)
+
+
+def test_tiles_are_of_their_own_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large matrix is worked off in blocks of neurons; here blocks of three, the last one of two."""
+    monkeypatch.setattr(sampled_grad_module, "TILE_ELEMENTS", 3 * 31)
+    grad_TO, x_TI, index_OK = case(17, 31, 20, 4, torch.float32)
+    torch.testing.assert_close(
+        sampled_grad(grad_TO, x_TI, index_OK, "tiled"), dense_oracle(grad_TO, x_TI, index_OK)
+    )
 
 
 @pytest.mark.parametrize("backend", FAST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from trees import file_size_limit
 
 from neuroada_cli import files
 from neuroada_cli.errors import OutputError, ResourceError
+from neuroada_cli.files import lock as lock_module
 
 
 def test_a_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
@@ -98,3 +101,73 @@ def test_a_lock_that_cannot_be_written_is_not_kept(tmp_path: Path) -> None:
         files.Lock(tmp_path).__enter__()
     with files.Lock(tmp_path):
         pass
+
+
+def locked_first(do: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call `do` once, in the instant between the opening of a lock's file and the locking of it."""
+    real, done = fcntl.flock, []
+
+    def flock(descriptor: int, how: int) -> None:
+        if not done:
+            done.append(True)
+            do()
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_a_holder_that_leaves_while_another_opens_the_file_leaves_one_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that was opened is the one taken away; whoever comes next makes a new one."""
+    first, next_one = files.Lock(tmp_path), files.Lock(tmp_path)
+    first.__enter__()
+
+    def leave_and_enter() -> None:
+        first.__exit__(None, None, None)
+        next_one.__enter__()
+
+    locked_first(leave_and_enter, monkeypatch)
+    with pytest.raises(OutputError, match="is in use by"):
+        files.Lock(tmp_path).__enter__()
+    next_one.__exit__(None, None, None)
+    with files.Lock(tmp_path):
+        pass
+
+
+def test_a_leaving_holder_takes_away_its_own_file_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gets in at any instant of its leaving keeps everybody else out."""
+    real, holders = os.close, []
+
+    def close(descriptor: int) -> None:
+        real(descriptor)
+        if not holders:
+            holders.append(files.Lock(tmp_path))
+            holders[0].__enter__()
+
+    first = files.Lock(tmp_path)
+    first.__enter__()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close)
+        first.__exit__(None, None, None)
+    assert holders
+    with pytest.raises(OutputError, match="is in use by"):
+        files.Lock(tmp_path).__enter__()
+    holders[0].__exit__(None, None, None)
+
+
+def test_a_holder_that_is_long_dead_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file stays, and the next holder has it for an instant before it writes its own name."""
+    monkeypatch.setattr(lock_module, "NAME_TRIES", 2)
+    gone = os.fork()
+    if gone == 0:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    (tmp_path / ".lock").write_text(json.dumps({"pid": gone, "host": socket.gethostname()}))
+    descriptor = os.open(tmp_path / ".lock", os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(OutputError, match="is in use by another process"):
+        files.Lock(tmp_path).__enter__()
+    os.close(descriptor)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from trees import write_folder
 
 from neuroada_cli import files
@@ -125,3 +127,14 @@ def test_a_malformed_manifest_is_refused(sealed: Path, change: object) -> None:
 def test_a_newer_manifest_says_so(sealed: Path) -> None:
     rewrite_manifest(sealed, lambda m: m.update(format=2, whatever=1))
     assert "written by a newer version; update neuroada" in refusal(sealed)
+
+
+def test_a_file_that_was_changed_after_it_was_written_is_sealed_as_it_is(tmp_path: Path) -> None:
+    """Tensors are hashed while they are written, and not read again unless something happened to them."""
+    with files.atomic_folder(tmp_path / "out") as folder:
+        files.write_tensors(folder / "x.safetensors", {"x": torch.zeros(4)})
+        data = bytearray((folder / "x.safetensors").read_bytes())
+        data[-1] ^= 1
+        os.utime(folder / "x.safetensors", ns=(1, 1))
+        (folder / "x.safetensors").write_bytes(data)
+    files.verify_folder(tmp_path / "out", needed=("x.safetensors",))

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
 from neuroada_cli.data.batch import Encoded
+from neuroada_cli.loop import optimizer_state
 from neuroada_cli.loop.loop import Schedule, TrainData
 from neuroada_cli.loop.optim import SCHEDULES, OptimSettings, adamw, clip_gradients, lr_factor, set_lr
 from neuroada_cli.methods import METHODS
@@ -80,6 +81,46 @@ def test_groups_decay_and_rates() -> None:
     assert optimizer.param_groups[1]["params"][0] is model.classifier.weight
 
 
+def test_every_setting_of_a_recipe_reaches_adamw() -> None:
+    optim = {
+        "lr": 3e-3, "head_lr": 7e-3, "weight_decay": 0.05, "betas": [0.7, 0.8], "eps": 1e-4, "clip": 0.25,
+        "schedule": "cosine", "warmup_steps": 7,
+    }  # fmt: skip
+    recipe = recipe_from({"name": "a", "model": {"path": "b"}, "data": {"task": "rte"}, "optim": optim})
+    settings = loop_settings(recipe).optim
+    said = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in vars(settings).items()
+    }
+    assert said == {**vars(OptimSettings(0.0)), **optim}
+    model, method = pico_bert(), METHODS["neuroada"].build()
+    index_OK = torch.zeros(32, 1, dtype=torch.int32)
+    method.attach(model, {"bert.encoder.layer.0.attention.self.query": index_OK}, ["classifier.weight"])
+    optimizer = adamw(model, method, settings)
+    parameter, expected = optimizer.param_groups[0]["params"][0], nn.Parameter(torch.zeros(32, 1))
+    reference = torch.optim.AdamW([expected], lr=3e-3, weight_decay=0.05, betas=(0.7, 0.8), eps=1e-4)
+    chance = torch.Generator().manual_seed(0)
+    set_lr(optimizer, 1.0)
+    for _ in range(3):
+        grad = torch.randn(32, 1, generator=chance) * 1e-4  # of the size of eps, so that it counts
+        parameter.grad, expected.grad = grad.clone(), grad.clone()
+        optimizer.step()
+        reference.step()
+    torch.testing.assert_close(parameter, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("missing", ["0.exp_avg", "1.exp_avg_sq", "1.step"])
+def test_a_state_without_one_of_its_parts_is_refused(missing: str) -> None:
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = torch.optim.AdamW(parameters, fused=True)
+    for parameter in parameters:
+        parameter.grad = torch.ones(2)
+    optimizer.step()
+    tensors = optimizer_state.tensors_of(optimizer)
+    optimizer_state.load(optimizer, tensors, 1)
+    with pytest.raises(ValueError, match=missing):
+        optimizer_state.load(optimizer, {key: t for key, t in tensors.items() if key != missing}, 1)
+
+
 def test_adamw_leaves_the_decay_of_masked_weights_to_the_method() -> None:
     model, method = pico_bert(), METHODS["mask"].build()
     index_OK = torch.zeros(32, 1, dtype=torch.int32)
@@ -94,4 +135,5 @@ def test_clipping(limit: float | None, scale: float) -> None:
     parameters[0].grad, parameters[1].grad = torch.tensor([3.0]), torch.tensor([4.0])
     assert clip_gradients(parameters, limit).item() == pytest.approx(5)
     assert parameters[0].grad.item() == pytest.approx(3 * scale, rel=1e-5)
+    assert parameters[1].grad.item() == pytest.approx(4 * scale, rel=1e-5)
     assert parameters[2].grad is None

@@ -151,7 +151,7 @@ def test_accumulation_is_normalised_by_targets_not_by_micro_batches() -> None:
 def test_golden_losses() -> None:
     """The first 10 losses of a pico Llama in fp32: a refactoring leaves them where they are.
 
-    Rewrite them on purpose with `python tests/training/test_step.py`.
+    Rewrite them on purpose with `python tests/loop/test_step.py`.
     """
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     assert_close(golden_losses(), golden["losses"], rtol=1e-4, atol=0)
@@ -176,6 +176,22 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
         stats = run(model, method, "generation", OptimSettings(lr=1e-2))
         losses.append([(s.loss, s.grad_norm) for s in stats])
     assert losses[0] == losses[1]
+
+
+def test_the_rate_that_is_logged_and_decayed_with_is_the_step_s_own() -> None:
+    """Not its peak, and not that of a head beside it; with decay of its own a method multiplies by 1 - lr x
+    decay.
+    """
+    model, method = pico_bert(), METHODS["neuroada"].build(reselects=True)
+    method.attach(model, select(model), ["classifier.bias"])
+    asked: list[float] = []
+    method.before_step = lambda model, decay=0.0: asked.append(decay)
+    optim = OptimSettings(lr=2e-2, head_lr=1.0, warmup_ratio=0.2, weight_decay=0.5)
+    stats = run(model, method, "classification", optim)
+    rates = [2e-2 * lr_factor(step, STEPS, "linear", 0.2) for step in range(STEPS)]
+    assert len(set(rates)) > 5
+    assert [each.lr for each in stats] == pytest.approx(rates)
+    assert asked == pytest.approx([rate * 0.5 for rate in rates])
 
 
 def test_nan_stops_before_the_update_and_names_step_and_rows() -> None:
@@ -228,5 +244,5 @@ def test_a_step_without_targets_is_a_data_error() -> None:
 
 if __name__ == "__main__":
     GOLDEN.parent.mkdir(exist_ok=True)
-    command = "python tests/training/test_step.py"
+    command = "python tests/loop/test_step.py"
     GOLDEN.write_text(json.dumps({"command": command, "losses": golden_losses()}, indent=1) + "\n")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from neuroada_cli.delta.native import top_k_available
-from neuroada_cli.selection.criteria import CRITERIA, choose
+from neuroada_cli.selection.criteria import CRITERIA, DATA_CRITERIA, choose, choose_by, low_rank
 
 
 def obvious(score_OI: torch.Tensor, k: int) -> torch.Tensor:
@@ -56,11 +56,47 @@ def test_random_is_seeded_and_without_repeats() -> None:
     assert (first.diff(dim=1) > 0).all()
 
 
-def test_blocks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight_OI = torch.randn(65, 16)
-    whole = choose(weight_OI, 3)
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of three rows of 16, as a matrix of more than 4 million weights has them."""
     monkeypatch.setattr("neuroada_cli.selection.criteria.BLOCK_ELEMENTS", 50)
-    assert torch.equal(choose(weight_OI, 3), whole)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # in fp64 magnitude has no C kernel
+@pytest.mark.parametrize("criterion", ["magnitude", "reverse", "lift"])
+def test_every_row_goes_by_its_own_scores(criterion: str, dtype: torch.dtype) -> None:
+    weight_OI = torch.randn(65, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    scores = {
+        "magnitude": weight_OI.abs(),
+        "reverse": -weight_OI.abs(),
+        "lift": low_rank(weight_OI, 4).abs(),
+    }[criterion]
+    assert torch.equal(choose(weight_OI, 3, criterion, rank=4), obvious(scores, 3))
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("criterion", DATA_CRITERIA)
+def test_every_row_goes_by_its_own_evidence(criterion: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight_OI, grad_OI = (torch.randn(65, 16, generator=generator) for _ in range(2))
+    norm_I = torch.rand(16, generator=generator) + 0.1
+    evidence, scores = {
+        "gradient": (grad_OI, grad_OI.abs()),
+        "snip": (grad_OI, (weight_OI * grad_OI).abs()),
+        "activation": (norm_I, weight_OI.abs() * norm_I),
+    }[criterion]
+    assert torch.equal(choose_by(weight_OI, 3, criterion, evidence), obvious(scores, 3))
+
+
+def test_lift_goes_by_the_best_approximation_of_low_rank() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight_OI = torch.randn(40, 24, generator=generator)
+    left_OR, values_R, right_RI = torch.linalg.svd(weight_OI.double(), full_matrices=False)
+    expected_OI = (left_OR[:, :6] * values_R[:6]) @ right_RI[:6]
+    torch.testing.assert_close(low_rank(weight_OI, 6).double(), expected_OI, rtol=0, atol=2e-3)
+    assert torch.equal(choose(weight_OI, 3, "lift", rank=6), obvious(low_rank(weight_OI, 6).abs(), 3))
+    assert not torch.equal(choose(weight_OI, 3, "lift", rank=6), choose(weight_OI, 3))
 
 
 def test_works_on_the_transposed_view_of_a_conv1d() -> None:
