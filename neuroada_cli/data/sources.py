@@ -19,6 +19,7 @@ from typing import BinaryIO
 import torch
 
 from neuroada_cli import files
+from neuroada_cli.data.formats import STATE, plain_rows
 from neuroada_cli.data.made_rows import make_rows
 from neuroada_cli.data.reading import ENDINGS, Row, read_as, read_file
 from neuroada_cli.errors import DataError, RecipeError, unreadable
@@ -50,6 +51,7 @@ KNOWN_SETS: dict[str, str] = {
 GENERATED: dict[str, Callable[[str, int], list[Row]]] = {"due_dates": make_rows}
 GENERATED_ROWS = {"train": 4000, "validation": 400, "test": 800}
 
+LISTED = tuple(ending for ending in ENDINGS if ".txt" not in ending)  # any folder may hold texts
 PART = re.compile(r"^\w+_\d+\.")  # test_1000.jsonl.xz: so many rows of a split
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 ENVIRONMENT = "NEUROADA_DATA"
@@ -185,10 +187,13 @@ def find_file(place: Path, split: str) -> Path | None:
                 return file
     if not place.is_dir():
         return None
+    for state in (place / STATE, place / split / STATE):  # folders that `datasets` saved
+        if state.is_file() and (state.parent / "dataset_info.json").is_file():
+            return state
     for ending in ENDINGS:
         if (file := place / f"{split}{ending}").is_file():
             return file
-    there = sorted(file.name for file in place.iterdir() if file.name.endswith(ENDINGS))
+    there = sorted(file.name for file in place.iterdir() if file.name.endswith(LISTED))
     parts = [name for name in there if name.startswith(f"{split}_") and PART.match(name)]
     if parts:
         return place / parts[0]
@@ -246,7 +251,7 @@ def _from_hub(address: str, split: str, source: str, places: list[Path]) -> list
     import datasets
 
     try:
-        return list(datasets.load_dataset(name, config or None, split=split).to_list())
+        return plain_rows(datasets.load_dataset(name, config or None, split=split).to_list())
     except Exception as error:  # whatever a foreign data set brings about
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(f"cannot be loaded: {reason}", f"{address} {split}") from error

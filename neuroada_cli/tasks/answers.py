@@ -12,6 +12,7 @@ import math
 import re
 import threading
 from collections.abc import Callable
+from decimal import Decimal
 
 NUMBER = re.compile(r"-?\d+\.?\d*")
 LETTERS = re.compile(r"[A-E]")
@@ -123,6 +124,20 @@ def strict_letter(completion: str, reference: str) -> bool:
 HEDGE = re.compile(r"\d[\d.,/]*\W{0,3}\s+or\s+\W{0,3}\d[\d.,/]*(?:\s+[^\W\d]+)?\W*$")
 
 
+# A plus sign that adds to nothing, a power of ten, and a question that the model goes on to ask itself.
+PLUS = re.compile(r"(?<![\w.)\]}$])(?<![\d)\]}$]\s)\+(?=\$?\d)")
+POWER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,2})(?!\w|\.\d)")
+NEXT_QUESTION = re.compile(r"\n\s*(?:#+\s*)?(?:question|instruction|q)\s*:", re.IGNORECASE)
+
+
+def as_mathematics(completion: str) -> str:
+    """A completion up to the next question that it makes up, with numbers as mathematics writes them:
+    4 for +4 and 1500 for 1.5e3, which math-verify does not read.
+    """
+    text = NEXT_QUESTION.split(completion, maxsplit=1)[0] or completion
+    return POWER.sub(lambda found: f"{Decimal(found[0]):f}", PLUS.sub("", text))
+
+
 def can_verify() -> bool:
     """Whether the package behind `strict_number` is installed."""
     return importlib.util.find_spec("math_verify") is not None
@@ -136,6 +151,7 @@ def strict_number(completion: str, reference: str) -> bool:
     """
     from math_verify import parse, verify
 
+    completion = as_mathematics(completion)
     if HEDGE.search(completion):
         return False
     # A model may write 9^9^9^9: without a limit that would be worked out. The limit is an alarm signal, which

@@ -218,3 +218,23 @@ def test_strict_numbers_work_outside_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert found == [True]
+
+
+@pytest.mark.skipif(not answers.can_verify(), reason="needs math-verify (extra strict)")
+@pytest.mark.parametrize(
+    ("written", "reference", "right"),
+    [
+        ("The answer is +4.", "4", True),
+        ("The answer is +$4.", "4", True),
+        ("The answer is 1.5e3.", "1500", True),
+        ("The answer is 2E-1", "0.2", True),
+        ("The answer is 12.\n\nQuestion: What of 7 more?\nAnswer: 19", "12", True),
+        ("The answer is 12.\n\n### Instruction:\nAnd 7 more?\n### Response:\n19", "19", False),
+        ("3+4 = 7", "7", True),
+        ("The answer is 3 + 4", "4", False),
+        ("The answer is -4.", "4", False),
+        ("Question: none. It is 5", "5", True),
+    ],
+)
+def test_strict_numbers_as_models_write_them(written: str, reference: str, right: bool) -> None:
+    assert answers.strict_number(written, reference) == right

@@ -1,0 +1,122 @@
+"""Rows as people have them in files: each form gives the rows that were put in, or says what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from neuroada_cli.data.reading import read_file
+from neuroada_cli.data.sources import find_file, load_rows
+from neuroada_cli.errors import DataError
+
+ROWS = [{"question": f'wie "viel"?\n{n}, 0{n}; \t\u2028', "answer": str(n)} for n in range(3)]
+
+
+def table(delimiter: str) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, ["question", "answer"], delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(ROWS)
+    return text.getvalue().encode()
+
+
+def zstd(data: bytes) -> bytes:
+    import pyarrow
+
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return bytes(sink.getvalue())
+
+
+LINES = "\n".join(json.dumps(row) for row in ROWS).encode()
+FILES = {
+    "rows.csv": table(","),
+    "semicolons.csv": table(";"),
+    "rows.tsv": table("\t"),
+    "rows.csv.gz": gzip.compress(table(",")),
+    "rows.jsonl.gz": gzip.compress(LINES),
+    "rows.jsonl.zst": zstd(LINES),
+    "bom.csv": b"\xef\xbb\xbf" + table(","),
+    "object.json": json.dumps({"version": 2, "data": ROWS}, indent=1).encode(),
+    "line.json": json.dumps({"version": 2, "data": ROWS}).encode(),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_rows_are_those_that_were_put_in(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(FILES[name])
+    assert read_file(file)[0] == ROWS
+
+
+def test_lines_of_a_table_are_where_rows_begin(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_bytes(b'text\n"a\nb"\nc\n\nd\n')
+    assert read_file(file) == ([{"text": "a\nb"}, {"text": "c"}, {"text": "d"}], [2, 4, 6])
+
+
+def test_a_text_is_a_row_a_line(tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_text("one\n\n two \n")
+    assert read_file(tmp_path / "rows.txt") == ([{"text": "one"}, {"text": " two "}], [1, 3])
+
+
+def test_an_object_with_messages_is_one_row(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    for indent in (None, 2):
+        (tmp_path / "rows.json").write_text(json.dumps(row, indent=indent))
+        assert read_file(tmp_path / "rows.json")[0] == [row]
+
+
+BAD = {
+    "two.json": (b'{\n"a": [{"x": 1}],\n"b": [{"x": 2}]}', "two.json", "several lists of rows (a, b)"),
+    "cut.json": (b'{\n"a": [\n{"x": 1},\n', "cut.json:", "not valid JSON"),
+    "objects.json": (b'{\n"a": 1}\n{\n"a": 2}', "objects.json:3", "several objects"),
+    "ragged.csv": (b"a,b\n1,2\n1,2,3\n4\n", "ragged.csv:3", "(2 of 3 rows)"),
+    "open.csv": (b'a,b\n1,"2\n', "open.csv:2", "not valid CSV"),
+    "twice.csv": (b"a,a\n1,2\n", "twice.csv:1", "twice"),
+    "latin.csv": (b"a\n1\n\xff\n", "latin.csv:3", "not UTF-8"),
+    "nul.txt": (b"a\n\0\n", "nul.txt:2", "NUL"),
+    "cut.jsonl.gz": (gzip.compress(LINES)[:-12], "cut.jsonl.gz", "not a whole .gz file"),
+    "no.jsonl.gz": (LINES, "no.jsonl.gz", "not a whole .gz file"),
+    "cut.jsonl.zst": (zstd(LINES)[:-6], "cut.jsonl.zst", "not a whole .zst file"),
+    "no.arrow": (LINES, "no.arrow", "not an Arrow file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, name: str) -> None:
+    data, place, what = BAD[name]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError) as failure:
+        read_file(tmp_path / name)
+    assert place in str(failure.value.where)
+    assert what in failure.value.what
+
+
+def test_folders_that_datasets_saved(tmp_path: Path) -> None:
+    """One set, or a set of splits; chosen and shuffled rows; days as the text that ISO has for them."""
+    import datasets
+
+    day = datetime.datetime(2026, 2, 28, 23, 59)
+    rows = [{"question": str(n), "answer": "a", "day": day, "many": [day]} for n in range(6)]
+    whole = datasets.Dataset.from_list(rows)
+    whole.select([5, 0, 3]).save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict(train=whole, test=whole.select([2])).save_to_disk(str(tmp_path / "both"))
+    found = load_rows(str(tmp_path / "one"), "train").rows
+    assert [row["question"] for row in found] == ["5", "0", "3"]
+    assert found[0]["day"] == "2026-02-28T23:59:00"
+    assert found[0]["many"] == ["2026-02-28T23:59:00"]
+    assert len(load_rows(str(tmp_path / "both"), "train")) == 6
+    assert [row["question"] for row in load_rows(str(tmp_path / "both"), "test").rows] == ["2"]
+
+
+def test_a_folder_of_texts_is_no_set(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text("torch\n")
+    assert find_file(tmp_path, "train") is None
