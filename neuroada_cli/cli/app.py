@@ -165,12 +165,19 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, show size, steps and memory; train nothing.")
     ] = False,
+    preview: Annotated[
+        int,
+        typer.Option(
+            "--preview", metavar="N", min=0, help="Show N rows as they will be learnt; train nothing."
+        ),
+    ] = 0,
     processes: ProcessesOption = None,
 ) -> None:
     """Train the chosen connections; checkpoints, metrics and a picture go to runs/NAME.
 
     \b
     neuroada train commonsense15k --dry-run
+    neuroada train my.yaml --preview 3
     neuroada train llama7b_math --data-dir ~/data --set optim.lr=1e-3
     neuroada train llama7b_math --resume
     neuroada train llama2_70b_commonsense_k1 --processes 8
@@ -188,6 +195,7 @@ def train(
             resume=resume,
             overwrite=overwrite,
             dry_run=dry_run,
+            show_rows=preview,
             recipe_file=Path(recipe),
             ranks=ranks,
         )
@@ -255,7 +263,15 @@ app.command(name="export")(export)
 
 
 @app.command()
-def validate(recipe: RecipeArgument, overrides: SetOption = [], data_dir: DataDirOption = None) -> None:  # noqa: B006
+def validate(
+    recipe: RecipeArgument,
+    overrides: SetOption = [],  # noqa: B006
+    data_dir: DataDirOption = None,
+    preview: Annotated[
+        int,
+        typer.Option("--preview", metavar="N", min=0, help="Show N rows as they will be learnt, too."),
+    ] = 0,
+) -> None:
     """Check a recipe without running it, and say what it would do.
 
     \b
@@ -265,7 +281,7 @@ def validate(recipe: RecipeArgument, overrides: SetOption = [], data_dir: DataDi
     loaded = load(recipe, overrides, data_dir)
     from neuroada_cli.commands import validate as command
 
-    command.run(loaded)
+    command.run(loaded, preview)
 
 
 @app.command()

@@ -31,6 +31,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    show_rows: int = 0,
     quiet: bool = False,
     recipe_file: Path | None = None,
     ranks: Ranks = ALONE,
@@ -41,6 +42,7 @@ def run(
     resume     go on from the newest complete checkpoint (from the start when there is none yet)
     overwrite  remove a former run in the folder, once everything else is known to be right
     dry_run    check everything and show what would happen; no weight is read, nothing is written
+    show_rows  show so many rows as they will be learnt, and end there
     recipe_file  where the recipe came from: a run that would remove it is refused
     ranks      the processes that train together: rank 0 locks, writes and speaks
     Raises UserErrors before the model loads wherever that is possible; Stopped after a signal.
@@ -51,7 +53,8 @@ def run(
         section = recipe.select.model_copy(update={"file": str(selection)})
         recipe = recipe.model_copy(update={"select": section})
     run_dir = recipe.run_path
-    ranks.first_does(lambda: run_folder.check(run_dir, resume, overwrite, recipe_file))
+    if not show_rows:
+        ranks.first_does(lambda: run_folder.check(run_dir, resume, overwrite, recipe_file))
     if resume:
         recipe = run_folder.as_begun(recipe, run_dir)
     checked = ranks.all_do(lambda: check(recipe, overwrite, ranks))
@@ -66,8 +69,10 @@ def run(
     plan = checked.plan
     ranks, why = decide(checked, ranks)
     preview.show(checked, console, ranks, why)
-    if dry_run:
-        predicted = preview.dry_run(checked)
+    if show_rows and ranks.first:
+        preview.show_rows(checked, show_rows, Console())
+    if dry_run or show_rows:
+        predicted = preview.dry_run(checked) if dry_run else None
         return TrainResult(
             run_dir=run_dir,
             steps=plan.steps,

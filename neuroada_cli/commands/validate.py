@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+
 from neuroada_cli import hub
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.foreign_text import printable, public
@@ -18,10 +20,15 @@ from neuroada_cli.selection.file import read_selection
 from neuroada_cli.show.numbers import share
 from neuroada_cli.tasks.registry import get_protocol, get_task, scored_tasks
 from neuroada_cli.tasks.task import Task
+from neuroada_cli.training import dry_run
+from neuroada_cli.training.preflight import check
 
 
-def run(recipe: Recipe) -> None:
-    """Print in four lines what the recipe would do. Raises the UserError of whatever is wrong with it."""
+def run(recipe: Recipe, show_rows: int = 0) -> None:
+    """Print in four lines what the recipe would do, and so many rows as they will be learnt.
+
+    Raises the UserError of whatever is wrong with it.
+    """
     task = get_task(recipe.data.task)
     protocol = get_protocol(recipe.data.protocol)
     scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
@@ -40,6 +47,8 @@ def run(recipe: Recipe) -> None:
         f"  eval   {', '.join(each.name for each in scored)}",
     ):
         print(printable(public(line)))
+    if show_rows:
+        dry_run.show_rows(check(recipe, overwrite=False), show_rows, Console())
 
 
 def _model(recipe: Recipe, task: Task) -> str:

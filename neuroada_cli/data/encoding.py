@@ -291,8 +291,11 @@ def _encode_label(example: Example, tokenizer: Any, max_length: int, kind: str) 
 # ---------------------------------------------------------------------------------------------------
 
 
-def preview(row: Encoded, tokenizer: Any) -> Text:
-    """A row as the model sees it: tokens that are learnt stand out, the rest is dim; \\n is shown as ↵."""
+def preview(row: Encoded, tokenizer: Any, marks: bool = False) -> Text:
+    """A row as the model sees it: tokens that are learnt stand out, the rest is dim; \\n is shown as ↵.
+
+    marks  what is learnt stands in ⟦ ⟧ as well, for where there are no colours
+    """
     text = Text()
     tokens = row.input_ids + (row.decoder or [])[1:]
     learnt = row.labels if isinstance(row.labels, list) else []
@@ -301,5 +304,6 @@ def preview(row: Encoded, tokenizer: Any) -> Text:
     # runs, not single tokens: one character may be several tokens
     for ignored, run in groupby(zip(tokens, labels, strict=True), lambda pair: pair[1] == IGNORED):
         piece = printable(tokenizer.decode([token for token, _ in run]), keep="\n\t").replace("\n", "↵\n")
+        piece = f"⟦{piece}⟧" if marks and not ignored else piece
         text.append(piece, style="dim" if ignored else "bold black on bright_green")
     return text

@@ -5,9 +5,12 @@ from __future__ import annotations
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from neuroada_cli import memory
+from neuroada_cli.data.batch import IGNORED
 from neuroada_cli.data.encoding import preview
+from neuroada_cli.errors import RecipeError
 from neuroada_cli.foreign_text import printable, shown
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.load import to_yaml
@@ -50,6 +53,31 @@ def show(checked: Checked, console: Console, ranks: Ranks = ALONE, why: str = ""
         text = preview(rows.data.train[0], checked.reader.tokenizer)
         text.truncate(PREVIEW_CHARACTERS, overflow="ellipsis")
         console.print(Panel(text, title="first row", subtitle=f"{learnt:.0f} % of all tokens are learnt"))
+
+
+def show_rows(checked: Checked, count: int, console: Console) -> None:
+    """The first rows as they will be learnt, whole: what is learnt stands out, and special tokens are named.
+
+    Raises RecipeError for a task whose rows have a class or a score to learn, and no text.
+    """
+    data, tokenizer = checked.rows.data, checked.reader.tokenizer
+    if data.kind != "generation":
+        raise RecipeError(
+            f"{checked.task.name} learns one label a row, and no text", "--preview", "leave it out"
+        )
+    for row in data.train[:count]:
+        tokens = row.input_ids + (row.decoder or [])[1:]
+        labels = row.labels if isinstance(row.labels, list) else []
+        learnt = sum(label != IGNORED for label in labels)
+        cut = ", cut" if len(row) == checked.rows.max_length else ""
+        special = [token for token in dict.fromkeys(tokens) if token in tokenizer.all_special_ids]
+        named = ", ".join(f"{tokenizer.convert_ids_to_tokens(token)} = {token}" for token in special)
+        text = preview(row, tokenizer, marks=not console.is_terminal)
+        subtitle = f"{learnt} of {len(tokens)} tokens are learnt{cut}; special: {named or 'none'}"
+        console.print(Panel(text, title=f"row {row.row}", subtitle=Text(printable(subtitle))))
+        start = tokenizer.bos_token_id
+        if start is not None and tokens[:2] == [start, start]:
+            console.print(f"row {row.row} begins with two start tokens", style="yellow")
 
 
 def dry_run(checked: Checked) -> memory.Breakdown | None:
