@@ -42,3 +42,4 @@ clean:
 
 include benchmarks/targets.mk
 include tests/faults/targets.mk
+include tests/mutants/targets.mk

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import command_pages
+import mutants_page
 import performance_page
 import pictures
 import reliability_page
@@ -23,6 +24,7 @@ DOCS = Path(__file__).parents[1]
 PAGES: dict[str, Callable[[], str]] = {
     "cli": command_pages.cli_page,
     "recipe": command_pages.recipe_page,
+    "mutants": mutants_page.page,
     "performance": performance_page.page,
     "reliability": reliability_page.page,
     "results": results_page.page,

@@ -1,0 +1,32 @@
+"""docs/mutants.md from docs/results/mutants.json: `make mutants`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1]
+FILE = DOCS / "results" / "mutants.json"
+NOT_CAUGHT = ("survived", "no verdict")
+INTRODUCTION = """\
+# Faults that the tests notice
+
+Written by `make mutants`. `tests/mutants/` names one-line faults of the package by what a user would feel.
+Each is put into a copy of the package, and the tests that should notice it are run there; the same tests pass
+on the package as it is. `make mutants` takes every fourth of them, `python tests/mutants/run.py` all.
+
+"""
+
+
+def page() -> str:
+    found = json.loads(FILE.read_text(encoding="utf-8"))
+    missed = sum(entry["caught by"].startswith(NOT_CAUGHT) for entry in found)
+    lines = [f"{len(found)} tried, {len(found) - missed} caught, {missed} not.", ""]
+    lines += ["| file | what a user would feel | what became of it |", "|---|---|---|"]
+    lines += [f"| `{entry['file']}` | {entry['about']} | {_outcome(entry)} |" for entry in found]
+    return INTRODUCTION + "\n".join(lines) + "\n"
+
+
+def _outcome(entry: dict[str, str]) -> str:
+    caught = entry["caught by"].replace("|", "\\|")
+    return f"`{caught}`" if "::" in caught else caught
