@@ -32,6 +32,14 @@ def test_an_adapter_is_found_in_a_run(tmp_path: Path) -> None:
     assert find_adapter(run) == run / "checkpoint-10"
 
 
+def test_a_link_named_like_a_checkpoint_is_none(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write(run / "checkpoint-9")
+    write(tmp_path / "elsewhere")
+    (run / "checkpoint-11").symlink_to(tmp_path / "elsewhere")
+    assert find_adapter(run) == run / "checkpoint-9"
+
+
 def test_what_is_no_adapter_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "model").mkdir()

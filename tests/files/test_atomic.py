@@ -263,3 +263,14 @@ def test_clean_stale_knows_its_own(tmp_path: Path) -> None:
     files.clean_stale(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted(theirs)
     files.clean_stale(tmp_path / "absent")
+
+
+def test_overwriting_spares_a_folder_that_somebody_else_wrote(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear", encoding="utf-8")
+    with (
+        pytest.raises(OutputError, match="neuroada did not write it"),
+        files.atomic_folder(tmp_path / "home", overwrite=True),
+    ):
+        pass
+    assert (tmp_path / "home" / "letter.txt").read_text(encoding="utf-8") == "dear"

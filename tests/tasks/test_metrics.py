@@ -32,3 +32,9 @@ def test_a_missing_package_is_named_before_the_run(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ResourceError, match=r"matthews needs .*pip install 'neuroada-cli\[glue\]'"):
         metrics.require(["matthews"])
     metrics.require(["accuracy"])
+
+
+def test_always_wrong_is_the_opposite_of_always_right() -> None:
+    labels = [0, 1, 1, 0, 1]
+    assert metrics.matthews(labels, labels) == pytest.approx(1)
+    assert metrics.matthews([1 - label for label in labels], labels) == pytest.approx(-1)
