@@ -87,7 +87,7 @@ def test_in_any_import_a_signal_ends_it_in_one_line(site: Path) -> None:
     cases = cases if TARGET else cases[:: len(SIGNALS) + 1]
     for name, number in cases:
         child = command(site, name, number)
-        out, said = child.communicate(timeout=120)
+        out, said = child.communicate(timeout=600)
         assert child.returncode == 128 + number, (name, number, said)
         *told, line = said.splitlines()  # some are imported after the run was announced
         assert line == f"stopped by {signal.Signals(number).name}; nothing is left half written", (name, said)
@@ -110,7 +110,7 @@ def test_every_command_ends_so_before_anything_heavy(site: Path) -> None:
     for position, words in enumerate(lines):
         number = SIGNALS[position % len(SIGNALS)]
         child = command(site, "typer", number, *words)
-        out, said = child.communicate(timeout=120)
+        out, said = child.communicate(timeout=600)
         assert (child.returncode, out, said.count("\n")) == (128 + number, "", 1), said
 
 
@@ -134,7 +134,7 @@ stopping.install()
 def slow():
     os.kill(os.getpid(), signal.SIGTERM)  # at once: `timeout` tells a process and then its group
     print("once", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 with stopping.tidied(slow):
     print("ready", flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -142,7 +142,6 @@ with stopping.tidied(slow):
 
 
 def test_a_second_one_ends_even_the_end(tmp_path: Path) -> None:
-    started = time.monotonic()
     child = subprocess.Popen(
         [sys.executable, "-c", SECOND], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -150,9 +149,8 @@ def test_a_second_one_ends_even_the_end(tmp_path: Path) -> None:
     assert [child.stdout.readline(), child.stdout.readline()] == ["ready\n", "once\n"]
     time.sleep(0.2)
     child.send_signal(signal.SIGTERM)
-    said = child.communicate(timeout=30)[1]
+    said = child.communicate(timeout=600)[1]  # and not the hour that the end would take
     assert (child.returncode, said) == (143, "")
-    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,7 @@ def test_stopped_and_started_again_it_ends_as_if_never_stopped(tmp_path: Path, r
     command = [sys.executable, "-m", "neuroada_cli", "bench", "--suite", str(file), "--out"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     child = subprocess.Popen([*command, str(tmp_path / "a")], env=environment, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list((tmp_path / "a").glob("cells/*/run/checkpoint-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     child.send_signal(signal.SIGTERM)
