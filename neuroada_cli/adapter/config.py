@@ -29,8 +29,6 @@ PEFT_TASKS: dict[hub.ModelTask, str] = {
 }
 TASKS: dict[str, hub.ModelTask] = {name: task for task, name in PEFT_TASKS.items()}
 OWN_TASKS: tuple[hub.ModelTask, ...] = ("image-text-to-text", "image-classification")
-# PEFT's own, in what its plug-in of ours writes
-OF_PEFT = {"auto_mapping", "peft_version"}
 CONFIG_KEYS = {
     "peft_type", "task_type", "base_model_name_or_path", "revision", "target_modules", "inference_mode",
     "format", "k", "criterion", "fingerprint", "tied", "settings", "modules_to_save",
@@ -57,6 +55,19 @@ def _is_peer(value: Any) -> bool:
     return peer is None or peer.positions <= MAX_POSITIONS
 
 
+def _is_mapping(value: Any) -> bool:
+    """The class that PEFT met and the library it came from, which are read by nothing here."""
+    if value is None:
+        return True
+    named = isinstance(value, dict) and value.keys() == {"base_model_class", "parent_library"}
+    return named and all(text is None or _is_text(text) for text in value.values())
+
+
+# PEFT's own, in what our plug-in for it writes; each may be missing
+OF_PEFT: dict[str, Callable[[Any], bool]] = {
+    "auto_mapping": _is_mapping,
+    "peft_version": lambda value: value is None or _is_text(value),
+}
 # What the reader takes.
 CONFIG_VALUES: dict[str, Callable[[Any], bool]] = {
     "task_type": lambda value: value is None or (isinstance(value, str) and value in TASKS),
@@ -89,11 +100,11 @@ def check_config(config: Any, place: str) -> hub.ModelTask:
         kind = str(config.get("peft_type"))[:40] if isinstance(config, dict) else None
         raise ModelError(f"is an adapter of type {kind}, not NEUROADA", place)
     check_format(config, place)
-    if odd_keys := (set(config) - OF_PEFT) ^ CONFIG_KEYS:
+    if odd_keys := (set(config) - OF_PEFT.keys()) ^ CONFIG_KEYS:
         odd = sorted(odd_keys)[0]
         raise ModelError(f"{odd[:80]} is {'not a key' if odd in config else 'missing'}", place)
-    for key, is_right in CONFIG_VALUES.items():
-        if not is_right(config[key]):
+    for key, is_right in (CONFIG_VALUES | OF_PEFT).items():
+        if key in config and not is_right(config[key]):
             raise ModelError(f"{key} is {short(config[key])}, which cannot be", place)
     for key, value in config["settings"].items():
         if key not in SETTINGS:

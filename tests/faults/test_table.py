@@ -166,7 +166,7 @@ TRAINED: dict[str, tuple[Callable[[Room], list[str]], int, str]] = {
         flipped_bit, 4, r"adapter_model.safetensors is not what was written \(its sha256 differs\)"
     ),
     "adapter: newer format": (lambda r: r.damage_config(format=99), 4, r"has format 99.*update neuroada"),
-    "adapter: names an import": (lambda r: r.damage_config(auto_mapping={"x": "os.system"}), 4, r"adapter_config.json: auto_mapping is not a key"),
+    "adapter: names an import": (lambda r: r.damage_config(auto_mapping={"x": "os.system"}), 4, r"adapter_config.json: auto_mapping is .*os.system.*, which cannot be"),
     "adapter: a module name that is a path": (
         lambda r: r.damage_config(target_modules=["../../etc/passwd"]), 4,
         r"\.\./\.\./etc/passwd is not once in each of target_modules, values and indices",
