@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from common import RESULTS
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
@@ -54,7 +55,9 @@ def make_model(folder: Path, gigabytes: float) -> None:
     }  # fmt: skip
     folder.mkdir(parents=True)
     files.write_json(folder / "config.json", config)
-    shapes = {name: tuple(t.shape) for name, t in hub.skeleton(folder, "causal-lm").state_dict().items()}
+    with torch.device("meta"):  # there are no files yet that the hub could check the config against
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     names = sorted(shapes)
     per_shard = -(-len(names) // SHARDS)
     weight_map = {}
