@@ -72,7 +72,7 @@ def run(
     if show_rows and ranks.first:
         preview.show_rows(checked, show_rows, Console())
     if dry_run or show_rows:
-        predicted = preview.dry_run(checked) if dry_run else None
+        predicted = preview.dry_run(checked) if dry_run and ranks.first else None
         return TrainResult(
             run_dir=run_dir,
             steps=plan.steps,

@@ -262,6 +262,18 @@ def test_what_is_wrong_is_refused_by_all_before_anything_is_written(llama: Path,
     assert not busy.run_path.exists()
 
 
+def test_a_dry_run_is_told_once(llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    in_ranks(
+        2,
+        tmp_path / "told",
+        lambda ranks: train.run(tiny_recipe(llama, tmp_path / "run"), dry_run=True, ranks=ranks).steps,
+    )
+    shown = capfd.readouterr()
+    assert shown.out.count("Predicted memory") == 1
+    assert shown.err.count("2 processes, each with") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_one_of_several_processes_never_trains_alone(llama: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(Exception, match="one of 4 processes, but trains alone"):
