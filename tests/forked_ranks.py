@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forked import child
 
 from neuroada_cli.errors import UserError
 from neuroada_cli.ranks.group import Ranks, join, leave
@@ -30,8 +31,9 @@ def in_ranks(size: int, folder: Path, work: Callable[[Ranks], Any]) -> list[Any]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = [fork(lambda number=number: _run(number, size, port, folder, work)) for number in range(size)]
-    codes = [_waited(child) for child in children]
+    sys.stdout.flush()
+    children = [child(lambda number=number: _run(number, size, port, folder, work)) for number in range(size)]
+    codes = [_waited(pid) for pid in children]
     told = [folder / f"rank{number}.json" for number in range(size)]
     failed = [file.read_text() for file in (folder / f"rank{n}.txt" for n in range(size)) if file.exists()]
     assert not failed, failed[0]
@@ -39,30 +41,16 @@ def in_ranks(size: int, folder: Path, work: Callable[[Ranks], Any]) -> list[Any]
     return [json.loads(file.read_text()) for file in told]
 
 
-def _waited(child: int) -> int:
+def _waited(pid: int) -> int:
     """Its exit code. One that hangs is killed."""
     until = time.monotonic() + PATIENCE
     while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
+        ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() > until:
-            os.kill(child, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-
-
-def fork(run: Callable[[], None]) -> int:
-    """The process id of a child that runs it and ends, without what the parent would do at its end."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        run()
-        code = 0
-    finally:
-        os._exit(code)
 
 
 def _run(number: int, size: int, port: int, folder: Path, work: Callable[[Ranks], Any]) -> None:

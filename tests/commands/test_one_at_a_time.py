@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import child, code_of
 from tiny_run import one_thread, tiny_llama_folder, tiny_recipe  # noqa: F401  (the fixture is used by all)
 from trees import tree
 
@@ -68,7 +69,7 @@ def jobs(model: Path, tmp_path: Path) -> dict[str, Job]:
             lambda: evaluate.run(
                 str(model), fresh, ["due_dates"], out=out, limit=2, max_new_tokens=2, quiet=True
             ),
-            evaluate, "_score", lambda: (out / "results.json").read_text(encoding="utf-8"),
+            evaluate, "score", lambda: (out / "results.json").read_text(encoding="utf-8"),
         ),
         "bench": Job(
             lambda: bench.run(
@@ -96,16 +97,17 @@ def ended(act: Callable[[], object]) -> int:
 @contextmanager
 def stopped_in_the_middle(job: Job) -> Iterator[int]:
     """The pid of a child that works and has stopped in the middle; afterwards it is gone."""
-    pid = os.fork()
-    if pid == 0:
-        original = getattr(job.module, job.step)
+    original = getattr(job.module, job.step)
 
-        def step(*args: Any, **keywords: Any) -> Any:
-            os.kill(os.getpid(), signal.SIGSTOP)
-            return original(*args, **keywords)
+    def step(*args: Any, **keywords: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return original(*args, **keywords)
 
+    def work() -> int:
         setattr(job.module, job.step, step)
-        os._exit(ended(job.act))
+        return ended(job.act)
+
+    pid = child(work)
     try:
         _, status = os.waitpid(pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status), f"ended with {os.waitstatus_to_exitcode(status)} before the middle"
@@ -133,7 +135,7 @@ def test_the_second_is_told_who_and_the_first_goes_on(
         refused(job, pid)
         assert tree(tmp_path) == before
         os.kill(pid, signal.SIGCONT)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert code_of(pid) == 0
     job.whole()
     assert not list(tmp_path.rglob(".*"))
 
@@ -161,7 +163,7 @@ def test_a_signal_leaves_everything_as_it_was(
     with stopped_in_the_middle(jobs[name]) as pid:
         os.kill(pid, number)
         os.kill(pid, signal.SIGCONT)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + number
+        assert code_of(pid) == 128 + number
     assert tree(tmp_path) == before
     jobs[name].act()
     jobs[name].whole()
@@ -172,21 +174,20 @@ def test_a_selection_does_not_change_under_a_training(jobs: dict[str, Job]) -> N
         refused(jobs["select"], pid)
 
 
-def test_of_fifty_trainings_started_at_once_one_trains(model: Path, tmp_path: Path) -> None:
+def test_of_many_trainings_started_at_once_one_trains(model: Path, tmp_path: Path) -> None:
     small = {"limit": 4, "validation_limit": 2}
     recipe = tiny_recipe(model, tmp_path / "run", data=small, train={"epochs": 1})
     gate, opened = os.pipe()
-    children = []
-    for _ in range(50):
-        pid = os.fork()
-        if pid == 0:
-            os.close(opened)
-            os.read(gate, 1)  # until all of them are there
-            os._exit(ended(lambda: train.run(recipe, quiet=True)))
-        children.append(pid)
+
+    def work() -> int:
+        os.close(opened)
+        os.read(gate, 1)  # until all of them are there
+        return ended(lambda: train.run(recipe, quiet=True))
+
+    children = [child(work) for _ in range(12)]
     os.close(opened)
-    codes = Counter(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children)
-    assert codes == {0: 1, 7: 49}
+    codes = Counter(code_of(pid) for pid in children)
+    assert codes == {0: 1, 7: 11}
 
     other = tiny_recipe(model, tmp_path / "alone", data=small, train={"epochs": 1})
     train.run(other, quiet=True)

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from forked import child, code_of
 
 from neuroada_cli import files
 from neuroada_cli.errors import DataError, OutputError
@@ -84,6 +85,12 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
             records.refuse_finished(["piqa"])
 
 
+def killed_half_way(target: Path) -> None:
+    with files.atomic_file(target) as file:
+        file.write_text("half", encoding="utf-8")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_what_killed_writers_left_is_cleaned(tmp_path: Path) -> None:
     """Real ones, killed in the middle of a file: at the start of a task, and when it is finished."""
     scores = summarise(TASKS["boolq"], ROWS, 2.0, 12)
@@ -94,12 +101,7 @@ def test_what_killed_writers_left_is_cleaned(tmp_path: Path) -> None:
     ):
         (tmp_path / "predictions").mkdir(exist_ok=True)
         for name in ("results.json", "predictions/boolq.jsonl"):
-            pid = os.fork()
-            if pid == 0:
-                with files.atomic_file(tmp_path / name) as file:
-                    file.write_text("half", encoding="utf-8")
-                    os.kill(os.getpid(), signal.SIGKILL)
-            assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+            assert code_of(child(lambda name=name: killed_half_way(tmp_path / name))) == -signal.SIGKILL
         assert len(list(tmp_path.rglob(".*.tmp-*"))) == 2
         act()
         assert not list(tmp_path.rglob(".*"))

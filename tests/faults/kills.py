@@ -21,10 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from inject import BUG, RESOURCES, _temporaries, outcome
+from inject import RESOURCES, _temporaries, outcome
 from scenarios import SCENARIOS, _save, _training, tiny_llama_folder
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from forked import child
 from tiny_run import tiny_recipe
 
 from neuroada_cli import failures, files
@@ -38,20 +39,18 @@ SIZES = (0, 1, 100, 1_000, 5_000, 20_000, 60_000)
 
 def forked(act: Callable[[], None]) -> int:
     """The pid of a child that acts, and ends as the command line would."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = BUG
+    return child(lambda: _ended_quietly(act))
+
+
+def _ended_quietly(act: Callable[[], None]) -> int:
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
     try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
         act()
-        code = 0
     except BaseException as error:
-        code = failures.report(error, False)
-    finally:
-        os._exit(code)
+        return failures.report(error, False)
+    return 0
 
 
 def code_of(pid: int) -> int:

@@ -19,12 +19,13 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
+from forked import FAILED, child
 from kills import code_of
 from tiny_run import tiny_llama_folder
 from trees import tree
@@ -118,9 +119,9 @@ class Room:
 
     def start(self, *words: str, before: Callable[[], object] = lambda: None) -> int:
         """The pid of a child that runs a command line; what it says goes to two files."""
-        pid = os.fork()
-        if pid:
-            return pid
+        return child(lambda: self._main(words, before))
+
+    def _main(self, words: Sequence[str], before: Callable[[], object]) -> int:
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(
                 os.open(self.folder.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number
@@ -131,9 +132,8 @@ class Room:
         try:
             command.main()
         except SystemExit as error:
-            os._exit(int(error.code or 0))
-        finally:
-            os._exit(99)
+            return int(error.code or 0)
+        return FAILED
 
     def said(self) -> str:
         return self.folder.with_suffix(".stderr").read_text(encoding="utf-8")

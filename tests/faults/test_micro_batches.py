@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from forked import child, code_of
 from tiny_run import one_thread, tiny_llama_folder, tiny_recipe  # noqa: F401
 
 from neuroada_cli import failures, files
 from neuroada_cli.commands import train
 from neuroada_cli.errors import Stopped
-from neuroada_cli.loop import loop, optimizer_state
+from neuroada_cli.loop import loop
 from neuroada_cli.training import checkpoint
 from neuroada_cli.training.log import read_metrics
 
@@ -93,15 +94,16 @@ def test_a_stop_in_any_micro_batch_changes_no_bit(
 
 def ended(act: Callable[[], None]) -> int:
     """How a child process that acts ends, as a shell would say it."""
-    pid = os.fork()
-    if pid == 0:
+
+    def work() -> int:
         try:
             act()
-            os._exit(0)
         except BaseException as error:
-            os._exit(failures.report(error))
-    status = os.waitpid(pid, 0)[1]
-    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+            return failures.report(error)
+        return 0
+
+    code = code_of(child(work))
+    return code if code >= 0 else 128 - code
 
 
 @pytest.mark.parametrize("micro_batch", EVERY)
@@ -124,17 +126,17 @@ def test_two_interrupts_while_saving_end_it_at_once_and_lose_nothing(
 ) -> None:
     """In the middle of checkpoint-2: half of its files are written, none of the others will be."""
     saves = iter(range(1, 100))
-    original = optimizer_state.tensors_of
+    original = files.write_tensors
 
-    def tensors_of(optimizer: Any) -> Any:
-        if next(saves) == 2:
+    def write_tensors(path: Path, *given: Any) -> Any:
+        if path.name == checkpoint.OPTIMIZER.rpartition("/")[2] and next(saves) == 2:
             send(signal.SIGINT)()
             send(signal.SIGINT)()
-        return original(optimizer)
+        return original(path, *given)
 
     folder = run.room / "interrupted"
     with monkeypatch.context() as patch:
-        patch.setattr(optimizer_state, "tensors_of", tensors_of)
+        patch.setattr(files, "write_tensors", write_tensors)
         assert ended(functools.partial(run.train, folder.name)) == 130
     assert os.readlink(folder / "last") == "checkpoint-1"
     assert not (folder / "checkpoint-2").exists()

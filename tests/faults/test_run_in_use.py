@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from counting import record, scale
+from forked import child
 from scenarios import _training
 from tiny_adapter import write
 from tiny_run import one_thread, tiny_llama_folder, tiny_recipe  # noqa: F401  (the fixture is used by all)
@@ -183,12 +184,7 @@ def forever_saving(folder: Path) -> None:
 def test_reading_a_run_while_it_saves_and_prunes(tmp_path: Path) -> None:
     """A child saves and removes without a pause; every reader gets one whole checkpoint."""
     save(tmp_path, 2, best=2)
-    pid = os.fork()
-    if not pid:
-        try:
-            forever_saving(tmp_path)
-        finally:
-            os._exit(1)
+    pid = child(lambda: forever_saving(tmp_path))
     found: Counter[str] = Counter()
     seen = set()
     try:
@@ -210,12 +206,7 @@ def test_merging_a_run_while_it_trains(tmp_path: Path) -> None:
     model = tiny_llama_folder(tmp_path / "llama")
     often = {"eval_every": 1, "save_every": 1, "keep": 1, "epochs": 100, "max_steps": 300}
     recipe = tiny_recipe(model, tmp_path / "run", data={"validation_limit": 2}, train=often)
-    pid = os.fork()
-    if not pid:
-        try:
-            train.run(recipe, quiet=True)
-        finally:
-            os._exit(0)
+    pid = child(lambda: train.run(recipe, quiet=True) and None)
     found: Counter[str] = Counter()
     try:
         while not (tmp_path / "run" / "best").exists():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from counting import record, scale
+from forked import child
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -63,12 +64,7 @@ class Checkpoints(RuleBasedStateMachine):
     def killed_while_saving(self, moment: float) -> None:
         tried["kills"] += 1
         self.step += 1
-        pid = os.fork()
-        if not pid:
-            try:
-                self._save(self.step, self.best)
-            finally:
-                os._exit(0)
+        pid = child(lambda: self._save(self.step, self.best))
         time.sleep(moment)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

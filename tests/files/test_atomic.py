@@ -8,13 +8,13 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from forked import child
 from trees import tree, write_folder
 
 from neuroada_cli import files
@@ -208,13 +208,14 @@ def test_a_name_that_the_reader_would_refuse_is_not_written(tmp_path: Path) -> N
 def paused_writer(target: Path) -> Iterator[int]:
     """Another process in the middle of writing `target`; yields its pid."""
     ready, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+
+    def work() -> None:
         with files.atomic_folder(target, overwrite=True) as folder:
             files.write_text(folder / "a.txt", "half")
             os.write(tell, b"x")
-            time.sleep(60)
-        os._exit(1)
+            signal.pause()
+
+    pid = child(work)
     os.read(ready, 1)
     try:
         yield pid

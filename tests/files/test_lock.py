@@ -9,11 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import child
 from trees import file_size_limit
 
 from neuroada_cli import files
@@ -41,14 +41,13 @@ def test_of_fifty_racing_locks_one_wins_and_the_others_name_it(tmp_path: Path) -
     gate, opened = os.pipe()
     results, told = os.pipe()
     held, release = os.pipe()
-    children = []
-    for _ in range(50):
-        pid = os.fork()
-        if pid == 0:
-            os.close(opened)
-            os.close(release)
-            _race(tmp_path / "run", gate, told, held)
-        children.append(pid)
+
+    def work() -> None:
+        os.close(opened)
+        os.close(release)
+        _race(tmp_path / "run", gate, told, held)
+
+    children = [child(work) for _ in range(50)]
     os.close(told)
     os.close(opened)  # all of them at once
     lines = []
@@ -75,18 +74,17 @@ def _race(folder: Path, gate: int, told: int, held: int) -> None:
             os.read(held, 1)  # until everyone has tried
     except OutputError as error:
         os.write(told, f"{error.line()}\n".encode())
-    finally:
-        os._exit(0)
 
 
 def test_a_dead_holder_frees_the_lock(tmp_path: Path) -> None:
     ready, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+
+    def work() -> None:
         with files.Lock(tmp_path):
             os.write(tell, b"x")
-            time.sleep(60)
-        os._exit(1)
+            signal.pause()
+
+    pid = child(work)
     os.read(ready, 1)
     with pytest.raises(OutputError, match=f"process {pid} on"):
         files.Lock(tmp_path).__enter__()
