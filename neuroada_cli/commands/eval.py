@@ -15,7 +15,7 @@ from rich.console import Console
 from neuroada_cli import files, hub, stopping
 from neuroada_cli.adapter import load as adapted
 from neuroada_cli.data.sources import refuse_foreign
-from neuroada_cli.errors import DataError, OutputError, RecipeError, Stopped
+from neuroada_cli.errors import DataError, ModelError, OutputError, RecipeError, Stopped
 from neuroada_cli.evaluation import display, foreign
 from neuroada_cli.evaluation.records import About, Records
 from neuroada_cli.evaluation.rows import Learnt, TaskRows, learnt_by, prepare
@@ -77,7 +77,7 @@ def run(
     recipe = named or trained
     trusted = trust_remote_code or (recipe is not None and recipe.model.trust_remote_code)
     settings = _settings(recipe, trained, protocol, batch_size, max_new_tokens)
-    chosen = _chosen_tasks(tasks, recipe)
+    chosen = _chosen_tasks(tasks, recipe, found)
     device = device or (recipe.device if recipe else None)
     device = hub.choose_device(device, None if ranks.alone else ranks.local)
     records = Records(Path(out) if out is not None else _default_folder(found))
@@ -205,8 +205,14 @@ def _settings(
     )
 
 
-def _chosen_tasks(names: Sequence[str], recipe: Recipe | None) -> list[Task]:
+def _chosen_tasks(names: Sequence[str], recipe: Recipe | None, target: adapted.Target) -> list[Task]:
     if not names and recipe is None:
+        if target.adapter is None and not Path(target.name).expanduser().exists():
+            raise ModelError(
+                "no such folder",
+                target.name,
+                "check the path; of a model on the hub name the tasks with --tasks",
+            )
         raise RecipeError("no task to score", fix="add --tasks boolq,piqa (or a recipe)")
     chosen = expand(names) if names or recipe is None else scored_tasks(recipe.eval.tasks, recipe.data.task)
     if len({(task.work, task.num_labels) for task in chosen}) > 1:

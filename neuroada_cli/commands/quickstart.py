@@ -41,6 +41,7 @@ from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.show.numbers import share
 from neuroada_cli.training.fit import TrainResult
 
+TOUR = frozenset({"selection.safetensors", "train", "merged", "eval", "results.json"})  # what it writes
 EXAMPLES = 3  # rows shown with what base and tuned model made of them
 STEPS = 6
 
@@ -63,14 +64,35 @@ class Tour:
 
 
 def run(recipe: Recipe, overwrite: bool = False) -> Tour:
-    """Take the whole tour in the recipe's run folder and print one table.
+    """Take the whole tour in the recipe's run folder, which it holds, and print one table.
 
-    Raises OutputError when the folder holds something and `overwrite` is not given, NumericsError when the
-    merged model answers differently from the trained one, and whatever the single commands raise.
+    overwrite  replace a former tour, and nothing else
+    Raises OutputError when the folder holds something and may not be replaced, or another process holds it,
+    NumericsError when the merged model answers differently from the trained one, and whatever the single
+    commands raise.
     """
     folder = recipe.run_path
-    if folder.exists() and not overwrite and any(folder.iterdir()):
+    _check_folder(folder, overwrite)
+    with files.Lock(folder):
+        _check_folder(folder, overwrite)
+        return _tour(recipe, folder)
+
+
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise OutputError("is a file", str(folder), "name another folder with --out")
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    names = {name for name in names if not name.startswith(".")}
+    if others := sorted(names - TOUR):
+        shown_names = ", ".join(others[:4]) + (", …" if len(others) > 4 else "")
+        raise OutputError(
+            f"holds something else than a tour ({shown_names})", str(folder), "name another folder with --out"
+        )
+    if names and not overwrite:
         raise OutputError("is not empty", str(folder), "add --overwrite, or choose another --out")
+
+
+def _tour(recipe: Recipe, folder: Path) -> Tour:
     inner = recipe.model_copy(update={"run_dir": str(folder / "train")})
     selection = folder / "selection.safetensors"
     console, seconds = Console(), dict[str, float]()

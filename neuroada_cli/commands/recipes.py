@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,8 +15,7 @@ from neuroada_cli.foreign_text import printable, shown
 from neuroada_cli.recipe.keys import described_keys
 from neuroada_cli.recipe.load import bundled_recipes, find_recipe, load_recipe, to_yaml
 
-if TYPE_CHECKING:
-    pass
+NAME_LINE = re.compile(r"^name:.*$", re.MULTILINE)
 
 
 def list_all() -> None:
@@ -55,7 +54,9 @@ def show(name: str, resolved: bool = False) -> None:
 
 
 def copy(name: str, out: Path | None = None, overwrite: bool = False) -> Path:
-    """Copy a recipe to `out` (a file or folder; default the current one). Raises RecipeError, OutputError."""
+    """Copy a recipe to `out` (a file or folder; default the current one), named like its file, so that the
+    runs of two copies do not meet in one folder. Raises RecipeError, OutputError.
+    """
     from neuroada_cli import files  # which imports torch
 
     source = find_recipe(name)
@@ -64,6 +65,12 @@ def copy(name: str, out: Path | None = None, overwrite: bool = False) -> Path:
         target = target / source.name
     if target.exists() and not overwrite:
         raise OutputError("exists", str(target), "name another file, or add --overwrite")
-    files.write_text(target, source.read_text(encoding="utf-8"))
+    text = source.read_text(encoding="utf-8")
+    files.write_text(target, NAME_LINE.sub(f"name: {_name_of(target)}", text, count=1))
     print(f"{target}: train it with `neuroada train {target}`")
     return target
+
+
+def _name_of(target: Path) -> str:
+    """What `Recipe.name` takes of a file's name."""
+    return re.sub(r"[^\w.-]", "-", target.stem).lstrip(".-") or "mine"

@@ -16,6 +16,7 @@ from neuroada_cli.foreign_text import shown
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.ranks.place import refuse_strangers
 from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.show.notes import tell
 from neuroada_cli.training import dry_run as preview
 from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training import space
@@ -53,7 +54,7 @@ def run(
         section = recipe.select.model_copy(update={"file": str(selection)})
         recipe = recipe.model_copy(update={"select": section})
     run_dir = recipe.run_path
-    if not show_rows:
+    if not (dry_run or show_rows):
         ranks.first_does(lambda: run_folder.check(run_dir, resume, overwrite, recipe_file))
     if resume:
         recipe = run_folder.as_begun(recipe, run_dir)
@@ -73,6 +74,8 @@ def run(
         preview.show_rows(checked, show_rows, Console())
     if dry_run or show_rows:
         predicted = preview.dry_run(checked) if dry_run and ranks.first else None
+        if dry_run and (problem := run_folder.problem(run_dir, resume, overwrite, recipe_file)):
+            tell([f"training would be refused: {problem}"], console.quiet)
         return TrainResult(
             run_dir=run_dir,
             steps=plan.steps,

@@ -42,6 +42,15 @@ def check(folder: Path, resume: bool, overwrite: bool, recipe_file: Path | None 
         _refuse_to_lose(recipe_file, folder / RECIPE)
 
 
+def problem(folder: Path, resume: bool, overwrite: bool, recipe_file: Path | None = None) -> str | None:
+    """What `check` would refuse, as a line; None for nothing."""
+    try:
+        check(folder, resume, overwrite, recipe_file)
+    except OutputError as error:
+        return error.line()
+    return None
+
+
 def _refuse_others(folder: Path, fix: str) -> None:
     others = sorted(entry.name for entry in folder.iterdir() if not _is_welcome(entry))
     if others:

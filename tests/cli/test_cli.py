@@ -15,6 +15,7 @@ from neuroada_cli import __version__, failures
 from neuroada_cli.cli import app as cli
 from neuroada_cli.cli.options import parse_bytes, parse_counts
 from neuroada_cli.errors import DataError, RecipeError, Stopped
+from neuroada_cli.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +113,8 @@ def test_a_wrong_recipe_is_refused_before_anything_heavy_is_imported(tmp_path: P
         (["eval", "--predictions", "x", "--tasks", "boolq,piqa"], 2, "--predictions: scores one task; name"),
         (["eval", "--predictions", "x", "--tasks", "math-all"], 2, "error: math-all is a group of tasks"),
         (["eval", "--predictions", "x.jsonl", "--tasks", "boolq"], 3, "error: x.jsonl: no such file"),
+        (["eval", "./nowhere"], 4, "error: ./nowhere: no such folder; check the path"),
+        (["eval", "runs/nowhere"], 4, "error: runs/nowhere: no such folder; check the path"),
         (["eval", "./nowhere", "--tasks", "due_dates"], 4, "error: ./nowhere: no such model folder"),
         (["eval", "x", "--tasks", "boolqq"], 2, "error: boolqq is not a task; did you mean boolq?"),
         (["recipes", "show", "quickstar"], 2, "did you mean quickstart?"),
@@ -232,13 +235,23 @@ def test_recipes_are_listed_shown_and_copied(neuroada, tmp_path: Path) -> None:
     assert "warmup_ratio: 0.0" in neuroada("recipes", "show", "llama7b_math", "--resolved")[1]
 
     assert neuroada("recipes", "copy", "llama7b_math", "my.yaml")[0] == 0
-    assert (tmp_path / "my.yaml").read_text() == shown
+    mine = shown.replace("name: llama7b_math\n", "name: my\n")
+    assert mine != shown
+    assert (tmp_path / "my.yaml").read_text() == mine
     code, _, err = neuroada("recipes", "copy", "quickstart", "my.yaml")
     assert code == 7
     assert "my.yaml: exists" in err
-    assert (tmp_path / "my.yaml").read_text() == shown
+    assert (tmp_path / "my.yaml").read_text() == mine
     assert neuroada("recipes", "copy", "quickstart", "my.yaml", "--overwrite")[0] == 0
-    assert neuroada("validate", "my.yaml", "--set", "model.path=x/y")[1].startswith("quickstart: fine")
+    assert neuroada("validate", "my.yaml", "--set", "model.path=x/y")[1].startswith("my: fine")
+
+
+def test_every_copy_is_named_like_its_file_and_is_a_recipe(neuroada, tmp_path: Path) -> None:
+    for out, name in (("a b.yaml", "a-b"), (".x.yaml", "x"), ("r-2.1.yaml", "r-2.1"), ("….yaml", "mine")):
+        assert neuroada("recipes", "copy", "minilm_rte", out)[0] == 0
+        copied, source = load_recipe(tmp_path / out), load_recipe("minilm_rte")
+        assert copied.name == name
+        assert copied.model_copy(update={"name": source.name}) == source
 
 
 def test_env_names_the_versions(neuroada) -> None:

@@ -211,6 +211,21 @@ def test_early_stop(llama_folder: Path, tmp_path: Path) -> None:
     assert again.steps == result.steps
 
 
+def test_a_dry_run_of_a_run_that_is_there_says_that_training_would_be_refused(
+    llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_recipe(llama_folder, tmp_path / "run", train={"max_steps": 1})
+    go(recipe)
+    before = tree(tmp_path / "run")
+    capsys.readouterr()
+    assert train.run(recipe, dry_run=True).steps == 1
+    assert "training would be refused: " in (said := capsys.readouterr().err)
+    assert "--resume goes on, --overwrite starts again" in said
+    train.run(recipe, dry_run=True, overwrite=True)
+    assert "refused" not in capsys.readouterr().err
+    assert tree(tmp_path / "run") == before
+
+
 def test_dry_run_writes_nothing_and_reads_no_weights(
     llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
