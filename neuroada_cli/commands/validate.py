@@ -1,7 +1,7 @@
-"""`neuroada validate`: everything about a recipe that can be known without the network and without training.
+"""`neuroada validate`: what `train` checks before it reads a weight, by the same code, and what it would do.
 
-The schema was checked when the recipe was read. Here its names (tasks, criterion) are looked up; a model
-that lies on this machine is checked down to the layers that the targets match, and K against their inputs.
+A model that is not on this machine is not fetched for it: then names, settings and files of rows are checked,
+and that the rest was not is said.
 """
 
 from __future__ import annotations
@@ -14,20 +14,26 @@ from neuroada_cli import hub
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.foreign_text import printable, public
 from neuroada_cli.hub.packaged import PACKAGED
+from neuroada_cli.methods import facts_of
 from neuroada_cli.recipe.schema import Recipe
-from neuroada_cli.selection.choice import check_criterion, choice_of
+from neuroada_cli.selection.choice import check_criterion
 from neuroada_cli.selection.file import read_selection
+from neuroada_cli.show.notes import tell
 from neuroada_cli.show.numbers import share
 from neuroada_cli.tasks.registry import get_protocol, get_task, scored_tasks
 from neuroada_cli.tasks.task import Task
-from neuroada_cli.training import dry_run
-from neuroada_cli.training.preflight import check
+from neuroada_cli.tasks.training_set import training_set
+from neuroada_cli.training import dry_run, space
+from neuroada_cli.training import folder as run_folder
+from neuroada_cli.training.preflight import Checked, check
+from neuroada_cli.training.remarks import remarks
 
 
 def run(recipe: Recipe, show_rows: int = 0) -> None:
-    """Print in four lines what the recipe would do, and so many rows as they will be learnt.
+    """Print in a few lines what the recipe would do, and so many rows as they will be learnt.
 
-    Raises the UserError of whatever is wrong with it.
+    Raises the UserError of whatever would keep `train` from starting, but for a run folder that is taken,
+    which is told.
     """
     task = get_task(recipe.data.task)
     protocol = get_protocol(recipe.data.protocol)
@@ -36,10 +42,17 @@ def run(recipe: Recipe, show_rows: int = 0) -> None:
     source = recipe.data.train or task.sets.get("train")
     if source is None:
         raise RecipeError(f"task {task.name} has no training set of its own", "data.train", "name one")
-    model = _model(recipe, task)
+    checked = None
+    if _is_elsewhere(recipe):
+        model = _unseen(recipe, task)
+    else:
+        checked = check(recipe, overwrite=False)
+        space.require(checked)
+        model = _seen(checked)
     train = recipe.train
+    fine = "fine" if checked is not None else "fine as far as it can be told without the model"
     for line in (
-        f"{recipe.name}: fine",
+        f"{recipe.name}: {fine}",
         f"  model  {recipe.model.path} ({recipe.model.dtype or 'in its own data type'}), {model}",
         f"  data   {source} as {task.name}, protocol {protocol.name} (loss on {protocol.loss_mask})",
         f"  train  {train.method}, lr {recipe.optim.lr:g} ({recipe.optim.schedule}), "
@@ -47,23 +60,41 @@ def run(recipe: Recipe, show_rows: int = 0) -> None:
         f"  eval   {', '.join(each.name for each in scored)}",
     ):
         print(printable(public(line)))
+    if problem := run_folder.problem(recipe.run_path, resume=False, overwrite=False):
+        tell([f"training would be refused: {problem}"])
+    if checked is not None:
+        tell(remarks(checked))
     if show_rows:
-        dry_run.show_rows(check(recipe, overwrite=False), show_rows, Console())
+        dry_run.show_rows(checked or check(recipe, overwrite=False), show_rows, Console())
 
 
-def _model(recipe: Recipe, task: Task) -> str:
-    select = recipe.select
+def _is_elsewhere(recipe: Recipe) -> bool:
+    """Whether the model would have to be fetched from the hub. A path that leads nowhere would not."""
+    path = recipe.model.path
+    if path in PACKAGED or Path(path).expanduser().exists():
+        return False
+    named = hub.is_hub_id(path) or "/" not in path
+    return named and hub.local_folder(path, recipe.model.revision) is None
+
+
+def _unseen(recipe: Recipe, task: Task) -> str:
+    """What can be said without the model, once what can be checked is checked."""
+    select, data = recipe.select, recipe.data
+    facts_of(recipe.train.method).require()
+    if data.data_dir is not None or (data.train is not None and Path(data.train).suffix != ""):
+        training_set(data, task, recipe.seed, scored_tasks(recipe.eval.tasks, data.task))
     if select.file is not None:
         selection = read_selection(Path(select.file))
-        return (
-            f"K={selection.k} by {selection.criterion} in {len(selection.indices)} layers, from {select.file}"
-        )
-    if recipe.model.path not in PACKAGED and not Path(recipe.model.path).expanduser().exists():
-        return f"K={select.k} by {select.criterion}; not on this machine, so not looked into"
-    folder = hub.resolve_model(recipe.model.path, recipe.model.revision, recipe.model.trust_remote_code)
-    base = hub.open_base(folder, task.work, task.num_labels, recipe.model.trust_remote_code)
-    choice = choice_of(select, base, recipe.seed)
-    choice.check()
-    count, total = choice.connections, base.parameters
-    trains = f"{count:,} of {total:,} parameters train ({share(count, total)})"
-    return f"K={select.k} by {choice.label} in {len(choice.targets)} layers: {trains}"
+        chosen = f"K={selection.k} by {selection.criterion} in {len(selection.indices)} layers"
+        return f"{chosen}, from {select.file}; not on this machine, so not looked into"
+    return f"K={select.k} by {select.criterion}; not on this machine, so not looked into"
+
+
+def _seen(checked: Checked) -> str:
+    plan, choice, select = checked.plan, checked.choice, checked.recipe.select
+    trains = f"{plan.trainable:,} of {plan.total:,} parameters train ({share(plan.trainable, plan.total)})"
+    if not plan.facts.chosen:
+        return trains
+    where = f", from {select.file}" if select.file is not None else ""
+    label = select.criterion if select.file is not None else choice.label
+    return f"K={select.k} by {label} in {len(choice.targets)} layers{where}: {trains}"
