@@ -37,6 +37,7 @@ from neuroada_cli.adapter.config import (
 )
 from neuroada_cli.delta.index import size
 from neuroada_cli.errors import ModelError, NumericsError
+from neuroada_cli.hub.stored import all_finite
 from neuroada_cli.methods import METHODS
 from neuroada_cli.methods.facts import NEUROADA
 from neuroada_cli.selection.file import (
@@ -45,6 +46,7 @@ from neuroada_cli.selection.file import (
     check_base,
     check_shapes,
     checked_selection,
+    first_row,
     format_of,
     read_selection,
     write_selection,
@@ -252,24 +254,25 @@ def _check_delta(module: str, delta_OK: Tensor, index_OK: Tensor, where: str) ->
     if delta_OK.dtype != torch.float32 or delta_OK.shape != index_OK.shape:
         got, wanted = f"{delta_OK.dtype} {list(delta_OK.shape)}", f"torch.float32 {list(index_OK.shape)}"
         raise ModelError(f"{module}: values are {got}, expected {wanted}", where)
-    loose = ((index_OK < 0) & (delta_OK != 0)).any(dim=1)
-    if loose.any():
-        raise ModelError(f"{module}: row {int(loose.nonzero()[0])} has a value without a column", where)
-    broken = ~torch.isfinite(delta_OK).all(dim=1)
-    if broken.any():
-        raise ModelError(f"{module}: row {int(broken.nonzero()[0])} holds NaN or infinity", where)
+    if int(index_OK.min()) < 0:
+        loose_OK = (index_OK < 0) & (delta_OK != 0)
+        if loose_OK.any():
+            raise ModelError(f"{module}: row {first_row(loose_OK)} has a value without a column", where)
+    if not all_finite(delta_OK):
+        row = first_row(~torch.isfinite(delta_OK))
+        raise ModelError(f"{module}: row {row} holds NaN or infinity", where)
 
 
 def _check_whole(name: str, tensor: Tensor, where: str) -> None:
     if tensor.dtype not in WHOLE_DTYPES:
         raise ModelError(f"{name}: values are {tensor.dtype}, expected floating point", where)
-    if not torch.isfinite(tensor).all():
+    if not all_finite(tensor):
         raise ModelError(f"{name} holds NaN or infinity", where)
 
 
 def _check_finite(adapter: Adapter) -> None:
     for name, tensor in {**adapter.deltas, **adapter.whole}.items():
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise NumericsError(
                 f"{name} holds NaN or infinity and is not saved", fix="lower the learning rate"
             )

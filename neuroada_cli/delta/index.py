@@ -15,9 +15,9 @@ def filled(index_OK: Tensor) -> tuple[Tensor, Tensor | None]:
     A place holder becomes the row's lowest column that is not chosen: with its delta at 0, folding writes
     back the value that is there.
     """
-    real_OK = index_OK >= 0
-    if bool(real_OK.all()):
+    if index_OK.numel() == 0 or int(index_OK.min()) >= 0:
         return index_OK, None
+    real_OK = index_OK >= 0
     counted_K = torch.arange(index_OK.shape[1], device=index_OK.device)
     leading_O = (index_OK == counted_K).long().cumprod(dim=1).sum(dim=1)  # columns 0, 1, … that are chosen
     return torch.where(real_OK, index_OK, leading_O[:, None].to(index_OK.dtype)), real_OK

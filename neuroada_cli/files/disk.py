@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import functools
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,6 +81,20 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def start_writeback(descriptor: int, begin: int, nbytes: int) -> None:
+    """Let the disk begin with a part of a file, so that a later fsync has less to wait for. A hint: what it
+    says is left to that fsync, and a system without the call (not Linux) does as it does.
+    """
+    call = _sync_file_range()
+    if call is not None:
+        call(descriptor, ctypes.c_int64(begin), ctypes.c_int64(nbytes), 2)  # SYNC_FILE_RANGE_WRITE
+
+
+@functools.cache
+def _sync_file_range() -> Callable[..., int] | None:
+    return getattr(ctypes.CDLL(None), "sync_file_range", None)
 
 
 def require_space(path: str | os.PathLike[str], nbytes: int) -> None:

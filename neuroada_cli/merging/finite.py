@@ -6,17 +6,12 @@ import torch
 from torch import Tensor
 
 from neuroada_cli.errors import NumericsError
-from neuroada_cli.hub.stored import WEIGHT_DTYPES
+from neuroada_cli.hub.stored import WEIGHT_DTYPES, all_finite
 from neuroada_cli.show.numbers import describe_dtype
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    """By its extremes, which NaN takes, too: far quicker than a look at each number, and without a copy."""
-    return tensor.numel() == 0 or all(torch.isfinite(extreme) for extreme in torch.aminmax(tensor))
-
-
 def _refuse_broken(weight: Tensor, name: str) -> None:
-    if weight.dtype in WEIGHT_DTYPES and not _is_finite(weight):
+    if weight.dtype in WEIGHT_DTYPES and not all_finite(weight):
         raise NumericsError(f"{name} of the base holds NaN or infinity", fix="download the base again")
 
 
@@ -24,7 +19,7 @@ def _finite_cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     if tensor.dtype == dtype:
         return tensor
     cast = tensor.to(dtype)
-    if not _is_finite(cast):
+    if not all_finite(cast):
         raise NumericsError(
             f"{name} has values that overflow in {describe_dtype(dtype)}", fix="choose another --dtype"
         )
