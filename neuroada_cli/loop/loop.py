@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from neuroada_cli.loop.optim import OptimSettings, adamw, lr_factor
 from neuroada_cli.loop.recomputing import enable_checkpointing
 from neuroada_cli.loop.rng import seed_everything, seed_of
 from neuroada_cli.loop.step import StepStats, train_step
+from neuroada_cli.loop.unreached import refuse_unreached
 from neuroada_cli.loop.validate import Evaluation, Metric, validate
 from neuroada_cli.methods.protocol import Method, Reselects
 from neuroada_cli.ranks.group import ALONE, Ranks
@@ -120,6 +121,7 @@ def train(
     indices: dict[str, Tensor],
     choose: Choose | None = None,
     ranks: Ranks = ALONE,
+    wanted: Mapping[str, Collection[str]] | None = None,
 ) -> Progress:
     """Train `model`, to which `method` is attached, to the end of the run.
 
@@ -127,6 +129,7 @@ def train(
              step and at every save, entry by entry at the end)
     choose   weight -> what trains of it, for `settings.reselect_every` (of a method that reselects)
     ranks    the processes that train together: each with the same arguments, and the same result
+    wanted   entry of `select.targets` -> its layers: one of which no layer gets a gradient is an error
     Raises Stopped after a signal (a checkpoint is written first), NumericsError (nothing is written, the last
     checkpoint stays good), DataError for a step without any target; what torch raises when memory runs out.
     """
@@ -168,7 +171,10 @@ def train(
                 model, method, optimizer, schedule.micro_batches(progress.step), LOSSES[data.kind],
                 progress.step, schedule.lr_factor(progress.step),
                 weight_decay=settings.optim.weight_decay, clip=settings.optim.clip, ranks=ranks,
+                look=progress.step == begun,
             )  # fmt: skip
+            if stats.unreached is not None:
+                refuse_unreached(stats.unreached, wanted or {})
             progress.step += 1
             report.step(stats, schedule.total)
             if progress.step == begun + 1:

@@ -5,17 +5,15 @@ B = rows, S = sequence length, N = targets, H = hidden size, V = vocabulary, C =
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuroada_cli.data.batch import IGNORED, Batch, Encoded, pack
+from neuroada_cli.data.batch import IGNORED, Batch
 from neuroada_cli.errors import ModelError
 from neuroada_cli.loop.linear_cross_entropy import is_frozen_linear, linear_cross_entropy
 from neuroada_cli.methods.loreft import tell_prompts
@@ -58,7 +56,7 @@ def inputs_of(batch: Batch) -> dict[str, Tensor | None]:
     Of an encoder-decoder also what its decoder gets, with a mask: some models take the padding token, which
     is how many answers begin, for padding.
     """
-    return {"input_ids": batch.tokens_BS, **_order(batch), **decoder_inputs(batch)}
+    return {"input_ids": batch.tokens_BS, **order_of(batch), **decoder_inputs(batch)}
 
 
 def decoder_inputs(batch: Batch) -> dict[str, Tensor]:
@@ -68,51 +66,13 @@ def decoder_inputs(batch: Batch) -> dict[str, Tensor]:
     return {"decoder_input_ids": batch.decoder_BS, "decoder_attention_mask": batch.decoder_attention_BS}
 
 
-def _order(batch: Batch) -> dict[str, Tensor | None]:
+def order_of(batch: Batch) -> dict[str, Tensor | None]:
     """What tells a model which tokens see each other. Packed rows are told apart by their positions, which
     transformers looks at only where no mask is given.
     """
     if batch.positions_BS is None:
         return {"attention_mask": batch.attention_BS}
     return {"attention_mask": None, "position_ids": batch.positions_BS}
-
-
-@torch.no_grad()
-def check_packing(model: nn.Module, rows: Sequence[Encoded]) -> None:
-    """Tries the model once on two packed rows and on each by itself.
-
-    Raises ModelError when the logits differ by more than rounding: then a row sees the one before it.
-    """
-    short = [replace(row, input_ids=row.input_ids[:TRIED_TOKENS], labels=[]) for row in rows[:2]]
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise ModelError(
-            "takes no position_ids, so packed rows cannot be kept apart", type(model).__name__, NO_PACKING
-        )
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    try:
-        batch = pack(short + short).to(device)
-        packed_SV = model(input_ids=batch.tokens_BS, use_cache=False, **_order(batch)).logits[0].float()
-        alone = [
-            model(input_ids=torch.tensor([r.input_ids], device=device), use_cache=False).logits[0]
-            for r in short
-        ]
-    finally:
-        model.train(training)
-    alone_SV = torch.cat(alone + alone).float()
-    apart = float((packed_SV - alone_SV).abs().max() / alone_SV.std())
-    if not apart < PACKED_TOLERANCE[next(model.parameters()).dtype]:
-        raise ModelError(
-            f"does not keep packed rows apart: logits differ by {apart:.2g} of their spread",
-            type(model).__name__,
-            NO_PACKING,
-        )
-
-
-TRIED_TOKENS = 32
-PACKED_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}  # of the logits' spread
-NO_PACKING = "set train.packing: false"
 
 
 def logits_are_final(model: nn.Module, tokens_BS: Tensor) -> bool:

@@ -15,6 +15,7 @@ from neuroada_cli.errors import DataError, NumericsError
 from neuroada_cli.loop.loss import Loss, count_targets
 from neuroada_cli.loop.optim import clip_gradients, set_lr
 from neuroada_cli.loop.turns import turns
+from neuroada_cli.loop.unreached import Unreached, unreached
 from neuroada_cli.methods.protocol import Method, Shards
 from neuroada_cli.ranks.gradients import sum_gradients
 from neuroada_cli.ranks.group import ALONE, Ranks
@@ -23,7 +24,8 @@ from neuroada_cli.ranks.group import ALONE, Ranks
 @dataclass(frozen=True)
 class StepStats:
     """loss is the mean over the step's targets before the update, grad_norm is before clipping, lr is the
-    deltas', tokens counts everything but padding, seconds is the whole step. row_numbers are the data's own.
+    deltas', tokens counts everything but padding, seconds is the whole step. row_numbers are the data's own;
+    unreached is what got no gradient, where that was looked for.
     """
 
     step: int
@@ -35,6 +37,7 @@ class StepStats:
     rows: int
     seconds: float
     row_numbers: tuple[int, ...] = ()
+    unreached: Unreached | None = None
 
 
 def train_step(
@@ -48,6 +51,7 @@ def train_step(
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     ranks: Ranks = ALONE,
+    look: bool = False,
 ) -> StepStats:
     """loss = sum over all micro-batches / their target count, then clip, update, refold.
 
@@ -55,9 +59,10 @@ def train_step(
     step           number of this step (0 is the first), for messages and the result
     factor         share of the peak learning rate
     ranks          take turns at the micro-batches; all divide by the same count
+    look           for what gets no gradient
     A mean of per-micro-batch means would weigh tokens by the company they keep; this does not.
     Raises DataError without a single target; NumericsError, before anything is updated, for a loss or
-    gradient that is not finite, and at step 0 when every gradient is zero.
+    gradient that is not finite, and where every gradient is zero though there is a loss.
     """
     started = time.perf_counter()
     targets = sum(count_targets(batch.labels_BS) for batch in micro_batches)
@@ -84,6 +89,7 @@ def train_step(
     # the step's only wait for the device: everything the guard and the log need at once
     *sums, grad_norm = _told([*losses, norm.float()], len(micro_batches), ranks)
     _guard(sums, grad_norm, micro_batches, step)
+    missed = unreached(model, parameters) if look else None
 
     set_lr(optimizer, factor)
     lr = optimizer.param_groups[0]["lr"]
@@ -93,7 +99,7 @@ def train_step(
     method.after_step(model)
     seconds = time.perf_counter() - started
     mean = sum(sums) / targets
-    return StepStats(step + 1, mean, grad_norm, lr, targets, tokens, len(rows), seconds, tuple(rows))
+    return StepStats(step + 1, mean, grad_norm, lr, targets, tokens, len(rows), seconds, tuple(rows), missed)
 
 
 def _told(own: Sequence[Tensor], count: int, ranks: Ranks) -> list[float]:
@@ -125,8 +131,10 @@ def _guard(sums: list[float], grad_norm: float, micro_batches: Sequence[Batch], 
     if not math.isfinite(grad_norm):
         rows = [row for batch in micro_batches for row in batch.rows]
         raise NumericsError(f"the gradient is not finite at step {step + 1}, rows {listed(rows)}", fix=fix)
-    if step == 0 and grad_norm == 0.0:
+    if grad_norm == 0.0 and any(sums):  # of a loss of 0 nothing is left to learn
+        first = "check select.targets, and that the answers in the data differ from the prompt"
+        later = "look at what happened before it: an evaluation, a lost precision (set model.dtype: fp32)"
         raise NumericsError(
-            "all gradients are zero at step 1, so nothing would train",
-            fix="check select.targets, and that the answers in the data differ from the prompt",
+            f"all gradients are zero at step {step + 1}, so nothing would train",
+            fix=later if step else first,
         )

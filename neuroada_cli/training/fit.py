@@ -21,11 +21,11 @@ from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
 from neuroada_cli.data.batch import align_padding
 from neuroada_cli.delta.sharded import Planned, plan_layers, shard
-from neuroada_cli.delta.targets import parameter_name
+from neuroada_cli.delta.targets import ALL_LINEAR, find_targets, parameter_name
 from neuroada_cli.errors import PeerError, RecipeError, UserError
 from neuroada_cli.hub.sharded import names_of, planned_model, read_rows
 from neuroada_cli.loop.loop import Progress, train
-from neuroada_cli.loop.loss import check_packing
+from neuroada_cli.loop.packing import check_packing
 from neuroada_cli.machine import environment
 from neuroada_cli.machine.allocator import keeping_freed_memory
 from neuroada_cli.machine.memory import peak_memory
@@ -115,7 +115,10 @@ def fit(
         with advised(checked, "training"), keeping, reporter as report:
             settings, section = loop_settings(recipe), recipe.select
             again = partial(choose_in, k=section.k, criterion=section.criterion, rank=section.lift_rank)
-            progress = train(model, method, data, settings, checkpoints, report, indices, again, ranks)
+            wanted = _wanted(checked, selection)
+            progress = train(
+                model, method, data, settings, checkpoints, report, indices, again, ranks, wanted
+            )
     except UserError as error:
         if isinstance(error, PeerError) or not ranks.first:
             raise
@@ -204,6 +207,19 @@ def _attached(checked: Checked, selection: Selection, ranks: Ranks) -> tuple[nn.
     elif facts.chosen:
         adapted = selection.connections
     return model, method, adapted + sum(parameter.numel() for parameter in method.whole_parameters())
+
+
+def _wanted(checked: Checked, selection: Selection) -> dict[str, list[str]]:
+    """Entry of `select.targets` that names layers -> those of them that the method adapts."""
+    if not (checked.plan.facts.chosen or checked.plan.facts.linear_only):
+        return {}
+    entries = [entry for entry in checked.recipe.select.targets if entry != ALL_LINEAR]
+    parts = hub.parts_of(checked.base.graph)
+    found = {}
+    for entry in entries if checked.recipe.select.file is None else ():
+        named = find_targets(checked.base.graph, [entry], parts=parts)
+        found[entry] = [name for name in named if name in selection.indices]
+    return found
 
 
 def _begin(recipe: Recipe, run_dir: Path, selection: Selection) -> None:

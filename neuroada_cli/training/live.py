@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from neuroada_cli.data.batch import listed
 from neuroada_cli.loop.spikes import SpikeWatch
 from neuroada_cli.loop.step import StepStats
+from neuroada_cli.loop.unreached import described
 from neuroada_cli.loop.validate import Evaluation
 from neuroada_cli.machine.memory import peak_memory
 from neuroada_cli.training.log import MetricsLog, read_metrics
@@ -71,6 +72,9 @@ class LiveReport:
     def step(self, stats: StepStats, total: int) -> None:
         memory = peak_memory(self._device)
         self._keep(stats, memory)
+        if stats.unreached is not None and stats.unreached.names:
+            line = f"step {stats.step}: {described(stats.unreached)}"
+            self._console.print(line, style="yellow", highlight=False, soft_wrap=True)
         speed = stats.tokens / max(stats.seconds, 1e-9)
         loss, speed = self._smoothed("loss", stats.loss), self._smoothed("speed", speed)
         line = f"loss {loss:.4f}  lr {stats.lr:.2e}  {speed:,.0f} tokens/s  {memory / 1e9:.2f} GB"
@@ -90,6 +94,7 @@ class LiveReport:
                 self._smoothed("loss", loss)
         entry = {"kind": "train", **asdict(stats), "peak_bytes": memory}
         numbers = entry.pop("row_numbers")
+        del entry["unreached"]
         usual = self._spikes.usual_before(stats.loss)
         self._log.append(entry if usual is None else entry | {"spike": True})
         if usual is not None:

@@ -15,8 +15,8 @@ from torch import nn
 from neuroada_cli import hub
 from neuroada_cli.data.batch import IGNORED, Encoded
 from neuroada_cli.loop.loop import Progress, Settings, TrainData, train
-from neuroada_cli.loop.loss import check_packing
 from neuroada_cli.loop.optim import OptimSettings
+from neuroada_cli.loop.packing import check_packing
 from neuroada_cli.loop.step import StepStats
 from neuroada_cli.loop.validate import Evaluation
 from neuroada_cli.methods import METHODS

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import pico_gpt2, pico_llama
+from tiny_families import tiny
 from torch import nn
 from transformers import LlamaForCausalLM
 
 from neuroada_cli.data.batch import IGNORED, Encoded, collate, pack
 from neuroada_cli.errors import ModelError
-from neuroada_cli.loop.loss import check_packing, count_targets, token_loss
+from neuroada_cli.loop.loss import count_targets, token_loss
+from neuroada_cli.loop.packing import check_packing
 from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.criteria import choose
 
@@ -100,3 +102,16 @@ def test_a_model_without_positions_is_refused() -> None:
 
     with pytest.raises(ModelError, match="takes no position_ids"):
         check_packing(Other(), ROWS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "granitemoe"])
+def test_a_mixture_whose_experts_work_on_all_rows_at_once_passes(model_type: str, dtype: torch.dtype) -> None:
+    check_packing(tiny(model_type).to(dtype), ROWS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_convolution_that_runs_on_into_the_next_row_is_refused(dtype: torch.dtype) -> None:
+    model = tiny("lfm2", layer_types=["conv", "full_attention"]).to(dtype)
+    with pytest.raises(ModelError, match=r"change by .* with the row before it"):
+        check_packing(model, ROWS)
