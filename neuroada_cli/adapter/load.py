@@ -24,7 +24,7 @@ from neuroada_cli.hub.stored import own_dtype
 from neuroada_cli.methods import METHODS
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import Recipe
-from neuroada_cli.selection.file import check_base, check_shapes
+from neuroada_cli.selection.file import check_base, check_shapes, check_ties
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,8 @@ def put_on(model: nn.Module, adapter: Adapter, where: str) -> None:
             _refuse_misfit(model, adapter, where)
             facts.build(adapter.settings.get("peer")).attach(model, adapter.selection.indices)
         else:
+            if facts.chosen:
+                check_ties(adapter.selection, model, where)
             attach(model, adapter.selection.indices, adapter.deltas)
     except (TypeError, ValueError) as error:
         raise ModelError(f"does not fit its base: {error}", where) from None

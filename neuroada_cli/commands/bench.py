@@ -132,8 +132,10 @@ def _from_recipe(recipe: Recipe, layers: int | None, plan: BenchPlan) -> Subject
     task = get_task(recipe.data.task)
     settings = recipe.model
     folder = hub.resolve_model(settings.path, settings.revision, settings.trust_remote_code)
-    _check_length(plan, hub.read_config(folder).get("max_position_embeddings"))
     model_task = hub.model_task(folder, task.work, settings.trust_remote_code)
+    _check_length(
+        plan, hub.open_base(folder, model_task, task.num_labels, settings.trust_remote_code).positions
+    )
     model = hub.load_model(
         folder, model_task, plan.dtype, plan.device, num_labels=task.num_labels,
         attention=settings.attention, seed=recipe.seed, trust_remote_code=settings.trust_remote_code,

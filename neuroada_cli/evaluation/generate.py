@@ -21,6 +21,7 @@ from neuroada_cli.data.pairs import asked
 from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import DataError, NumericsError
 from neuroada_cli.evaluation.rounds import in_rounds
+from neuroada_cli.hub.positions import positions_of
 from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.tasks.task import Decoding
@@ -215,8 +216,7 @@ def _refuse_unfit(model: Any, encoded: list[list[int]], max_new_tokens: int) -> 
 
 def context_of(model: Any) -> int | None:
     """How many tokens a prompt and its answer may have together; None where the model sets no bound."""
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return found if isinstance(found, int) else None
+    return positions_of(model)
 
 
 def _encoded(prompt: str | list[int], coder: Coder, tokenizer: Any, pairs: bool) -> list[int]:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from neuroada_cli.delta.targets import Target, parameter_name
 from neuroada_cli.hub.fingerprint import HASHES, fingerprint, hash_of
-from neuroada_cli.hub.graph import module_graph, rules_of
+from neuroada_cli.hub.graph import Rules, module_graph, rules_of
 from neuroada_cli.hub.kinds import CLASSIFIERS, ModelTask, Work
 from neuroada_cli.hub.loading import is_pooler, model_task, skeleton
 from neuroada_cli.hub.places import Places, Run
 from neuroada_cli.hub.plausible import refuse_other_shapes
+from neuroada_cli.hub.positions import positions_of
+from neuroada_cli.hub.ties import held_apart, untie
 from neuroada_cli.hub.weights import Weights, open_weights
 from neuroada_cli.ranks.group import Ranks
 
@@ -28,6 +30,7 @@ class Base:
     """folder holds the files, weights their tensors; graph is walked (`module_graph`).
 
     task, num_labels, trust_remote_code  of the model that is meant: which of transformers' classes it is
+    apart   parameters that the config ties, but not the files: they are not tied in the graph
     hashes  of the tensors that were read whole so far
     """
 
@@ -37,17 +40,25 @@ class Base:
     task: ModelTask = "causal-lm"
     num_labels: int | None = None
     trust_remote_code: bool = False
+    apart: tuple[str, ...] = ()
     hashes: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def skeleton(self) -> nn.Module:
         """The module graph with its code, on the meta device: what can be run on tensors without memory."""
-        return skeleton(self.folder, self.task, self.num_labels, self.trust_remote_code)
+        model = skeleton(self.folder, self.task, self.num_labels, self.trust_remote_code)
+        untie(model, self.apart)
+        return model
+
+    @cached_property
+    def rules(self) -> Rules:
+        """What loading does to the files' tensors."""
+        return rules_of(self.graph)
 
     @cached_property
     def places(self) -> Places:
         """Where the parameters lie in the files."""
-        return Places(self.graph, self.weights, rules_of(self.graph), lambda: self.skeleton)
+        return Places(self.graph, self.weights, self.rules, lambda: self.skeleton)
 
     def runs(self, name: str, target: Target) -> list[list[Run]]:
         """Where a target's neurons lie in the files, once for each stored copy. Raises ModelError."""
@@ -93,15 +104,7 @@ class Base:
     @cached_property
     def positions(self) -> int | None:
         """How many tokens a row may have; None where the model sets no bound."""
-        config = self.graph.config
-        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        if limit is None:
-            return None
-        for name, module in self.graph.named_modules():
-            # RoBERTa's positions start behind the padding token's, so it takes fewer than its config says
-            if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
-                limit = min(limit, module.num_embeddings - module.padding_idx - 1)
-        return int(limit)
+        return positions_of(self.graph)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -160,4 +163,7 @@ def open_base(
         return task in CLASSIFIERS and (not name.startswith(body) or is_pooler(name))
 
     refuse_other_shapes(graph, base.weights, base.places.plain_names(), made_anew)
+    if apart := held_apart(graph, base.places, base.weights):
+        untie(graph, apart)
+        base = replace(base, apart=tuple(apart))  # with places of its own
     return base

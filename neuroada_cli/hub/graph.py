@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ from neuroada_cli.hub.parts import stacks_of
 from neuroada_cli.hub.resolve import read_config
 from neuroada_cli.machine.cache import cache_folder
 
-FORMAT = 2  # raised when a record says other things, so that an older one is not taken for it
+FORMAT = 3  # raised when a record says other things, so that an older one is not taken for it
 # The sizes by which a layer is known beside its tensors.
 SIZES = (
     "in_features", "out_features", "num_embeddings", "embedding_dim", "padding_idx", "nf", "nx",
@@ -44,10 +44,17 @@ class Rules:
     """What loading does to a model's tensors, as far as it can be known without transformers.
 
     converts  there are rules for this model;  legacy  patterns of names that are changed in any model
+    kept      data type asked for -> pattern of the parameters that are loaded in fp32 all the same
     """
 
     converts: bool
     legacy: tuple[str, ...]
+    kept: Mapping[str, str] = field(default_factory=dict)
+
+    def dtype_of(self, parameter: str, dtype: torch.dtype) -> torch.dtype:
+        """The type that a parameter is loaded in, where `dtype` is asked for."""
+        pattern = self.kept.get(str(dtype).removeprefix("torch."))
+        return torch.float32 if pattern is not None and re.search(pattern, parameter) else dtype
 
     def apply_to(self, names: Iterable[str]) -> bool:
         """Whether loading files with these names is more than adding or removing a prefix."""
@@ -69,7 +76,18 @@ def rules_of(graph: Any) -> Rules:
         named.sub("(?:", rule.compiled_sources.pattern)
         for rule in get_checkpoint_conversion_mapping("legacy")
     ]
-    return Rules(bool(get_model_conversion_mapping(graph, add_legacy=False)), tuple(legacy))
+    return Rules(bool(get_model_conversion_mapping(graph, add_legacy=False)), tuple(legacy), _kept(graph))
+
+
+def _kept(model: Any) -> dict[str, str]:
+    """What a model keeps in fp32 (T5's `wo` in fp16), by the rule of `PreTrainedModel._get_dtype_plan`."""
+    always, in_fp16 = (
+        list(getattr(model, f"_keep_in_fp32_modules{kind}", None) or ()) for kind in ("_strict", "")
+    )
+    wanted = {"float16": always + in_fp16, "bfloat16": always}
+    return {
+        dtype: "|".join(name.replace("*", ".*") for name in names) for dtype, names in wanted.items() if names
+    }
 
 
 def module_graph(
@@ -139,6 +157,7 @@ def described(model: Any) -> dict[str, Any]:
         "text_config": _plain(text),
         "converts": rules.converts,
         "legacy": list(rules.legacy),
+        "kept": dict(rules.kept),
         "modules": modules,
         "shared": shared,
         "tensors": tensors,
@@ -213,7 +232,7 @@ def rebuilt(record: dict[str, Any]) -> nn.Module:
     root.base_model_prefix = record["prefix"]
     root.embeddings = record["input"], record["output"]
     root.stacks = record["stacks"]
-    root.rules = Rules(bool(record["converts"]), tuple(map(str, record["legacy"])))
+    root.rules = Rules(bool(record["converts"]), tuple(map(str, record["legacy"])), dict(record["kept"]))
     text = SimpleNamespace(**record["text_config"])
     root.config = SimpleNamespace(**record["config"], get_text_config=lambda: text)
     parameters: dict[str, nn.Parameter | None] = {}

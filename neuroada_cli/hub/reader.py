@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.kinds import ModelTask
 from neuroada_cli.hub.loading import load_tokenizer, read_auto_config
 
@@ -30,5 +31,7 @@ def decoder_start(folder: Path, task: ModelTask, trust_remote_code: bool = False
     """The decoder's first token of an encoder-decoder that writes; None for any other model."""
     if task != "seq2seq-lm":
         return None
-    start = read_auto_config(folder, trust_remote_code).decoder_start_token_id
+    start = getattr(read_auto_config(folder, trust_remote_code), "decoder_start_token_id", None)
+    if start is None:
+        raise ModelError("names no decoder_start_token_id", f"{folder}/config.json", "add it")
     return int(start[0] if isinstance(start, list) else start)

@@ -207,11 +207,12 @@ class Merge:
         delta_OK = self.adapter.deltas[target][run.neurons]
         flat_OK = run.flat(filled(chosen_OK)[0])
         base_OK = weight.take(flat_OK)
-        folded_OK = trained_OK = fold_entries(base_OK.to(self.trained), delta_OK, self.trained)
-        if entry.dtype != self.trained:
+        trained = self.base.rules.dtype_of(parameter_name(self.base.graph, target), self.trained)
+        folded_OK = trained_OK = fold_entries(base_OK.to(trained), delta_OK, trained)
+        if entry.dtype != trained:
             folded_OK = fold_entries(base_OK, delta_OK, entry.dtype)
             weight_OI = run.rows(weight, self._targets[target].layout.inputs)
-            self._note_difference(weight_OI, trained_OK, folded_OK)
+            self._note_difference(weight_OI, trained, trained_OK, folded_OK, entry.dtype)
         _refuse_overflow(folded_OK, target, entry.dtype, run.first)
         self.stats.entries += size(chosen_OK)
         self._count(base_OK.to(entry.dtype), folded_OK, delta_OK)
@@ -224,14 +225,21 @@ class Merge:
         self.stats.lost += int((same_OK & (delta_OK != 0)).sum()) if unchanged else 0
         self.stats.largest_delta = max(self.stats.largest_delta, float(delta_OK.abs().max()))
 
-    def _note_difference(self, weight_OI: Tensor, trained_OK: Tensor, folded_OK: Tensor) -> None:
+    def _note_difference(
+        self,
+        weight_OI: Tensor,
+        trained: torch.dtype,
+        trained_OK: Tensor,
+        folded_OK: Tensor,
+        written: torch.dtype,
+    ) -> None:
         """How far the written weights are from the trained ones, in the chosen entries and, where the base
         itself is written in another type than it was trained in, in all others.
         """
         largest = float((folded_OK.double() - trained_OK.double()).abs().max())
-        for start in range(0, len(weight_OI) if weight_OI.dtype != self.trained else 0, ROWS):
+        for start in range(0, len(weight_OI) if weight_OI.dtype != trained else 0, ROWS):
             part_OI = weight_OI[start : start + ROWS]
-            rounding = (part_OI.to(self.target).float() - part_OI.to(self.trained).float()).abs().max()
+            rounding = (part_OI.to(written).float() - part_OI.to(trained).float()).abs().max()
             largest = max(largest, float(rounding))
         self.stats.largest_difference = max(self.stats.largest_difference, largest)
 

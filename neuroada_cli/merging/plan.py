@@ -64,16 +64,25 @@ def make_plan(base: hub.Base, adapter: Adapter, target: torch.dtype, rename: boo
     weights = base.weights
     # files that are in the target type already keep odd tensors (fp32 norms) byte for byte
     cast = main_dtype(weights) != target
+    kept = _kept(base, target)
     plan = []
     for source, name in (_renamed(base, adapter) if rename else {name: name for name in weights}).items():
         info, change = weights.info(source), changes.get(source)
         dtype = target if change or (cast and info.dtype in WEIGHT_DTYPES) else info.dtype
+        if source in kept:  # fp32 for what was changed in fp32, the file's own type else
+            dtype = torch.float32 if change else info.dtype
         change = change or _Changes()
         shape = info.shape if change.whole is None else tuple(change.whole.shape)
         plan.append(
             Planned(name, dtype, shape, source, tuple(change.folds), tuple(change.parts), change.whole)
         )
     return plan + [Planned(name, target, tuple(t.shape), whole=t) for name, t in fresh.items()]
+
+
+def _kept(base: hub.Base, target: torch.dtype) -> set[str]:
+    """The stored tensors that are loaded in fp32 though the model is asked for in the target type."""
+    names = [name for name in base.graph.state_dict() if base.rules.dtype_of(name, target) != target]
+    return {stored for name in names for stored in base.places.names(name)}
 
 
 def _plan_folds(base: hub.Base, adapter: Adapter, changes: dict[str, _Changes]) -> None:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuroada_cli import files, hub
 from neuroada_cli.delta.index import size
+from neuroada_cli.delta.targets import sharing_modules
 from neuroada_cli.errors import ModelError
 from neuroada_cli.files import strict_json
 
@@ -171,6 +172,23 @@ def check_shapes(selection: Selection, shapes: Mapping[str, tuple[int, int]], wh
         if int(index_OK.max()) >= inputs:
             row = first_row(index_OK >= inputs)
             raise ModelError(f"{module}: row {row} has a column outside 0..{inputs - 1}", where)
+
+
+def check_ties(selection: Selection, model: nn.Module, where: str) -> None:
+    """Whether a loaded model's targets share their weights with those modules that the selection names.
+
+    Raises ModelError: deltas would reach another module, or not reach it.
+    """
+    found = sharing_modules(model, selection.indices)
+    for name, others in found.items():
+        if set(others) != set(selection.tied.get(name, ())):
+            known, loaded = selection.tied.get(name, ()), others
+            here, there = (", ".join(each) or "no other module" for each in (loaded, known))
+            raise ModelError(
+                f"{name} is loaded as one weight with {here}, but the files hold it as one with {there}",
+                where,
+                "set model.dtype: fp32, where different numbers stay different",
+            )
 
 
 def _json(text: str, where: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.criteria import choose as choose_in
-from neuroada_cli.selection.file import Selection, check_base, write_selection
+from neuroada_cli.selection.file import Selection, check_base, check_ties, write_selection
 from neuroada_cli.show.figures import drawn
 from neuroada_cli.tasks.registry import get_protocol
 from neuroada_cli.training import choose, picture
@@ -190,6 +190,8 @@ def _attached(checked: Checked, selection: Selection, ranks: Ranks) -> tuple[nn.
     for name in selection.indices:
         if parameter_name(model, name) in loaded.fresh:
             raise RecipeError(f"{name} is new and trains whole", "select.targets", "leave it out")
+    if facts.chosen:
+        check_ties(selection, model, str(checked.base.folder))
     whole = list(loaded.fresh)
     if recipe.train.train_bias:
         biases = (bias for name in selection.indices for bias in (f"{name}.bias", f"{name}_bias"))
