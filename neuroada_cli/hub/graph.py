@@ -31,7 +31,7 @@ from neuroada_cli.hub.parts import stacks_of
 from neuroada_cli.hub.resolve import read_config
 from neuroada_cli.machine.cache import cache_folder
 
-FORMAT = 3  # raised when a record says other things, so that an older one is not taken for it
+FORMAT = 4  # raised when a record says other things, so that an older one is not taken for it
 # The sizes by which a layer is known beside its tensors.
 SIZES = (
     "in_features", "out_features", "num_embeddings", "embedding_dim", "padding_idx", "nf", "nx",
