@@ -10,10 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.delta.quantized import pack
-from neuroada_cli.delta.sharded import PackedLinear, ShardedQuantizedDeltaLinear
+from neuroada_cli.delta.sharded import (
+    PackedLinear,
+    Planned,
+    ShardedQuantizedDeltaLinear,
+    plan_layers,
+    shard,
+)
 from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.base import Base
-from neuroada_cli.hub.loading import _auto_class, _config, _explained, _silent_transformers
+from neuroada_cli.hub.loading import (
+    _auto_class,
+    _config,
+    _explained,
+    _silent_transformers,
+    default_exclude,
+)
 from neuroada_cli.hub.resolve import check_folder
 from neuroada_cli.ranks.group import Ranks
 
@@ -65,6 +77,39 @@ def _parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def load_sharded(
+    base: Base,
+    indices: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    ranks: Ranks,
+    device: torch.device,
+    attention: str | None = None,
+    quantization: str | None = None,
+    delta: torch.dtype = torch.float32,
+) -> nn.Module:
+    """A model of which this rank holds its rows, with delta layers to be filled (`ShardedNeuroAda.attach`).
+
+    indices       target -> int32 [O, K] of whole layers: how many connections each is going to hold
+    quantization  nf4, fp4 or int8: of all linear layers except heads;  delta  data type of the deltas
+    All ranks call it. Raises ValueError naming a layer that cannot be sharded, ModelError as `read_rows`.
+    """
+    model = planned_model(base, dtype, attention)
+    names = names_of(model)
+    packed = {}
+    if quantization is not None:
+        heads = default_exclude(model)
+        linear = (n for n, module in model.named_modules() if isinstance(module, nn.Linear))
+        packed = {name: quantization for name in linear if name not in heads}
+    plans = {
+        name: Planned(index_OK.shape[1], bool((index_OK < 0).any()), delta, dtype=dtype)
+        for name, index_OK in indices.items()
+    }
+    plan_layers(model, plans, packed, dtype)
+    shard(model, ranks, device)
+    ranks.all_do(lambda: read_rows(base, model, names, ranks, device))
+    return model
 
 
 def names_of(model: nn.Module) -> dict[str, list[str]]:

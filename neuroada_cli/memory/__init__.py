@@ -1,6 +1,7 @@
 """Where a training step's memory goes: measured by a tracker, or predicted without weights."""
 
-from neuroada_cli.memory.prediction import predict
+from neuroada_cli.memory.prediction import predict, predict_step
+from neuroada_cli.memory.processes import ProcessBytes, of_process
 from neuroada_cli.memory.tracker import (
     AllocatorBytes,
     Breakdown,
@@ -14,10 +15,13 @@ from neuroada_cli.memory.tracker import (
 __all__ = [
     "AllocatorBytes",
     "Breakdown",
+    "ProcessBytes",
     "StepMemory",
     "TensorBytes",
     "copy_structure",
     "model_tensors",
+    "of_process",
     "predict",
+    "predict_step",
     "storage_bytes",
 ]

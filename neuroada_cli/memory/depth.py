@@ -102,7 +102,9 @@ def by_depth(
         return None
     more = len(stack.blocks) - TRIED[0]
     weights, gradients, left, peak = (n + more * g for n, g in zip(_of(first), growth, strict=True))
-    return StepBytes(weights, gradients, left, (peak,))
+    last = len(stack.blocks) - TRIED[-1]
+    grown_parts = (n + last * g for n, g in zip(third.parts, parts, strict=True))
+    return StepBytes(weights, gradients, left, tuple(min(part, peak) for part in grown_parts))
 
 
 def _of(step: StepBytes) -> tuple[int, int, int, int]:

@@ -61,7 +61,29 @@ def predict(
     prepare    called on the model before the method is attached (the bench's hook on the embeddings)
     also       inputs beside tokens, of which only shapes and types count: what a decoder gets
     """
+    return predict_step(
+        skeleton, targets, method, k, batch, sequence, dtype, learnt, whole, gradient_checkpointing, device,
+        padded, prepare, also,
+    ).breakdown()  # fmt: skip
 
+
+def predict_step(
+    skeleton: nn.Module,
+    targets: Iterable[str],
+    method: Method,
+    k: int | Mapping[str, int],
+    batch: int,
+    sequence: int,
+    dtype: torch.dtype = torch.float32,
+    learnt: int | None = None,
+    whole: Sequence[str] = (),
+    gradient_checkpointing: bool = False,
+    device: str = "cpu",
+    padded: bool = False,
+    prepare: Callable[[nn.Module], None] | None = None,
+    also: Mapping[str, Tensor] | None = None,
+) -> StepBytes:
+    """As `predict`: what lives in each part of the step."""
     counts = {name: k if isinstance(k, int) else k[name] for name in targets}
 
     def step_of(model: nn.Module, names: Iterable[str]) -> StepBytes:
@@ -84,7 +106,7 @@ def predict(
         stack = alike_blocks(
             skeleton, {name: k if isinstance(k, int) else k[name] for name in targets}, whole
         )
-        return (by_depth(stack, copied, step_of) or step_of(copied(), targets)).breakdown()
+        return by_depth(stack, copied, step_of) or step_of(copied(), targets)
 
 
 def _step(

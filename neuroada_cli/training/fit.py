@@ -20,10 +20,9 @@ from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
 from neuroada_cli.data.batch import align_padding
-from neuroada_cli.delta.sharded import Planned, plan_layers, shard
 from neuroada_cli.delta.targets import ALL_LINEAR, find_targets, parameter_name
 from neuroada_cli.errors import PeerError, RecipeError, UserError
-from neuroada_cli.hub.sharded import names_of, planned_model, read_rows
+from neuroada_cli.hub.sharded import load_sharded
 from neuroada_cli.loop.loop import Progress, train
 from neuroada_cli.loop.packing import check_packing
 from neuroada_cli.machine import environment
@@ -153,25 +152,14 @@ def _selection(checked: Checked, source: AdapterFolder | None, console: Console,
 
 def _attached_in_parts(checked: Checked, selection: Selection, ranks: Ranks) -> tuple[nn.Module, Method, int]:
     """The same of a model whose rows are dealt to the ranks; it never stands whole in one of them."""
-    recipe, base, device = checked.recipe, checked.base, torch.device(checked.device)
-    settings, dtype = recipe.model, dtype_of(recipe)
-    delta = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.train.delta_dtype]
+    recipe, settings = checked.recipe, checked.recipe.model
     method: Method = checked.plan.facts.build_sharded(ranks)
-    model = planned_model(base, dtype, settings.attention)
-    names = names_of(model)
-    packed = {}
-    if settings.quantization is not None:
-        heads = hub.default_exclude(model)
-        linear = (n for n, module in model.named_modules() if isinstance(module, nn.Linear))
-        packed = {name: settings.quantization for name in linear if name not in heads}
-    plans = {
-        name: Planned(index_OK.shape[1], bool((index_OK < 0).any()), delta, dtype=dtype)
-        for name, index_OK in selection.indices.items()
-    }
     try:
-        plan_layers(model, plans, packed, dtype)
-        shard(model, ranks, device)
-        ranks.all_do(lambda: read_rows(base, model, names, ranks, device))
+        model = load_sharded(
+            checked.base, selection.indices, dtype_of(recipe), ranks,
+            torch.device(checked.device), settings.attention, settings.quantization,
+            {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.train.delta_dtype],
+        )  # fmt: skip
         method.attach(model, selection.indices)
     except ValueError as error:
         raise RecipeError(
