@@ -55,6 +55,12 @@ SHAPES: dict[str, Shape] = {
     "qwen2.5-7b": Shape(
         "qwen2", _decoder(3584, 18944, 28, 28, 152064) | {"num_key_value_heads": 4}
     ),
+    "llama2-70b": _llama(8192, 28672, 80, 64, 32000, num_key_value_heads=8),
+    "llama3-405b": _llama(16384, 53248, 126, 128, 128256, num_key_value_heads=8),
+    "mixtral-8x7b": Shape(
+        "mixtral", _decoder(4096, 14336, 32, 32, 32000)
+        | {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2},
+    ),
     "smollm2-135m": _llama(576, 1536, 30, 9, 49152, num_key_value_heads=3, tie_word_embeddings=True),
     "roberta-large": Shape(
         "roberta",
@@ -123,6 +129,7 @@ def _classes() -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
 
     return {
         "llama": (t.LlamaConfig, t.LlamaForCausalLM),
+        "mixtral": (t.MixtralConfig, t.MixtralForCausalLM),
         "qwen2": (t.Qwen2Config, t.Qwen2ForCausalLM),
         "roberta": (t.RobertaConfig, t.RobertaForSequenceClassification),
     }

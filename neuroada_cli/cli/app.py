@@ -181,10 +181,11 @@ def train(
     neuroada train llama7b_math --data-dir ~/data --set optim.lr=1e-3
     neuroada train llama7b_math --resume
     neuroada train llama2_70b_commonsense_k1 --processes 8
+    neuroada train llama2_70b_commonsense_k1 --processes 32 --dry-run
     torchrun --nnodes 4 --nproc-per-node 8 … -m neuroada_cli train llama2_70b_commonsense_k1
     """
     loaded = load(recipe, overrides, data_dir, out)
-    if processes is not None and launched(context, processes):
+    if processes is not None and launched(context, processes, alone=dry_run):
         return
     from neuroada_cli.commands import train as command
 
@@ -198,6 +199,7 @@ def train(
             show_rows=preview,
             recipe_file=Path(recipe),
             ranks=ranks,
+            processes=processes if dry_run else None,
         )
 
 

@@ -73,8 +73,10 @@ def given_options(context: typer.Context) -> set[str]:
     return found
 
 
-def launched(context: typer.Context, processes: int) -> bool:
+def launched(context: typer.Context, processes: int, alone: bool = False) -> bool:
     """Whether the command ran in so many processes, as torchrun starts them; False for a single one.
+
+    alone  none is to be started: the command speaks of so many and needs one
 
     Raises RecipeError inside such a process, typer.Exit with the code of a run that failed.
     """
@@ -82,7 +84,7 @@ def launched(context: typer.Context, processes: int) -> bool:
 
     if several():
         raise RecipeError("this process was started by a launcher already", "--processes", "leave it out")
-    if processes == 1:
+    if processes == 1 or alone:
         return False
     from neuroada_cli.ranks.launch import launch
 

@@ -36,6 +36,7 @@ def run(
     quiet: bool = False,
     recipe_file: Path | None = None,
     ranks: Ranks = ALONE,
+    processes: int | None = None,
 ) -> TrainResult:
     """Train as the recipe says, into its run folder.
 
@@ -46,6 +47,7 @@ def run(
     show_rows  show so many rows as they will be learnt, and end there
     recipe_file  where the recipe came from: a run that would remove it is refused
     ranks      the processes that train together: rank 0 locks, writes and speaks
+    processes  how many of them a dry run is about, which is one process itself
     Raises UserErrors before the model loads wherever that is possible; Stopped after a signal.
     """
     refuse_strangers(ranks.alone, "trains")
@@ -58,7 +60,7 @@ def run(
         ranks.first_does(lambda: run_folder.check(run_dir, resume, overwrite, recipe_file))
     if resume:
         recipe = run_folder.as_begun(recipe, run_dir)
-    checked = ranks.all_do(lambda: check(recipe, overwrite, ranks))
+    checked = ranks.all_do(lambda: check(recipe, overwrite, ranks, processes or ranks.size))
     if not ranks.alone:
         ranks.refuse_differences(
             {
@@ -73,13 +75,14 @@ def run(
     if show_rows and ranks.first:
         preview.show_rows(checked, show_rows, Console())
     if dry_run or show_rows:
-        predicted = preview.dry_run(checked) if dry_run and ranks.first else None
+        told = dry_run and ranks.first
+        peak = preview.dry_run(checked, processes or ranks.size) if told else 0
         if dry_run and (problem := run_folder.problem(run_dir, resume, overwrite, recipe_file)):
             tell([f"training would be refused: {problem}"], console.quiet)
         return TrainResult(
             run_dir=run_dir,
             steps=plan.steps,
-            peak_bytes=predicted.peak if predicted else 0,
+            peak_bytes=peak,
             trainable=plan.trainable,
             total=plan.total,
         )

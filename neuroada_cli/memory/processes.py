@@ -103,6 +103,12 @@ def of_process(
     return ProcessBytes(weights + buffers, state, outside + busiest[1], busiest[0], sent)
 
 
+def of_replica(step: StepBytes, processes: int) -> ProcessBytes:
+    """The same of any method, where each process has the whole model: `step` is its own."""
+    own = step.breakdown()
+    return ProcessBytes(own.weights, own.state, 0, own.activations, _ring(2 * step.gradients, processes))
+
+
 # of a delta layer, beside its weight; put together like it
 STATE = (".index", ".delta", ".folded")
 

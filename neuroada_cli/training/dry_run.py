@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -15,11 +17,13 @@ from neuroada_cli.foreign_text import printable, shown
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.show.numbers import share
+from neuroada_cli.training.parallel import of_processes, why_not_sharded
 from neuroada_cli.training.plan import largest_step, predicted_memory
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.remarks import remarks
 
 PREVIEW_CHARACTERS = 1200
+Ways = Mapping[str, memory.Breakdown] | Mapping[str, memory.ProcessBytes]
 
 
 def show(checked: Checked, console: Console, ranks: Ranks = ALONE, why: str = "") -> None:
@@ -80,10 +84,12 @@ def show_rows(checked: Checked, count: int, console: Console) -> None:
             console.print(f"row {row.row} begins with two start tokens", style="yellow")
 
 
-def dry_run(checked: Checked) -> memory.Breakdown | None:
+def dry_run(checked: Checked, processes: int = 1) -> int:
     """The resolved recipe and the predicted memory, on standard output; no weight is read.
 
-    Returns None where the memory is not predicted.
+    processes  that are going to train together
+    Returns the bytes of the largest step of one process, the least of the ways to share the work; 0 where it
+    is not predicted.
     """
     recipe, plan = checked.recipe, checked.plan
     console = Console()
@@ -91,29 +97,46 @@ def dry_run(checked: Checked) -> memory.Breakdown | None:
     console.print(
         f"{plan.trainable:,} of {plan.total:,} parameters train; {plan.steps:,} steps", highlight=False
     )
-    predicted = predicted_memory(recipe, plan, checked.rows, checked.base, checked.device)
-    if isinstance(predicted, str):
-        console.print(f"memory is not predicted: {shown(predicted)}", highlight=False, soft_wrap=True)
-        return None
-    micro, longest = largest_step(recipe, checked.rows)
-    unknown = plan.stored_k is None and plan.facts.chosen
+    if processes == 1:
+        found = predicted_memory(recipe, plan, checked.rows, checked.base, checked.device)
+        ways: str | Ways = found if isinstance(found, str) else {"GB": found}
+    else:
+        ways = of_processes(checked, processes)
+    if isinstance(ways, str):
+        console.print(f"memory is not predicted: {shown(ways)}", highlight=False, soft_wrap=True)
+        return 0
+    _say_of_what(checked, processes, console)
+    console.print(_memory_table(ways, recipe.train.method))
+    if processes > 1 and (why := why_not_sharded(recipe)) is not None:
+        console.print(f"train.parallel: shard {why}", highlight=False, soft_wrap=True)
+    return min(way.peak for way in ways.values())
+
+
+def _say_of_what(checked: Checked, processes: int, console: Console) -> None:
+    micro, longest = largest_step(checked.recipe, checked.rows, processes)
+    unknown = checked.plan.stored_k is None and checked.plan.facts.chosen
     kind = "at least" if unknown else "an estimate"
-    console.print(f"Predicted memory: {micro} x {longest} tokens, {kind}", highlight=False)
+    each = "" if processes == 1 else f" in each of {processes} processes"
+    console.print(f"Predicted memory{each}: {micro} x {longest} tokens, {kind}", highlight=False)
     if unknown:
         console.print(
             "rows are stored as long as the longest of their layer, known after `neuroada select`",
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _memory_table(ways: Ways, method: str) -> Table:
     table = Table()
-    table.add_column("what")
-    table.add_column("GB", justify="right")
-    for what, nbytes in (
-        ("weights", predicted.weights),
-        (f"what {recipe.train.method} adds", predicted.state),
-        ("activations", predicted.activations),
-        ("peak", predicted.peak),
-    ):
-        table.add_row(what, f"{nbytes / 1e9:.3f}")
-    console.print(table)
-    return predicted
+    table.add_column("what" if "GB" in ways else "GB, by train.parallel")
+    parts = {"weights": "weights", "state": f"what {method} adds", "activations": "activations"}
+    if "shard" in ways:
+        parts["gathered"] = "layers put together"
+    parts["peak"] = "peak"
+    if "GB" not in ways:
+        parts["sent"] = "sent per step"
+    for way in ways:
+        table.add_column(way, justify="right")
+    for part, what in parts.items():
+        table.add_row(what, *(f"{getattr(way, part) / 1e9:.3f}" for way in ways.values()))
+    return table

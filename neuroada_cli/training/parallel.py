@@ -6,13 +6,16 @@ import dataclasses
 import os
 
 import torch
+from torch import nn
 
+from neuroada_cli import hub, memory
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.ranks.group import Ranks
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.criteria import DATA_CRITERIA
-from neuroada_cli.training.plan import predicted_memory
+from neuroada_cli.training.plan import Plan, kept_per_neuron, largest_step, predicted_step
 from neuroada_cli.training.preflight import Checked
+from neuroada_cli.training.settings import dtype_of
 
 ROOM = 0.9  # of a device's memory that a step may be predicted to take: allocators round, others need some
 
@@ -43,10 +46,53 @@ def decide(checked: Checked, ranks: Ranks) -> tuple[Ranks, str]:
 
 
 def _peak(checked: Checked, ranks: Ranks) -> int | None:
-    found = predicted_memory(
-        checked.recipe, checked.plan, checked.rows, checked.base, checked.device, ranks.size
-    )
-    return None if isinstance(found, str) else found.peak
+    found = of_processes(checked, ranks.size)
+    return None if isinstance(found, str) else found["replicate"].peak
+
+
+def of_processes(checked: Checked, processes: int) -> dict[str, memory.ProcessBytes] | str:
+    """Way to share the work -> the largest step of each of so many processes, without reading a weight; only
+    the ways that the recipe can go. Or why it is not predicted.
+    """
+    recipe, base, plan = checked.recipe, checked.base, checked.plan
+    quantization = recipe.model.quantization
+    if quantization is not None and plan.facts.shards is None:
+        return f"nothing is known of a base in {quantization} before it is loaded"
+    step = predicted_step(recipe, plan, checked.rows, base, checked.device, processes)
+    if isinstance(step, str):
+        return step
+    found = {}
+    if quantization is None:
+        found["replicate"] = memory.of_replica(step, processes)
+    ways = [way for way in ("replicate", "shard") if way not in found]
+    if why_not_sharded(recipe) is not None:
+        ways.remove("shard")
+    for way in ways:
+        found[way] = memory.of_process(
+            base.skeleton,
+            _counts(recipe, plan),
+            step,
+            processes,
+            way == "shard",
+            dtype_of(recipe),
+            _quantized(base, quantization),
+            -(-recipe.train.batch_size // (processes * largest_step(recipe, checked.rows, processes)[0])),
+        )
+    return found
+
+
+def _counts(recipe: Recipe, plan: Plan) -> dict[str, int]:
+    kept = kept_per_neuron(recipe, plan)
+    return {name: kept if isinstance(kept, int) else kept[name] for name in plan.sizes.shapes}
+
+
+def _quantized(base: hub.Base, quantization: str | None) -> dict[str, str]:
+    """Layer -> how its weight is packed, as loading does it."""
+    if quantization is None:
+        return {}
+    heads = hub.default_exclude(base.skeleton)
+    linear = (name for name, module in base.skeleton.named_modules() if isinstance(module, nn.Linear))
+    return {name: quantization for name in linear if name not in heads}
 
 
 def memory_of(device: str, ranks: Ranks) -> int:

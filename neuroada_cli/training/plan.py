@@ -88,18 +88,26 @@ def predicted_memory(
     """Of the largest step of a process with the whole model, one of `processes` that share a step's rows,
     without reading a weight; or why it is not predicted.
     """
-    if not plan.facts.predictable:
-        return f"the steps of {recipe.train.method} cannot be gone through without numbers"
     if recipe.model.quantization is not None:
         return f"nothing is known of a base in {recipe.model.quantization} before it is loaded"
+    step = predicted_step(recipe, plan, rows, base, device, processes)
+    return step if isinstance(step, str) else step.breakdown()
+
+
+def predicted_step(
+    recipe: Recipe, plan: Plan, rows: PreparedRows, base: hub.Base, device: str, processes: int
+) -> memory.StepBytes | str:
+    """As `predicted_memory`, part by part, and of a base that is not quantised."""
+    if not plan.facts.predictable:
+        return f"the steps of {recipe.train.method} cannot be gone through without numbers"
     counts = rows.train_report
     micro, longest = largest_step(recipe, rows, processes)
     try:
-        return memory.predict(
+        return memory.predict_step(
             base.skeleton,
             plan.stored_k or plan.sizes.shapes,
             plan.facts.build(),
-            _k(recipe, plan),
+            kept_per_neuron(recipe, plan),
             batch=micro,
             sequence=longest,
             dtype=dtype_of(recipe),
@@ -125,7 +133,7 @@ def _beside(rows: int, prepared: PreparedRows) -> dict[str, torch.Tensor]:
     return {"decoder_input_ids": tokens_BS, "decoder_attention_mask": tokens_BS}
 
 
-def _k(recipe: Recipe, plan: Plan) -> int | Mapping[str, int]:
+def kept_per_neuron(recipe: Recipe, plan: Plan) -> int | Mapping[str, int]:
     """Connections kept per neuron; where that is not known yet, their mean, below which it cannot be."""
     if plan.stored_k is not None:
         return plan.stored_k

@@ -43,14 +43,15 @@ class Checked:
     plan: Plan
 
 
-def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE) -> Checked:
+def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE, processes: int = 1) -> Checked:
     """Everything that can be known without reading weights, cheap things first.
 
     overwrite  a selection of a former run in the run folder is going to be replaced, so it is not used
-    ranks      the processes that train together: a GPU each
+    ranks      the processes that work on this together: a GPU each
+    processes  that are going to train together, as many or more
     Raises RecipeError, DataError, ModelError, ResourceError.
     """
-    _check_ranks(recipe, ranks)
+    _check_processes(recipe, max(processes, ranks.size))
     device = hub.choose_device(recipe.device, None if ranks.alone else ranks.local)
     task = get_task(recipe.data.task)
     get_protocol(recipe.data.protocol)
@@ -132,18 +133,18 @@ def _check_layers(recipe: Recipe, choice: Choice) -> None:
         )
 
 
-def _check_ranks(recipe: Recipe, ranks: Ranks) -> None:
+def _check_processes(recipe: Recipe, processes: int) -> None:
     """Raises RecipeError for settings that leave a process without a GPU or without work."""
-    if ranks.alone:
+    if processes == 1:
         return
     if recipe.device is not None and recipe.device.startswith("cuda:"):
         raise RecipeError(
-            f"device={recipe.device} is one GPU for {ranks.size} processes", fix="write device: cuda"
+            f"device={recipe.device} is one GPU for {processes} processes", fix="write device: cuda"
         )
-    if recipe.train.batch_size < ranks.size:
+    if recipe.train.batch_size < processes:
         raise RecipeError(
-            f"train.batch_size={recipe.train.batch_size} has not a row for each of {ranks.size} processes",
-            fix=f"choose {ranks.size} or more, or start fewer",
+            f"train.batch_size={recipe.train.batch_size} has not a row for each of {processes} processes",
+            fix=f"choose {processes} or more, or start fewer",
         )
 
 
