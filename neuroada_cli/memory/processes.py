@@ -99,7 +99,7 @@ def of_process(
         return ProcessBytes(weights + buffers, state, 0, activations, _ring(2 * sums, processes))
     outside, block = _gathered(parts)
     busiest = max((forward + dense, 0), (backward + dense, GATHERED_BLOCKS * block), key=sum)
-    sent = micro_batches * _sent(parts, outside, processes)
+    sent = micro_batches * _sent(parts, processes)
     return ProcessBytes(weights + buffers, state, outside + busiest[1], busiest[0], sent)
 
 
@@ -145,13 +145,16 @@ def _gathered(parts: list[_Part]) -> tuple[int, int]:
     return outside, max(blocks.values(), default=0)
 
 
-def _sent(parts: list[_Part], outside: int, processes: int) -> int:
+def _sent(parts: list[_Part], processes: int) -> int:
     """Per micro-batch: blocks are put together twice, for the forward and the backward, the rest once; and
-    every gradient goes to whose rows it is of.
+    every gradient goes to whose rows it is of. Rows that do not divide are filled up, as torch does.
     """
-    whole = sum(part.nbytes for part in parts)
-    back = sum(part.nbytes for part in parts if part.trains)
-    return _ring(2 * whole - outside + back, processes)
+    own = 0
+    for part in parts:
+        block, _ = split_at_block(part.name)
+        times = (1 if block is None else 2) + part.trains
+        own += times * part.held(processes)
+    return own * (processes - 1)
 
 
 def _ring(nbytes: int, processes: int) -> int:

@@ -169,6 +169,7 @@ def test_shapes_have_the_sizes_of_their_names() -> None:
     billions = {
         "llama-7b": 6.738, "llama-13b": 13.016, "llama2-7b": 6.738, "llama3-8b": 8.030,
         "qwen2.5-7b": 7.616, "smollm2-135m": 0.1345, "roberta-large": 0.3554,
+        "llama2-70b": 68.98, "llama3-405b": 405.9, "mixtral-8x7b": 46.70,
     }  # fmt: skip
     for name, size in billions.items():
         model = build(name, device="meta").model

@@ -240,6 +240,28 @@ def test_dry_run_writes_nothing_and_reads_no_weights(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_of_several_processes_tells_both_ways_to_share_the_work(
+    llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_recipe(llama_folder, tmp_path / "run", train={"micro_batch_size": None})
+    one = go(recipe, dry_run=True)
+    capsys.readouterr()
+    both = go(recipe, dry_run=True, processes=2)
+    shown = capsys.readouterr().out
+    assert "in each of 2 processes" in shown
+    assert "replicate" in shown
+    assert "shard" in shown
+    assert 0 < both.peak_bytes < one.peak_bytes
+    only_whole = go(
+        tiny_recipe(llama_folder, tmp_path / "run", train={"reselect_every": 3}), dry_run=True, processes=2
+    )
+    shown = capsys.readouterr().out
+    assert "train.parallel: shard does not go with train.reselect_every" in shown
+    assert only_whole.peak_bytes > 0
+    with pytest.raises(RecipeError, match="has not a row for each of 99 processes"):
+        go(recipe, dry_run=True, processes=99)
+
+
 # ---------------------------------------------------------------------------------------------------
 # Stop and go on
 

@@ -269,7 +269,7 @@ def test_a_dry_run_is_told_once(llama: Path, tmp_path: Path, capfd: pytest.Captu
         lambda ranks: train.run(tiny_recipe(llama, tmp_path / "run"), dry_run=True, ranks=ranks).steps,
     )
     shown = capfd.readouterr()
-    assert shown.out.count("Predicted memory") == 1
+    assert shown.out.count("Predicted memory in each of 2 processes") == 1
     assert shown.err.count("2 processes, each with") == 1
     assert not (tmp_path / "run").exists()
 
