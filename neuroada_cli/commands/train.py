@@ -76,13 +76,13 @@ def run(
         preview.show_rows(checked, show_rows, Console())
     if dry_run or show_rows:
         told = dry_run and ranks.first
-        peak = preview.dry_run(checked, processes or ranks.size) if told else 0
+        predicted = preview.dry_run(checked, processes or ranks.size) if told else None
         if dry_run and (problem := run_folder.problem(run_dir, resume, overwrite, recipe_file)):
             tell([f"training would be refused: {problem}"], console.quiet)
         return TrainResult(
             run_dir=run_dir,
             steps=plan.steps,
-            peak_bytes=peak,
+            peak_bytes=predicted.peak if predicted else 0,
             trainable=plan.trainable,
             total=plan.total,
         )

@@ -23,7 +23,7 @@ from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.remarks import remarks
 
 PREVIEW_CHARACTERS = 1200
-Ways = Mapping[str, memory.Breakdown] | Mapping[str, memory.ProcessBytes]
+Ways = Mapping[str, memory.Breakdown | memory.ProcessBytes]
 
 
 def show(checked: Checked, console: Console, ranks: Ranks = ALONE, why: str = "") -> None:
@@ -84,11 +84,11 @@ def show_rows(checked: Checked, count: int, console: Console) -> None:
             console.print(f"row {row.row} begins with two start tokens", style="yellow")
 
 
-def dry_run(checked: Checked, processes: int = 1) -> int:
+def dry_run(checked: Checked, processes: int = 1) -> memory.Breakdown | memory.ProcessBytes | None:
     """The resolved recipe and the predicted memory, on standard output; no weight is read.
 
     processes  that are going to train together
-    Returns the bytes of the largest step of one process, the least of the ways to share the work; 0 where it
+    Returns the largest step of one process, by the way to share the work that takes the least; None where it
     is not predicted.
     """
     recipe, plan = checked.recipe, checked.plan
@@ -104,12 +104,12 @@ def dry_run(checked: Checked, processes: int = 1) -> int:
         ways = of_processes(checked, processes)
     if isinstance(ways, str):
         console.print(f"memory is not predicted: {shown(ways)}", highlight=False, soft_wrap=True)
-        return 0
+        return None
     _say_of_what(checked, processes, console)
     console.print(_memory_table(ways, recipe.train.method))
     if processes > 1 and (why := why_not_sharded(recipe)) is not None:
         console.print(f"train.parallel: shard {why}", highlight=False, soft_wrap=True)
-    return min(way.peak for way in ways.values())
+    return min(ways.values(), key=lambda way: way.peak)
 
 
 def _say_of_what(checked: Checked, processes: int, console: Console) -> None:
