@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from neuroada_cli import files
+from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
 from neuroada_cli.data.batch import align_padding
