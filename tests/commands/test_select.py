@@ -9,7 +9,7 @@ import torch
 from conftest import pico_bert, pico_gpt2, pico_llama
 from safetensors.torch import load_file, save_file
 from tiny_choice import selected
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from neuroada_cli import hub
 from neuroada_cli.commands import select
@@ -207,11 +207,14 @@ def test_layers_of_one_name_and_two_shapes_are_two_kinds() -> None:
 
 def test_llama_7b_has_the_share_of_the_paper(tmp_path: Path) -> None:
     """0.020 % at K=1 and 0.404 % at K=20, from the module graph alone (no weights exist here)."""
-    LlamaConfig(
+    config = LlamaConfig(
         architectures=["LlamaForCausalLM"], hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
         num_attention_heads=32, vocab_size=32000, tie_word_embeddings=False,
-    ).save_pretrained(tmp_path)  # fmt: skip
-    base = hub.Base(tmp_path, hub.skeleton(tmp_path, "causal-lm"), hub.Weights(tmp_path, {}, {}))
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    base = hub.Base(tmp_path, model, hub.Weights(tmp_path, {}, {}))
     layers = target_layers(base)
     total = sum(parameter.numel() for parameter in base.graph.parameters())
     assert Choice(layers, Spread(1)).connections == 1_359_872

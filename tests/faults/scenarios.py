@@ -276,7 +276,12 @@ SCENARIOS = {
         _log_state,
     ),
     "link": Scenario(functools.partial(_link, number=0), functools.partial(_link, number=1), _link_state),
-    "checkpoint": Scenario(lambda folder: _save(folder, 1, 2), lambda folder: _save(folder, 3), _run_state),
+    "checkpoint": Scenario(
+        lambda folder: _save(folder, 1, 2),
+        lambda folder: _save(folder, 3),
+        _run_state,
+        passed_over=frozenset({"rename"}),  # of a checkpoint to be pruned, which the next save tries again
+    ),
     "merge": Scenario(_prepare_merge, _merge, _merge_state),
     "evaluation": Scenario(
         lambda folder: _evaluate(folder, ROWS[:2]), lambda folder: _evaluate(folder, ROWS), _evaluation_state
