@@ -57,11 +57,13 @@ def _code_of(codes: dict[int, int]) -> int:
 
     codes  rank -> exit code, negative for a signal. Raises PeerError where there is none.
     """
-    own = [code for code in codes.values() if code > 0 and code != FOLLOWED]
+    asked = (signal.SIGTERM, signal.SIGINT)  # what the launcher itself sends once one has failed
+    killed = {rank: -code for rank, code in codes.items() if code < 0 and -code not in asked}
+    # beside a killed one, another's "stopped by SIGTERM" is the launcher's doing
+    followed = {FOLLOWED, *(128 + number for number in asked if killed)}
+    own = [code for code in codes.values() if code > 0 and code not in followed]
     if own:
         return own[0]
-    ended = (-signal.SIGTERM, -signal.SIGINT)  # what the launcher itself sends once one has failed
-    killed = {rank: -code for rank, code in codes.items() if code < 0 and code not in ended}
     what = "a process has ended or does not answer"
     if killed:
         rank, number = min(killed.items())

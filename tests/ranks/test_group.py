@@ -188,6 +188,7 @@ def test_what_torch_says_of_a_peer_that_has_gone(error: Exception, expected: boo
         ({0: 8, 1: 3}, 3),
         ({0: 143, 1: 143}, 143),
         ({0: 8, 1: -9}, "process 1 was killed by SIGKILL"),
+        ({0: 143, 1: -9}, "process 1 was killed by SIGKILL"),
         ({0: -15, 1: -11}, "process 1 was killed by SIGSEGV"),
         ({0: 8, 1: 8}, "a process has ended or does not answer"),
         ({0: -15}, "a process has ended or does not answer"),
