@@ -52,6 +52,7 @@ def train_step(
     clip: float | None = 1.0,
     ranks: Ranks = ALONE,
     look: bool = False,
+    learns: bool = True,
 ) -> StepStats:
     """loss = sum over all micro-batches / their target count, then clip, update, refold.
 
@@ -60,6 +61,7 @@ def train_step(
     factor         share of the peak learning rate
     ranks          take turns at the micro-batches; all divide by the same count
     look           for what gets no gradient
+    learns         False where nothing is meant to (a floor for measurements): gradients may all be zero
     A mean of per-micro-batch means would weigh tokens by the company they keep; this does not.
     Raises DataError without a single target; NumericsError, before anything is updated, for a loss or
     gradient that is not finite, and where every gradient is zero though there is a loss.
@@ -88,7 +90,7 @@ def train_step(
     norm = clip_gradients(parameters, clip, ranks)
     # the step's only wait for the device: everything the guard and the log need at once
     *sums, grad_norm = _told([*losses, norm.float()], len(micro_batches), ranks)
-    _guard(sums, grad_norm, micro_batches, step)
+    _guard(sums, grad_norm, micro_batches, step, learns)
     missed = unreached(model, parameters) if look else None
 
     set_lr(optimizer, factor)
@@ -117,7 +119,9 @@ def _told(own: Sequence[Tensor], count: int, ranks: Ranks) -> list[float]:
     return list(torch.cat([every, norm[None]]).tolist())
 
 
-def _guard(sums: list[float], grad_norm: float, micro_batches: Sequence[Batch], step: int) -> None:
+def _guard(
+    sums: list[float], grad_norm: float, micro_batches: Sequence[Batch], step: int, learns: bool
+) -> None:
     """Raises NumericsError naming the step and the rows that cannot be trained on."""
     bad = [
         row
@@ -131,7 +135,7 @@ def _guard(sums: list[float], grad_norm: float, micro_batches: Sequence[Batch], 
     if not math.isfinite(grad_norm):
         rows = [row for batch in micro_batches for row in batch.rows]
         raise NumericsError(f"the gradient is not finite at step {step + 1}, rows {listed(rows)}", fix=fix)
-    if grad_norm == 0.0 and any(sums):  # of a loss of 0 nothing is left to learn
+    if learns and grad_norm == 0.0 and any(sums):  # of a loss of 0 nothing is left to learn
         first = "check select.targets, and that the answers in the data differ from the prompt"
         later = "look at what happened before it: an evaluation, a lost precision (set model.dtype: fp32)"
         raise NumericsError(
