@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
-from neuroada_cli.adapter.config import method_of, method_problem
+from neuroada_cli.adapter.config import OWN_TASKS, method_of, method_problem
 from neuroada_cli.adapter.find import find_adapter, open_found
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
 from neuroada_cli.delta.layout import layout_of
@@ -25,6 +25,7 @@ from neuroada_cli.methods import METHODS
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.file import check_base, check_shapes, check_ties
+from neuroada_cli.tasks.registry import TASKS
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def load(
             folder, kind, dtype or usual, device, num_labels, attention,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
-        reader = hub.load_reader(folder, kind, trust_remote_code)
+        reader = hub.load_reader(folder, kind, trust_remote_code, _sees(task))
         identity = {"model": hub.fingerprint(folder), "model_content": "sampled"}
         return Adapted(loaded.model, reader, folder, None, identity, tuple(loaded.fresh))
     place = target.adapter.folder
@@ -134,8 +135,7 @@ def load(
         trust_remote_code=trust_remote_code, quantization=adapter.settings.get("quantization"),
     )  # fmt: skip
     put_on(loaded.model, adapter, str(place))
-    start = hub.decoder_start(folder, adapter.task, trust_remote_code)
-    reader = hub.Reader(_tokenizer(place, folder, trust_remote_code), start)
+    reader = _reader(target.adapter, folder, adapter, trust_remote_code)
     manifest = target.adapter.manifest["files"]
     known = {key: value for key, value in adapter.selection.fingerprint.items() if key != hub.HASHES}
     identity = {
@@ -183,14 +183,35 @@ def with_merged_layers(
     return replace(adapter, selection=selection, deltas={}, whole=whole)
 
 
-def tokenizer_of(target: Target, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer that `load` would come with, without the model."""
+def reader_of(
+    target: Target, task: hub.Work, revision: str | None = None, trust_remote_code: bool = False
+) -> hub.Reader:
+    """The reader that `load` would come with, without the model."""
     if target.adapter is None:
         folder = hub.resolve_model(target.name, revision, trust_remote_code)
-        return hub.load_tokenizer(folder, trust_remote_code)
+        kind = hub.model_task(folder, task, trust_remote_code)
+        return hub.load_reader(folder, kind, trust_remote_code, task.pictures)
     adapter = adapters.read_adapter(target.adapter)
     base = hub.resolve_model(adapter.base, adapter.revision, trust_remote_code)
-    return _tokenizer(target.adapter.folder, base, trust_remote_code)
+    return _reader(target.adapter, base, adapter, trust_remote_code)
+
+
+def _reader(place: AdapterFolder, base: Path, adapter: Adapter, trust_remote_code: bool) -> hub.Reader:
+    """The base's, for texts with the adapter's own tokenizer where it has one."""
+    if adapter.task in OWN_TASKS and _trained_on_pictures(adapter):
+        return hub.load_reader(base, adapter.task, trust_remote_code, pictures=True)
+    start = hub.decoder_start(base, adapter.task, trust_remote_code)
+    return hub.Reader(_tokenizer(place.folder, base, trust_remote_code), start)
+
+
+def _sees(task: hub.ModelTask | hub.Work | None) -> bool:
+    return task.pictures if isinstance(task, hub.Work) else task in OWN_TASKS
+
+
+def _trained_on_pictures(adapter: Adapter) -> bool:
+    """A model that writes about pictures may have been trained on texts alone."""
+    name = str(adapter.settings.get("task"))
+    return adapter.task == "image-classification" or (name in TASKS and TASKS[name].pictures)
 
 
 def _tokenizer(adapter: Path, base: Path, trust_remote_code: bool) -> Any:

@@ -177,14 +177,15 @@ def _load(subject: Subject, plan: BenchPlan) -> Load:
 
 
 def _vocabulary(model: nn.Module) -> int:
-    return int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    """Of a model that reads no tokens 0."""
+    return int(getattr(model.get_input_embeddings(), "num_embeddings", 0))  # type: ignore[operator]
 
 
 def _predicted(subject: Subject, plan: BenchPlan, name: str, k: int | None) -> int | None:
-    """None on a quantised base, and for a peer whose set-up looks at values (a random mask's positions), so
-    that it cannot be traced.
+    """None on a quantised base, and for what looks at values, so that it cannot be traced: pictures among
+    texts, and a peer whose set-up does (a random mask's positions).
     """
-    if subject.quantized:
+    if subject.quantized or (plan.real is not None and plan.real.features and plan.sequence):
         return None
     batch = _load(subject, plan).batch(plan.batch).to("cpu")
     learnt = count_targets(batch.labels_BS) if subject.kind == "generation" else None
@@ -193,7 +194,7 @@ def _predicted(subject: Subject, plan: BenchPlan, name: str, k: int | None) -> i
         memory = predict(
             subject.model, subject.targets, make(name), k or max(plan.ks), plan.batch, plan.sequence,
             plan.dtype, learnt, device=plan.device, padded=padded, prepare=flow_to_embeddings,
-            also=decoder_inputs(batch),
+            also={**decoder_inputs(batch), **batch.features},
         )  # fmt: skip
     except UNTRACEABLE:
         if name == "floor" or (name in METHODS and METHODS[name].predictable):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.benchmarking.peers import folds, owns_weights
-from neuroada_cli.data.batch import Batch, Encoded, collate
+from neuroada_cli.data.batch import Batch, Encoded, Features, collate
 from neuroada_cli.delta.layout import layout_of
 from neuroada_cli.delta.quantized import is_quantized
 from neuroada_cli.errors import RecipeError
@@ -121,9 +121,11 @@ def flow_to_embeddings(model: nn.Module) -> None:
     def ask(_: nn.Module, __: tuple[Tensor, ...], embedded_BSH: Tensor) -> Tensor:
         return embedded_BSH.requires_grad_(True)
 
-    table = model.get_input_embeddings().weight  # type: ignore[operator]
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    table = getattr(embeddings, "weight", None)  # of patches of a picture there is none
     for module in model.modules():  # an encoder-decoder looks its tokens up in two modules with one table
-        if isinstance(module, nn.Embedding) and module.weight is table:
+        shares = isinstance(module, nn.Embedding) and module.weight is table
+        if module is embeddings or shares:
             module.register_forward_hook(ask)
 
 
@@ -143,10 +145,11 @@ class RealRows:
     encoded: Sequence[Encoded]
     pad_id: int
     source: str
+    features: Features | None = None
 
     def batch(self, rows: int, device: str) -> Batch:
         taken = [self.encoded[i % len(self.encoded)] for i in range(rows)]
-        return collate(taken, self.pad_id).to(device)
+        return collate(taken, self.pad_id, self.features).to(device)
 
 
 def random_batch(

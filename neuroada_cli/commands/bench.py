@@ -79,7 +79,7 @@ def run(
     plan = BenchPlan(
         compare, ks, batch, sequence, rounds, warmup, device, hub.TORCH_DTYPES[dtype], memory_budget
     )
-    if real_rows:
+    if real_rows or _of_pictures(recipe):  # no picture is made of random numbers
         if recipe is None:
             raise RecipeError("a built-in shape has no rows", "--real-rows", "name a recipe")
         real = _real_rows(recipe)
@@ -98,6 +98,14 @@ def run(
     if plot_out is not None:
         drawn(lambda: tables.draw(rows, _title(settings), plot_out), plot_out, asked_for=True)
     return result
+
+
+def _of_pictures(recipe: Recipe | None) -> bool:
+    if recipe is None:
+        return False
+    from neuroada_cli.tasks.registry import recipe_task
+
+    return recipe_task(recipe.data).pictures
 
 
 def _check_outputs(json_out: Path | None, plot_out: Path | None) -> None:
@@ -127,9 +135,9 @@ def _built_in(model: str, layers: int | None, plan: BenchPlan) -> Subject:
 def _from_recipe(recipe: Recipe, layers: int | None, plan: BenchPlan) -> Subject:
     if layers is not None:
         raise RecipeError("cuts built-in shapes, not the model of a recipe", "--layers", "use --model")
-    from neuroada_cli.tasks.registry import get_task
+    from neuroada_cli.tasks.registry import recipe_task
 
-    task = get_task(recipe.data.task)
+    task = recipe_task(recipe.data)
     settings = recipe.model
     folder = hub.resolve_model(settings.path, settings.revision, settings.trust_remote_code)
     model_task = hub.model_task(folder, task.work, settings.trust_remote_code)
@@ -151,16 +159,16 @@ def _from_recipe(recipe: Recipe, layers: int | None, plan: BenchPlan) -> Subject
 
 
 def _real_rows(recipe: Recipe) -> RealRows:
-    from neuroada_cli.tasks.registry import get_task
+    from neuroada_cli.tasks.registry import recipe_task
     from neuroada_cli.training.rows import prepare
 
     settings = recipe.model
     folder = hub.resolve_model(settings.path, settings.revision, settings.trust_remote_code)
-    task = get_task(recipe.data.task)
+    task = recipe_task(recipe.data)
     model_task = hub.model_task(folder, task.work, settings.trust_remote_code)
-    reader = hub.load_reader(folder, model_task, settings.trust_remote_code)
+    reader = hub.load_reader(folder, model_task, settings.trust_remote_code, task.pictures)
     rows = prepare(recipe.data, task, reader, recipe.seed)
-    return RealRows(rows.data.train, rows.data.pad_id, rows.train_source)
+    return RealRows(rows.data.train, rows.data.pad_id, rows.train_source, rows.data.features)
 
 
 def _check_length(plan: BenchPlan, longest: int | None) -> None:
@@ -194,6 +202,8 @@ def _title(settings: dict[str, Any]) -> str:
     cut = "" if whole else f", {settings['layers']} of {settings['of_layers']} blocks"
     upto = "" if settings["rows"] == "random tokens" else "up to "
     size = f"{settings['batch']} x {upto}{settings['sequence']} tokens"
+    if not settings["sequence"]:
+        size = f"{settings['batch']} pictures"
     packed = f" over {settings['quantization']}" if settings["quantization"] else ""
     return f"{settings['model']}{cut}, {settings['dtype']}{packed}, {size}, {settings['device']}"
 

@@ -28,7 +28,7 @@ from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import DataSection, Recipe
 from neuroada_cli.show.notes import tell
 from neuroada_cli.tasks import metrics
-from neuroada_cli.tasks.registry import expand, get_protocol, get_task, scored_tasks
+from neuroada_cli.tasks.registry import expand, get_protocol, get_task, labelled, scored_tasks
 from neuroada_cli.tasks.task import Task, under
 
 
@@ -98,7 +98,7 @@ def run(
                 data,
                 data_dir,
                 limit,
-                lambda: _tokenizer_of(found, recipe, trusted),
+                lambda work=task.work: _reader_of(found, work, recipe, trusted),  # type: ignore[misc]
                 learnt,
             )
             for task in chosen
@@ -120,8 +120,10 @@ def run(
             f"{shown(', '.join(subject.fresh))}: random, in none of the files, so scores are chance"
         )
     tell(hub.ignored_of_model(subject.folder, trusted), console.quiet)
-    tell(hub.ignored_of_tokenizer(subject.tokenizer, trusted), console.quiet)
-    remark = hub.endings(subject.tokenizer).remark
+    remark = None
+    if subject.tokenizer is not None:
+        tell(hub.ignored_of_tokenizer(subject.tokenizer, trusted), console.quiet)
+        remark = hub.endings(subject.tokenizer).remark
     if remark is not None and jobs[0].task.kind == "generation":
         console.print(shown(remark), highlight=False, soft_wrap=True)
     result = EvalResult({}, {}, records.folder)
@@ -215,6 +217,7 @@ def _chosen_tasks(names: Sequence[str], recipe: Recipe | None, target: adapted.T
             )
         raise RecipeError("no task to score", fix="add --tasks boolq,piqa (or a recipe)")
     chosen = expand(names) if names or recipe is None else scored_tasks(recipe.eval.tasks, recipe.data.task)
+    chosen = [labelled(task, recipe.data.labels if recipe else ()) for task in chosen]
     if len({(task.work, task.num_labels) for task in chosen}) > 1:
         raise RecipeError("these tasks need different heads", "--tasks", "evaluate them one by one")
     for task in chosen:
@@ -258,8 +261,8 @@ def _data_of(recipe: Recipe | None, trained: Recipe | None, target: adapted.Targ
     return recipe.data.model_copy(update=changes)
 
 
-def _tokenizer_of(target: adapted.Target, recipe: Recipe | None, trusted: bool) -> Any:
-    return adapted.tokenizer_of(target, recipe.model.revision if recipe else None, trusted)
+def _reader_of(target: adapted.Target, work: hub.Work, recipe: Recipe | None, trusted: bool) -> hub.Reader:
+    return adapted.reader_of(target, work, recipe.model.revision if recipe else None, trusted)
 
 
 def _default_folder(target: adapted.Target) -> Path:

@@ -30,7 +30,7 @@ from neuroada_cli.selection.overlap import Overlap
 from neuroada_cli.show.figures import check_ending, drawn
 from neuroada_cli.show.notes import tell
 from neuroada_cli.show.numbers import share
-from neuroada_cli.tasks.registry import get_task
+from neuroada_cli.tasks.registry import recipe_task
 from neuroada_cli.training import choose
 
 
@@ -101,7 +101,7 @@ def compare(
 
 def _base(recipe: Recipe) -> tuple[hub.Base, Choice]:
     """The recipe's model as far as choosing needs it, and what it chooses there; no weight is read."""
-    task, model = get_task(recipe.data.task), recipe.model
+    task, model = recipe_task(recipe.data), recipe.model
     folder = hub.resolve_model(model.path, model.revision, model.trust_remote_code)
     base = hub.open_base(folder, task.work, task.num_labels, model.trust_remote_code)
     choice = choice_of(recipe.select, base, recipe.seed)

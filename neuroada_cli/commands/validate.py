@@ -20,7 +20,7 @@ from neuroada_cli.selection.choice import check_criterion
 from neuroada_cli.selection.file import read_selection
 from neuroada_cli.show.notes import tell
 from neuroada_cli.show.numbers import share
-from neuroada_cli.tasks.registry import get_protocol, get_task, scored_tasks
+from neuroada_cli.tasks.registry import get_protocol, recipe_task, scored_tasks
 from neuroada_cli.tasks.task import Task
 from neuroada_cli.tasks.training_set import training_set
 from neuroada_cli.training import dry_run, space
@@ -35,7 +35,7 @@ def run(recipe: Recipe, show_rows: int = 0) -> None:
     Raises the UserError of whatever would keep `train` from starting, but for a run folder that is taken,
     which is told.
     """
-    task = get_task(recipe.data.task)
+    task = recipe_task(recipe.data)
     protocol = get_protocol(recipe.data.protocol)
     scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
     check_criterion(recipe.select.criterion)

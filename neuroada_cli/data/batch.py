@@ -5,13 +5,14 @@ B = rows of a batch, S = sequence length
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from neuroada_cli.data.images import Picture
 from neuroada_cli.errors import DataError
 
 IGNORED = -100  # the label of a token that is not learnt (the convention of torch and transformers)
@@ -27,6 +28,7 @@ class Example:
     answer    the reference that scoring compares with (text, class number or real score)
     row       its number in the source, 0 is the first
     pair      the second text of a sentence pair
+    pictures  of the row, opened when they are needed (of a task's own example: as the row has them)
     rendered  a chat template wrote prompt and target, with all their special tokens
     lead      what of target stands before the answer, such as an empty thought; end: what stands behind it
     learnt    parts of the prompt (characters from, to; ascending) that are learnt too: earlier turns
@@ -38,6 +40,7 @@ class Example:
     answer: str | int | float
     row: int
     pair: str | None = None
+    pictures: tuple[Any, ...] = ()
     rendered: bool = False
     lead: str = ""
     end: str = ""
@@ -52,6 +55,9 @@ class Encoded:
     prompt   how many of the tokens are prompt; None: all (there is nothing to generate)
     decoder  of an encoder-decoder, whose encoder gets input_ids: the start token and the answer; labels are
              of these tokens then
+    pictures the row's, opened again for every batch, since their pixels would fill the memory;
+             seen: sha256 of each;  asked: the prompt that they stand in
+    told     what the model's processor says of every token, by the names that the model takes
     """
 
     input_ids: list[int]
@@ -60,6 +66,10 @@ class Encoded:
     type_ids: list[int] | None = None
     prompt: int | None = None
     decoder: list[int] | None = None
+    pictures: tuple[Picture, ...] = ()
+    seen: tuple[str, ...] = ()
+    asked: str | None = None
+    told: dict[str, list[int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -72,6 +82,7 @@ class Batch:
     prompts_B     int64: tokens of each row's prompt; None: all of a row is prompt
     positions_BS  int64: of a packed batch, where all rows lie in one (B = 1): each token's place in its own
     decoder_BS, decoder_attention_BS   int64, of an encoder-decoder: its decoder's tokens, one per label
+    features      what the model's processor made of pictures and tokens, by the names that the model takes
     """
 
     tokens_BS: Tensor
@@ -83,6 +94,7 @@ class Batch:
     positions_BS: Tensor | None = None
     decoder_BS: Tensor | None = None
     decoder_attention_BS: Tensor | None = None
+    features: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -107,7 +119,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors)  # type: ignore[arg-type]
+        features = {name: value.to(device) for name, value in self.features.items()}
+        return replace(self, **tensors, features=features)  # type: ignore[arg-type]
 
 
 def pad_id(tokenizer: Any) -> int:
@@ -134,7 +147,11 @@ def align_padding(model: Any, tokenizer: Any) -> int:
     return int(config.pad_token_id)
 
 
-def collate(rows: Sequence[Encoded], pad: int) -> Batch:
+# rows -> what the model is given of their pictures
+Features = Callable[[Sequence[Encoded]], dict[str, Tensor]]
+
+
+def collate(rows: Sequence[Encoded], pad: int, features: Features | None = None) -> Batch:
     """Right-pad rows to the longest of them."""
     tokens_BS, attention_BS = _padded([row.input_ids for row in rows], pad)
     per_token = [row.labels for row in rows if isinstance(row.labels, list)]
@@ -155,7 +172,20 @@ def collate(rows: Sequence[Encoded], pad: int) -> Batch:
         torch.tensor(lengths) if len(lengths) == len(rows) else None,
         decoder_BS=decoder_BS,
         decoder_attention_BS=decoder_attention_BS,
+        features={**told_of(rows), **({} if features is None else features(rows))},
     )
+
+
+def told_of(rows: Sequence[Encoded], left: bool = False) -> dict[str, Tensor]:
+    """What is told of every token, int64 [B, S] by name, 0 for padding (which is on the right, or `left`)."""
+    length = max(map(len, rows))
+    found: dict[str, Tensor] = {}
+    for name in rows[0].told:
+        found[name] = torch.zeros((len(rows), length), dtype=torch.int64)
+        for at, row in enumerate(rows):
+            place = slice(length - len(row), length) if left else slice(0, len(row))
+            found[name][at, place] = torch.tensor(row.told[name], dtype=torch.int64)
+    return found
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from neuroada_cli.data.batch import Encoded, Example
+from neuroada_cli.data.batch import Encoded, Example, Features, align_padding, pad_id
 from neuroada_cli.data.encoding import EncodeReport, TooLong, encode, prompt_ids
+from neuroada_cli.data.image_text import encode_image_text, encode_prompts, features_of_rows
 from neuroada_cli.data.pairs import asked, encode_pairs
+from neuroada_cli.data.seen import encode_pictures, features_of
 from neuroada_cli.hub.reader import Reader
 
 
@@ -24,13 +27,38 @@ def encode_for(
     max_length  tokens per row (of an encoder-decoder: per prompt and per answer)
     Raises DataError and ModelError as they do.
     """
+    if reader.pictures is not None:
+        return encode_pictures(examples, reader.pictures, kind)
+    if reader.processor is not None and any(example.pictures for example in examples):
+        return encode_image_text(examples, reader.processor, max_length, loss_on_prompt, too_long)
     if reader.decoder_start is None or kind != "generation":
         return encode(examples, reader.tokenizer, max_length, kind, loss_on_prompt, published, too_long)
     return encode_pairs(examples, reader.tokenizer, max_length, reader.decoder_start, too_long)
 
 
-def prompts_for(reader: Reader, examples: Sequence[Example], published: bool = False) -> list[list[int]]:
-    """The tokens that the model is asked with."""
-    if reader.decoder_start is None:
-        return prompt_ids(examples, reader.tokenizer, published)
-    return [asked(reader.tokenizer, example.prompt)[0] for example in examples]
+def prompts_for(reader: Reader, examples: Sequence[Example], published: bool = False) -> list[Encoded]:
+    """What the model is asked with: rows without labels."""
+    if reader.processor is not None and any(example.pictures for example in examples):
+        return encode_prompts(examples, reader.processor)
+    if reader.decoder_start is not None:
+        found = [asked(reader.tokenizer, example.prompt)[0] for example in examples]
+    else:
+        found = prompt_ids(examples, reader.tokenizer, published)
+    return [Encoded(ids, [], example.row) for example, ids in zip(examples, found, strict=True)]
+
+
+def features_for(reader: Reader) -> Features | None:
+    """What turns the pictures of rows into inputs; None for a model that is shown none."""
+    if reader.processor is not None:
+        return features_of_rows(reader.processor)
+    return None if reader.pictures is None else features_of(reader.pictures)
+
+
+def padding_for(reader: Reader) -> int:
+    """The token that fills shorter rows; without tokens any number."""
+    return 0 if reader.tokenizer is None else pad_id(reader.tokenizer)
+
+
+def aligned_padding(model: Any, reader: Reader) -> int:
+    """The same for a classifier of texts, which finds a row's end by it (`align_padding`)."""
+    return 0 if reader.tokenizer is None else align_padding(model, reader.tokenizer)

@@ -14,18 +14,18 @@ import urllib.parse
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
-from neuroada_cli import files
+from neuroada_cli.data.fetching import Unreachable, fetched
 from neuroada_cli.data.formats import STATE, plain_rows
+from neuroada_cli.data.made_pictures import make_pictures
 from neuroada_cli.data.made_rows import make_rows
+from neuroada_cli.data.picture_folders import class_folders, rows_of_classes
 from neuroada_cli.data.reading import ENDINGS, Row, read_as, read_file
 from neuroada_cli.errors import DataError, RecipeError, unreadable
 from neuroada_cli.foreign_text import HAS_SECRETS, INSTEAD, has_secrets
 from neuroada_cli.hub.resolve import hub_answers
-from neuroada_cli.machine.cache import cache_folder
 
 LLM_ADAPTERS = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
 # set -> public address; {split} is filled in. Hub ids are "owner/name:config".
@@ -42,13 +42,15 @@ KNOWN_SETS: dict[str, str] = {
         )
     },
     "gsm8k_openai": "openai/gsm8k:main",
+    "cifar10": "uoft-cs/cifar10",
+    "textvqa": "lmms-lab/textvqa",
     **{
         f"glue_{name}": f"nyu-mll/glue:{name}"
         for name in ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
     },
 }  # fmt: skip
 # sets made by the package itself, with how many rows a split has
-GENERATED: dict[str, Callable[[str, int], list[Row]]] = {"due_dates": make_rows}
+GENERATED: dict[str, Callable[[str, int], list[Row]]] = {"due_dates": make_rows, "shapes": make_pictures}
 GENERATED_ROWS = {"train": 4000, "validation": 400, "test": 800}
 
 LISTED = tuple(ending for ending in ENDINGS if ".txt" not in ending)  # any folder may hold texts
@@ -88,14 +90,14 @@ class Rows:
     def label(self) -> str:
         """The source for result files, which others read: of a path on this machine only the end."""
         path = Path(self.source)
-        return "/".join(path.parts[-2:]) if path.is_file() else self.source
+        return "/".join(path.parts[-2:]) if path.exists() else self.source
 
 
 def load_rows(source: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Rows:
     """The rows of a source.
 
     source    `set` or `set:split`; a set is looked for in data_dir, then as a file or folder, then among
-              KNOWN_SETS, then as a hub id or URL
+              KNOWN_SETS, then as a hub id or URL; a folder may hold class folders of pictures instead of rows
     split     used when the source names none
     data_dir  searched first; without it $NEUROADA_DATA
     Raises DataError for a set that is nowhere (saying where it was looked for), for malformed rows (file,
@@ -108,6 +110,9 @@ def load_rows(source: str, split: str, data_dir: str | os.PathLike[str] | None =
     if file is not None:
         partial = file not in places and bool(PART.match(file.name))
         return replace(_checked(*read_file(file), str(file)), partial=partial)
+    for place in places:
+        if (folder := class_folders(place, split)) is not None:
+            return _checked(rows_of_classes(folder), None, str(folder))
     if name in GENERATED:
         if split not in GENERATED_ROWS:
             raise DataError(f"has no split {split}", name, f"choose {', '.join(GENERATED_ROWS)}")
@@ -217,29 +222,11 @@ def take(rows: Sized, limit: int | None, seed: int) -> list[int]:
 
 
 def _from_url(url: str, source: str, places: list[Path]) -> tuple[list[Row], list[int] | None]:
-    path = urllib.parse.urlsplit(url).path
-    kept = cache_folder() / "data" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{Path(path).name}"
-    if not kept.is_file():
-        if not hub_answers(url):
-            raise _nowhere(source, places, f"{url} does not answer")
-        with files.explained(kept):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(url, kept)
-    return read_as(kept, path, url)
-
-
-def _fetch(url: str, kept: Path) -> None:
-    """The hub client's downloader: it retries, resumes and honours the user's proxies."""
-    from huggingface_hub.file_download import http_get
-
-    def fill(file: BinaryIO) -> None:
-        try:
-            http_get(url, file)
-        except Exception as error:  # whatever a foreign server brings about
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise DataError(f"cannot be fetched: {reason}", url) from error
-
-    files.write_binary(kept, fill)
+    try:
+        kept = fetched(url, "data")
+    except Unreachable:
+        raise _nowhere(source, places, f"{url} does not answer") from None
+    return read_as(kept, urllib.parse.urlsplit(url).path, url)
 
 
 def _from_hub(address: str, split: str, source: str, places: list[Path]) -> list[Row]:
@@ -251,7 +238,11 @@ def _from_hub(address: str, split: str, source: str, places: list[Path]) -> list
     import datasets
 
     try:
-        return plain_rows(datasets.load_dataset(name, config or None, split=split).to_list())
+        found = datasets.load_dataset(name, config or None, split=split)
+        for column, feature in found.features.items():
+            if isinstance(feature, datasets.Image):  # its bytes, which are opened as all pictures are
+                found = found.cast_column(column, datasets.Image(decode=False))
+        return plain_rows(found.to_list())
     except Exception as error:  # whatever a foreign data set brings about
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(f"cannot be loaded: {reason}", f"{address} {split}") from error
@@ -272,8 +263,13 @@ def _checked(rows: list[Row], lines: list[int] | None, source: str) -> Rows:
         raise DataError("holds no rows", source)
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=_plain).encode() + b"\n")
     return Rows(rows, source, digest.hexdigest(), lines)
+
+
+def _plain(value: object) -> str:
+    """What JSON cannot say: of bytes their hash."""
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
 
 
 def require_source(source: str | None, key: str) -> str:

@@ -22,6 +22,7 @@ from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import DataError, NumericsError
 from neuroada_cli.evaluation.rounds import in_rounds
 from neuroada_cli.hub.positions import positions_of
+from neuroada_cli.loop.loss import on_model
 from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.tasks.task import Decoding
@@ -44,11 +45,13 @@ def generate(
     seed: int = 0,
     special: bool = False,
     ranks: Ranks = ALONE,
+    beside: Callable[[Sequence[int]], dict[str, Tensor]] | None = None,
 ) -> list[str]:
     """The completions of `prompts` (texts, or their tokens), in their order, without the end token.
 
     special  write special tokens as text and tidy nothing, so that an answer comes back as it was learnt
     ranks    take turns at the batches, which are the same ones; each ends with all completions
+    beside   numbers of rows -> what the model is given beside their tokens, padded on the left
 
     Whatever the model's own generation settings say, `decoding` is what happens. Rows of similar length share
     a batch, longest first, and a batch ends with its last row's end token.
@@ -71,7 +74,8 @@ def generate(
             numbers, room = batch
             rows = [encoded[i] for i in numbers]
             with nullcontext() if decoding.temperature is None else _drawing(model, rows, seed):
-                return _complete(model, tokenizer, rows, room, special)
+                also = {} if beside is None else beside(numbers)
+                return _complete(model, tokenizer, rows, room, special, also)
 
         batches = _batches(encoded, batch_size, max_new_tokens, context_of(model))
         for (numbers, _), (texts, count) in in_rounds(batches, complete, ranks):
@@ -94,7 +98,7 @@ def _batches(
 
 
 def _complete(
-    model: Any, tokenizer: Any, rows: list[list[int]], room: int, special: bool
+    model: Any, tokenizer: Any, rows: list[list[int]], room: int, special: bool, also: dict[str, Tensor]
 ) -> tuple[list[str], int]:
     device = next(model.parameters()).device
     pad, ends = model.generation_config.pad_token_id, model.generation_config.eos_token_id
@@ -109,8 +113,9 @@ def _complete(
     tokens_BS, attention_BS = tokens_BS.to(device), attention_BS.to(device)
     watch = _NanWatch(device, bool(model.generation_config.do_sample))
     output_BS = model.generate(
-        tokens_BS, attention_mask=attention_BS, logits_processor=[watch], max_new_tokens=room
-    )
+        tokens_BS, attention_mask=attention_BS, logits_processor=[watch], max_new_tokens=room,
+        **on_model(model, also),
+    )  # fmt: skip
     if watch.seen:
         raise NumericsError(
             "the model's outputs are not numbers (NaN), so nothing it writes means anything",

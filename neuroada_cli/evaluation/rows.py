@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
 
 from neuroada_cli.data.batch import Example
 from neuroada_cli.data.sources import Rows, load_rows, require_source
 from neuroada_cli.errors import RecipeError
+from neuroada_cli.hub.reader import Reader
 from neuroada_cli.recipe.schema import DataSection, Recipe
-from neuroada_cli.tasks import leakage
+from neuroada_cli.tasks import image_text, leakage
 from neuroada_cli.tasks.chat_template import use_template
 from neuroada_cli.tasks.glue import half_of_validation
 from neuroada_cli.tasks.instruct import habits_of, shaped
-from neuroada_cli.tasks.registry import get_task, scored_tasks
+from neuroada_cli.tasks.registry import get_task, recipe_task, scored_tasks
 from neuroada_cli.tasks.task import Protocol, Task, examples_of, under
 from neuroada_cli.tasks.training_set import training_set
 
@@ -51,9 +51,9 @@ def learnt_by(recipe: Recipe, data_dir: str | None) -> Learnt:
     """
     section = recipe.data.model_copy(update={"data_dir": data_dir or recipe.data.data_dir})
     scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
-    found = training_set(section, get_task(section.task), recipe.seed, scored)
+    found = training_set(section, recipe_task(section), recipe.seed, scored)
     rows = found.rows.subset(found.learnt)
-    return Learnt(rows.label, leakage.questions(rows.rows))
+    return Learnt(rows.label, leakage.questions(rows))
 
 
 def prepare(
@@ -62,14 +62,14 @@ def prepare(
     data: DataSection | None,
     data_dir: str | None,
     limit: int | None,
-    tokenizer: Callable[[], Any],
+    reader: Callable[[], Reader],
     learnt: Learnt | None = None,
 ) -> TaskRows:
     """Load the rows and make examples of them.
 
     data       what training used: tells the held-out rows of data of one's own
     limit      only the first so many rows
-    tokenizer  called for rows in formats of one's own, which may need its chat template
+    reader     called for rows that need its chat template: in formats of one's own, or with pictures
     learnt     what the model was trained on, if that is known
     Raises DataError and RecipeError, with places and counts.
     """
@@ -79,13 +79,17 @@ def prepare(
         rows, part = rows.subset(range(limit)), f"the first {limit} of {part}"
     task = ruled
     if task.name == "instruct":
-        found = tokenizer()
+        found = reader().tokenizer
         use_template(found, data)
         task = shaped(task, rows, habits_of(data, rules), found)
+    elif task.family == "image-text":
+        found = reader().tokenizer
+        use_template(found, data)
+        task = image_text.shaped(task, found, habits_of(data, rules))
     examples = examples_of(task, rows.rows, rules.name, rows.source, rows.lines, rows.numbers)
     if learnt is None:
         return TaskRows(task, rows, examples, part)
-    leaked = leakage.leaked(rows.rows, learnt.questions)
+    leaked = leakage.leaked(rows, learnt.questions)
     numbers = frozenset(examples[place].row for place in leaked)
     return TaskRows(task, rows, examples, part, numbers, learnt.source)
 
@@ -99,7 +103,7 @@ def _rows_of(task: Task, data: DataSection | None, data_dir: str | None) -> tupl
             part = "the validation rows that chose no checkpoint"
             return rows.subset(kept), f"{part}, of {_part(rows)}" if rows.partial else part
         return rows, _part(rows)
-    if data is not None and get_task(data.task) is task:
+    if data is not None and get_task(data.task).name == task.name:
         if data.validation:
             rows = load_rows(data.validation, "validation", data_dir)
             return rows, _part(rows)

@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from neuroada_cli.data.batch import Encoded, Example, align_padding, collate
+from neuroada_cli.data.batch import Batch, Encoded, Example, collate, told_of
 from neuroada_cli.data.encoding import answer_in, end_texts
-from neuroada_cli.data.inputs import encode_for, prompts_for
+from neuroada_cli.data.inputs import aligned_padding, encode_for, features_for, prompts_for
 from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.evaluation.generate import context_of, generate
 from neuroada_cli.evaluation.rounds import in_rounds
 from neuroada_cli.hub.reader import Reader
+from neuroada_cli.loop.loss import row_logits
 from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.tasks.metrics import METRICS
@@ -32,6 +33,7 @@ class Prediction:
     strict     by our stricter scorer, if it ran
     leaked     whether its question was trained on; None where the training set is not known
     asked      False: its prompt alone fills the model's context, so it was not answered
+    credit     the share of a point that it gets, under rules that give parts of one
     """
 
     row: int
@@ -43,6 +45,7 @@ class Prediction:
     strict: bool | None = None
     leaked: bool | None = None
     asked: bool = True
+    credit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def predict(
     scoring, coder = task.scoring[protocol], Coder(reader.tokenizer)
     ends = end_texts(reader.tokenizer)
     prompts, context = prompts_for(reader, examples, task.published), context_of(model)
-    fit = [n for n, ids in enumerate(prompts) if context is None or len(ids) < context]
+    fit = [n for n, prompt in enumerate(prompts) if context is None or len(prompt) < context]
     if not fit:
         fit = list(range(len(prompts)))  # which is refused
     unfit = sorted({*range(len(prompts))} - {*fit})
@@ -131,7 +134,7 @@ def predict(
     generate(
         model,
         reader.tokenizer,
-        [prompts[n] for n in fit],
+        [prompts[n].input_ids for n in fit],
         max_new_tokens or scoring.max_new_tokens,
         batch_size,
         finish,
@@ -139,8 +142,24 @@ def predict(
         seed,
         special=not task.published and reader.decoder_start is None,
         ranks=ranks,
+        beside=_beside(reader, [prompts[n] for n in fit]),
     )
     return [done[number] for number in range(len(examples))], tokens
+
+
+def _beside(
+    reader: Reader, prompts: Sequence[Encoded]
+) -> Callable[[Sequence[int]], dict[str, Tensor]] | None:
+    """What the model is given beside the tokens of these prompts: pixels, and what is told of every token."""
+    features = features_for(reader)
+    if features is None:
+        return None
+
+    def beside(numbers: Sequence[int]) -> dict[str, Tensor]:
+        rows = [prompts[number] for number in numbers]
+        return {**told_of(rows, left=True), **features(rows)}
+
+    return beside
 
 
 def _scored(
@@ -174,7 +193,10 @@ def score_one(scoring: Scoring, example: Example, completion: str) -> Prediction
         except ImportError:  # the extra `strict` is not installed: the column stays empty
             strict = None
     correct = scoring.correct(extracted, reference)
-    return Prediction(example.row, example.prompt, completion, extracted, reference, correct, strict)
+    credit = None if scoring.credit is None else scoring.credit(extracted, reference)
+    return Prediction(
+        example.row, example.prompt, completion, extracted, reference, correct, strict, credit=credit
+    )
 
 
 @torch.inference_mode()
@@ -189,14 +211,16 @@ def _classify(
     ranks: Ranks,
 ) -> list[Prediction]:
     rows, _ = encode_for(reader, examples, max_length, task.kind)
-    pad, device = align_padding(model, reader.tokenizer), next(model.parameters()).device
+    pad, features = aligned_padding(model, reader), features_for(reader)
+    device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     done: dict[int, Prediction] = {}
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     with evaluating(model):
 
         def values_of(numbers: list[int]) -> list[int | float]:
-            return _row_values(model, [rows[i] for i in numbers], pad, device, task.kind)
+            batch = collate([rows[i] for i in numbers], pad, features).to(device)
+            return _row_values(model, batch, task.kind)
 
         for numbers, values in in_rounds(batches, values_of, ranks):
             scored = [_labelled(examples[i], value) for i, value in zip(numbers, values, strict=True)]
@@ -206,14 +230,8 @@ def _classify(
     return [done[number] for number in range(len(examples))]
 
 
-def _row_values(
-    model: nn.Module, rows: list[Encoded], pad: int, device: torch.device, kind: str
-) -> list[int | float]:
-    batch = collate(rows, pad).to(device)
-    given = {"input_ids": batch.tokens_BS, "attention_mask": batch.attention_BS}
-    if batch.types_BS is not None:
-        given["token_type_ids"] = batch.types_BS
-    logits_BC = model(**given).logits.float()
+def _row_values(model: nn.Module, batch: Batch, kind: str) -> list[int | float]:
+    logits_BC = row_logits(model, batch)
     if not torch.isfinite(logits_BC).all():
         raise NumericsError("the model's outputs are not finite", f"rows {batch.rows[:5]}")
     values_B = logits_BC.argmax(dim=-1) if kind == "classification" else logits_BC[:, 0]
@@ -231,6 +249,8 @@ def summarise(task: Task, predictions: Sequence[Prediction], seconds: float, tok
     n = len(predictions)
     if task.kind == "generation":
         metrics = {"accuracy": sum(p.correct for p in predictions) / n}
+        if all(p.credit is not None for p in predictions):
+            metrics["vqa_accuracy"] = sum(p.credit or 0.0 for p in predictions) / n
     else:
         values = [float(p.prediction) for p in predictions]
         references = [float(p.reference) for p in predictions]

@@ -31,7 +31,7 @@ from neuroada_cli.hub.parts import stacks_of
 from neuroada_cli.hub.resolve import read_config
 from neuroada_cli.machine.cache import cache_folder
 
-FORMAT = 4  # raised when a record says other things, so that an older one is not taken for it
+FORMAT = 5  # raised when a record says other things, so that an older one is not taken for it
 # The sizes by which a layer is known beside its tensors.
 SIZES = (
     "in_features", "out_features", "num_embeddings", "embedding_dim", "padding_idx", "nf", "nx",
@@ -180,7 +180,13 @@ def _kind(module: nn.Module) -> str:
 def _plain(config: Any) -> dict[str, Any]:
     keys = {*config.to_dict(), *config.attribute_map}  # also by the names that all models have for them
     values = {key: getattr(config, key, None) for key in sorted(keys)}
-    return {key: value for key, value in values.items() if isinstance(value, str | int | float | bool)}
+    return {key: value for key, value in values.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool) or (
+        isinstance(value, list) and all(isinstance(each, int) for each in value)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------

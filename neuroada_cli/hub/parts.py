@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from neuroada_cli.delta.mixtures import routers_of
+from neuroada_cli.delta.names import block_number
 from neuroada_cli.delta.targets import targets_of
 from neuroada_cli.hub.loading import default_exclude
 
@@ -25,8 +26,10 @@ def parts_of(model: nn.Module) -> dict[str, list[str]]:
     linear = [name for name in targets_of(model) if name not in quiet]
     found = {part: _inside(linear, stack) for part, stack in stacks.items()}
     if "vision" in stacks:
-        apart = [name for name in found["vision"] if MERGER in name.removeprefix(stacks["vision"])]
-        found["vision"] = [name for name in found["vision"] if name not in apart]
+        apart = {name for name in found["vision"] if MERGER in name.removeprefix(stacks["vision"])}
+        unread = {*_unread(model, found["vision"], stacks["vision"])}
+        linear = [name for name in linear if name not in unread]
+        found["vision"] = [name for name in found["vision"] if name not in apart | unread]
         found["projector"] = [name for name in linear if not any(name in names for names in found.values())]
     return {part: names for part, names in found.items() if names}
 
@@ -56,6 +59,21 @@ def left_out(model: nn.Module, parts: Mapping[str, list[str]]) -> list[str]:
 
 def _inside(names: list[str], module: str) -> list[str]:
     return [name for name in names if name.startswith(f"{module}.")]
+
+
+def _unread(model: Any, names: list[str], tower: str) -> list[str]:
+    """Layers of blocks that nothing reads: LLaVA takes the vision tower's states before its last block (its
+    config's `vision_feature_layer` is -2).
+    """
+    taken = getattr(model.config, "vision_feature_layer", None)
+    numbers = {name: block_number(name.removeprefix(f"{tower}.")) for name in names}
+    depth = 1 + max((number for number in numbers.values() if number is not None), default=-1)
+    if not isinstance(taken, int):  # several of them: the deepest one
+        taken = (
+            max((n % (depth + 1) for n in taken), default=depth) if isinstance(taken, list | tuple) else depth
+        )
+    read = taken % (depth + 1)  # states[n] is what block n - 1 gives, states[0] what goes into the first
+    return [name for name, number in numbers.items() if number is not None and number >= read]
 
 
 def _may_look(model: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli.data.batch import Batch, Encoded, collate, epoch_order, pack
+from neuroada_cli.data.batch import Batch, Encoded, Features, collate, epoch_order, pack
 from neuroada_cli.delta.reselection import Choose
 from neuroada_cli.errors import NumericsError, Stopped
 from neuroada_cli.loop.frozen import FrozenWatch, weighted_sum
@@ -57,13 +57,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class TrainData:
-    """Encoded rows. kind is the task's; metric, where there is one, chooses the best checkpoint."""
+    """Encoded rows. kind is the task's; metric, where there is one, chooses the best checkpoint; features
+    makes inputs of the rows' pictures.
+    """
 
     train: Sequence[Encoded]
     validation: Sequence[Encoded]
     kind: str
     pad_id: int
     metric: Metric | None = None
+    features: Features | None = None
 
 
 @dataclass
@@ -233,7 +236,7 @@ class Schedule:
         return [self._batch(rows[i : i + size]) for i in range(0, len(rows), size)]
 
     def _batch(self, rows: Sequence[Encoded]) -> Batch:
-        return pack(rows) if self._settings.packing else collate(rows, self._data.pad_id)
+        return pack(rows) if self._settings.packing else collate(rows, self._data.pad_id, self._data.features)
 
     def lr_factor(self, step: int) -> float:
         optim = self._settings.optim

@@ -5,7 +5,7 @@ B = rows, S = sequence length, N = targets, H = hidden size, V = vocabulary, C =
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
@@ -43,20 +43,34 @@ def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     sliced = head is not None and is_frozen_linear(head) and logits_are_final(model, batch.tokens_BS)
     tell_prompts(model, batch.prompts_B)
     with _only_at(model, wanted_BS, keep=sliced) as hidden:
-        output = model(use_cache=False, **inputs_of(batch))
+        output = model(use_cache=False, **inputs_of(model, batch))
     if sliced:
         return linear_cross_entropy(hidden[0], head, targets_N), len(targets_N)
     logits_NV = output.logits[0]
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum"), len(targets_N)
 
 
-def inputs_of(batch: Batch) -> dict[str, Tensor | None]:
-    """What a model that writes is given.
+def inputs_of(model: nn.Module, batch: Batch) -> dict[str, Tensor | None]:
+    """What a model is given: tokens with what tells which of them see each other, and pixels.
 
     Of an encoder-decoder also what its decoder gets, with a mask: some models take the padding token, which
     is how many answers begin, for padding.
     """
-    return {"input_ids": batch.tokens_BS, **order_of(batch), **decoder_inputs(batch)}
+    given: dict[str, Tensor | None] = {}
+    if batch.tokens_BS.shape[1]:  # a model that only looks reads none
+        given = {"input_ids": batch.tokens_BS, **order_of(batch)}
+    if batch.types_BS is not None:
+        given["token_type_ids"] = batch.types_BS
+    return {**given, **on_model(model, batch.features), **decoder_inputs(batch)}
+
+
+def on_model(model: nn.Module, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Features on the model's device; pixels in the type that it computes in."""
+    some = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    return {
+        name: value.to(some.device, some.dtype if value.is_floating_point() else value.dtype)
+        for name, value in features.items()
+    }
 
 
 def decoder_inputs(batch: Batch) -> dict[str, Tensor]:
@@ -138,10 +152,8 @@ def score_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
 
 
 def row_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """fp32 [B, C] of a sequence classifier; C is 1 for a regressor."""
-    types = {} if batch.types_BS is None else {"token_type_ids": batch.types_BS}
-    output = model(input_ids=batch.tokens_BS, attention_mask=batch.attention_BS, **types)
-    logits_BC: Tensor = output.logits
+    """fp32 [B, C] of a classifier of texts or pictures; C is 1 for a regressor."""
+    logits_BC: Tensor = model(**inputs_of(model, batch)).logits
     return logits_BC.float()
 
 

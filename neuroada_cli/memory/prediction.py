@@ -59,7 +59,7 @@ def predict(
     device     "cpu" or "cuda": the CUDA kernel keeps one transposed input
     padded     rows of several lengths: attention then takes a mask [B, 1, S, S], and K and V per head
     prepare    called on the model before the method is attached (the bench's hook on the embeddings)
-    also       inputs beside tokens, of which only shapes and types count: what a decoder gets
+    also       inputs beside tokens, of which only shapes count: what a decoder gets, and pixels
     """
     return predict_step(
         skeleton, targets, method, k, batch, sequence, dtype, learnt, whole, gradient_checkpointing, device,
@@ -139,7 +139,11 @@ def _step(
 
     step = StepMemory(model, method, attach, _FakeBytes())
     step.make_moments()
-    more = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in also.items()}
+    dtype = next(model.parameters()).dtype
+    more = {
+        name: torch.empty(value.shape, dtype=dtype if value.is_floating_point() else value.dtype)
+        for name, value in also.items()
+    }
     return step.step(lambda: _fake_loss(model, batch, sequence, learnt, more))
 
 
@@ -150,7 +154,8 @@ def _fake_loss(
     tokens_BS = torch.zeros(batch, sequence, dtype=torch.int64)
     head = cast(Any, model).get_output_embeddings()
     if head is None:
-        logits_BC = model(input_ids=tokens_BS, **also).logits.float()
+        text = {"input_ids": tokens_BS} if sequence else {}
+        logits_BC = model(**text, **also).logits.float()
         return F.cross_entropy(logits_BC, torch.zeros(batch, dtype=torch.int64), reduction="sum")
     answers_BS = also.get("decoder_input_ids", tokens_BS)
     most = batch * (answers_BS.shape[1] - 1)

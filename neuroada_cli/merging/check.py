@@ -16,11 +16,11 @@ from neuroada_cli import hub
 from neuroada_cli.adapter import load as adapted
 from neuroada_cli.adapter.folder import Adapter
 from neuroada_cli.data import sources
-from neuroada_cli.data.batch import Encoded, collate, pad_id
-from neuroada_cli.data.inputs import encode_for
+from neuroada_cli.data.batch import Encoded, collate
+from neuroada_cli.data.inputs import encode_for, features_for, padding_for
 from neuroada_cli.errors import UserError
 from neuroada_cli.loop.loss import inputs_of
-from neuroada_cli.tasks.registry import get_task
+from neuroada_cli.tasks.registry import get_task, recipe_task
 from neuroada_cli.tasks.task import Task, examples_of
 
 ROWS, MAX_LENGTH = 16, 256
@@ -38,13 +38,13 @@ def measure(
     trained = adapted.load(target, device=device, base=base, trust_remote_code=trust_remote_code)
     assert trained.adapter is not None
     rows, source, kind = _rows(target, trained.adapter, trained.reader)
-    before = _logits(trained.model, rows, trained.tokenizer, device)
+    before = _logits(trained.model, rows, trained.reader, device)
     dtype = next(p.dtype for p in trained.model.parameters() if p.is_floating_point())
     task, labels = trained.adapter.task, trained.adapter.settings.get("num_labels")
-    tokenizer = trained.tokenizer
+    reader = trained.reader
     del trained
     loaded = hub.load_model(merged, task, dtype, device, labels, trust_remote_code=trust_remote_code)
-    after = _logits(loaded.model.eval(), rows, tokenizer, device)
+    after = _logits(loaded.model.eval(), rows, reader, device)
     difference = (before - after).abs()
     return {
         "rows": len(rows),
@@ -63,7 +63,7 @@ def _rows(target: adapted.Target, adapter: Adapter, reader: hub.Reader) -> tuple
     task, source, split = get_task("due_dates"), "due_dates", "validation"
     try:
         recipe = adapted.recipe_of(target)
-        if recipe is not None and (own := get_task(recipe.data.task)).family != "instruct":
+        if recipe is not None and (own := recipe_task(recipe.data)).family != "instruct":
             wanted = recipe.data.validation or recipe.data.train or own.sets.get("train")
             if wanted is not None:
                 sources.refuse_foreign(wanted, "train", recipe.data.data_dir)
@@ -82,11 +82,11 @@ def _encoded(task: Task, rows: sources.Rows, reader: hub.Reader, protocol: str) 
 
 
 @torch.inference_mode()
-def _logits(model: Any, rows: list[Encoded], tokenizer: Any, device: str) -> Tensor:
+def _logits(model: Any, rows: list[Encoded], reader: hub.Reader, device: str) -> Tensor:
     """fp32 logits [positions, vocabulary or classes] of every real token (of every row for a classifier)."""
     found = []
     for row in rows:  # one by one: padding would be one more difference
-        batch = collate([row], pad_id(tokenizer)).to(device)
-        output = model(**inputs_of(batch))
+        batch = collate([row], padding_for(reader), features_for(reader)).to(device)
+        output = model(**inputs_of(model, batch))
         found.append(output.logits.float().reshape(-1, output.logits.shape[-1]).cpu())
     return torch.cat(found)

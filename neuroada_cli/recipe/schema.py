@@ -20,7 +20,9 @@ COLUMNS = (  # our names of the columns of rows of one's own
     "prompt", "completion", "instruction", "input", "output", "text", "system", "history", "messages",
     "tools",
 )  # fmt: skip
-OWN_ROWS = ("format", "columns", "learn", "chat_template", "chat_template_kwargs", "date")
+TEMPLATED = ("chat_template", "chat_template_kwargs", "date")
+OWN_ROWS = ("format", "columns", "learn", *TEMPLATED)
+PICTURE_TALKS = ("image_text", "shapes_vqa", "textvqa")  # whose prompts a chat template writes, too
 MOST_EPOCHS = 1_000_000  # beyond, the count of steps would leave the range of numbers
 
 
@@ -119,6 +121,9 @@ class DataSection(Section):
     format: Literal["alpaca", "chat", "prompt-completion", "text"] | None = Field(
         None, description="Row format, for task `instruct` only; empty recognises it from the first row."
     )
+    labels: list[str] = Field(
+        [], description="Names of the classes, in the order of their numbers, for task `image_classes` only."
+    )
     columns: dict[str, str] = Field(
         {},
         description="Our names of columns -> theirs, for `instruct`: {prompt: question, completion: answer}.",
@@ -138,7 +143,11 @@ class DataSection(Section):
         None,
         description="The day that a chat template is told; empty: that of the run's start, kept with it.",
     )
-    train: str | None = Field(None, description="Training rows: known set, file, folder, hub id or URL.")
+    train: str | None = Field(
+        None,
+        description="Training rows: known set, file, folder, hub id or URL; or a folder with a folder of "
+        "pictures for each class.",
+    )
     validation: str | None = Field(None, description="Validation rows, likewise.")
     validation_rows: int = Field(
         0, ge=0, description="With no `validation`: hold out this many rows of the training set's end."
@@ -315,8 +324,13 @@ class Recipe(Section):
             raise ValueError("data.validation and data.validation_rows exclude each other; keep one")
         for key in OWN_ROWS:
             given = getattr(self.data, key) != DataSection.model_fields[key].default
-            if given and self.data.task != "instruct":
+            written = key in TEMPLATED and self.data.task in PICTURE_TALKS
+            if given and self.data.task != "instruct" and not written:
                 raise ValueError(f"data.{key} goes with data.task: instruct; remove it")
+        if self.data.labels and self.data.task != "image_classes":
+            raise ValueError("data.labels goes with data.task: image_classes; remove it")
+        if len(set(self.data.labels)) < len(self.data.labels):
+            raise ValueError("data.labels names a class twice")
         return self
 
     def _check_method(self, facts: MethodFacts) -> None:

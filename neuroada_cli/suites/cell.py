@@ -64,15 +64,16 @@ def _loss(run: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
     """
     from neuroada_cli import hub
     from neuroada_cli.adapter import load as adapted
-    from neuroada_cli.data.batch import collate, pad_id
-    from neuroada_cli.data.inputs import encode_for
+    from neuroada_cli.data.batch import collate
+    from neuroada_cli.data.inputs import encode_for, features_for, padding_for
     from neuroada_cli.evaluation import rows
     from neuroada_cli.loop.validate import validate
     from neuroada_cli.tasks.registry import get_protocol, scored_tasks
 
     rules, found = get_protocol(recipe.data.protocol), {}
     subject = adapted.load(str(run), dtype=recipe.eval.dtype, device=hub.choose_device(recipe.device))
-    pad, size = pad_id(subject.tokenizer), recipe.eval.batch_size
+    pad, size = padding_for(subject.reader), recipe.eval.batch_size
+    features = features_for(subject.reader)
     learnt = rows.learnt_by(recipe, recipe.data.data_dir)
     for task in scored_tasks(recipe.eval.tasks, recipe.data.task):
         job = rows.prepare(
@@ -81,7 +82,7 @@ def _loss(run: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
             recipe.data,
             recipe.data.data_dir,
             recipe.eval.limit,
-            lambda: subject.tokenizer,
+            lambda: subject.reader,
             learnt,
         )
         length = recipe.data.max_length or rules.max_length
@@ -89,7 +90,7 @@ def _loss(run: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
             subject.reader, job.examples, length, job.task.kind, rules.loss_on_prompt, job.task.published
         )
         encoded.sort(key=len)
-        batches = (collate(encoded[at : at + size], pad) for at in range(0, len(encoded), size))
+        batches = (collate(encoded[at : at + size], pad, features) for at in range(0, len(encoded), size))
         value = validate(subject.model, batches, job.task.kind)
         assert value is not None, "nothing asks it to stop"
         found[task.name] = {

@@ -5,10 +5,12 @@ Rows are compared by what they ask, not by prompts: a question is the same one i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
+from pathlib import Path
 
+from neuroada_cli.data.images import content_hash, pictures_in, root_of
 from neuroada_cli.data.reading import Row
-from neuroada_cli.data.sources import load_rows
+from neuroada_cli.data.sources import Rows, load_rows
 from neuroada_cli.tasks.conversation import conversation_of, is_chat, text_of
 from neuroada_cli.tasks.task import Task
 
@@ -17,6 +19,8 @@ ASKED = (
     "instruction", "input", "question", "query", "problem", "context", "message", "prompt", "text",
     "sentence", "sentence1", "sentence2", "question1", "question2", "premise", "hypothesis",
 )  # fmt: skip
+
+PICTURES = ("image", "img")  # fields that hold them
 
 
 def normalise(text: str) -> str:
@@ -34,9 +38,28 @@ def question_of(row: Row) -> str:
     return normalise("".join(value for key in ASKED if isinstance(value := row.get(key), str)))
 
 
-def questions(rows: Iterable[Row]) -> frozenset[str]:
+def asked_by(row: Row, root: Path | None) -> str:
+    """What a row asks, and about which picture: the same words about another picture ask something else.
+
+    root  the folder that paths of pictures start from
+    """
+    question = question_of(row)
+    return question + "".join(
+        _seen(value, root) for key in PICTURES if key in row for value in pictures_in(row, key)
+    )
+
+
+def _seen(value: bytes | str, root: Path | None) -> str:
+    """A picture by its content; by its name where that cannot be read here."""
+    if isinstance(value, str) and root is not None and (root / value).is_file():
+        value = (root / value).read_bytes()
+    return content_hash(value) if isinstance(value, bytes) else value
+
+
+def questions(rows: Rows) -> frozenset[str]:
     """The normalised questions of rows."""
-    return frozenset(map(question_of, rows)) - {""}
+    root = root_of(rows.source)
+    return frozenset(asked_by(row, root) for row in rows.rows) - {""}
 
 
 def questions_of_tests(tasks: Iterable[Task], data_dir: str | None) -> frozenset[str]:
@@ -45,9 +68,10 @@ def questions_of_tests(tasks: Iterable[Task], data_dir: str | None) -> frozenset
     Raises DataError for a set that cannot be loaded.
     """
     sources = (task.sets["test"] for task in tasks if "test" in task.sets)
-    return frozenset().union(*(questions(load_rows(source, "test", data_dir).rows) for source in sources))
+    return frozenset().union(*(questions(load_rows(source, "test", data_dir)) for source in sources))
 
 
-def leaked(rows: Sequence[Row], seen: Collection[str]) -> list[int]:
-    """The places of the rows whose question is among the normalised questions `seen`."""
-    return [place for place, row in enumerate(rows) if question_of(row) in seen]
+def leaked(rows: Rows, seen: Collection[str], upto: int | None = None) -> list[int]:
+    """The places of the rows (of the first `upto`) whose question is among the questions `seen`."""
+    root = root_of(rows.source)
+    return [place for place, row in enumerate(rows.rows[:upto]) if asked_by(row, root) in seen]

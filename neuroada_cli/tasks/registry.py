@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from neuroada_cli.errors import RecipeError, nearest
-from neuroada_cli.tasks import arithmetic, commonsense, due_dates, glue, gsm8k, instruct
+from neuroada_cli.recipe.schema import DataSection
+from neuroada_cli.tasks import arithmetic, commonsense, due_dates, glue, gsm8k, image_text, instruct, pictures
 from neuroada_cli.tasks.task import PROTOCOLS, Protocol, Task
 
 TASKS: dict[str, Task] = {
     task.name: task
-    for family in (commonsense, arithmetic, gsm8k, glue, instruct, due_dates)
+    for family in (commonsense, arithmetic, gsm8k, glue, instruct, due_dates, pictures, image_text)
     for task in family.TASKS
 }
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -37,6 +38,16 @@ def get_task(name: str) -> Task:
         raise RecipeError(f"{name} is a group of tasks, and this takes one task", fix=f"choose {members}")
     hint = nearest(name.lower(), [*known, *GROUPS], f"known: {', '.join(TASKS)}")
     raise RecipeError(f"{name} is not a task", fix=hint)
+
+
+def recipe_task(section: DataSection) -> Task:
+    """The task of a recipe, with what the recipe says of it. Raises RecipeError."""
+    return labelled(get_task(section.task), section.labels)
+
+
+def labelled(task: Task, labels: Sequence[str]) -> Task:
+    """`task`; where it is one of one's own pictures, with these labels. Raises RecipeError without any."""
+    return pictures.with_labels(task, labels) if task.name == pictures.OWN else task
 
 
 def expand(names: Sequence[str]) -> list[Task]:

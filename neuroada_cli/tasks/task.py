@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from neuroada_cli.data.batch import Example
+from neuroada_cli.data.images import Picture, root_of
 from neuroada_cli.data.reading import Row
 from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.hub.kinds import Work
@@ -74,6 +75,7 @@ class Scoring:
     extract   (prompt, completion) -> the answer found in it; "" for none
     correct   (extracted, reference) -> whether it counts
     strict    a stricter scorer on the completion, reported in its own column
+    credit    (extracted, reference) -> 0 to 1, of rules that give a part of a point; the score is their mean
     sampling  what `eval.decoding: sampling` means, where the protocol offers it beside its own decoding
     """
 
@@ -82,6 +84,7 @@ class Scoring:
     max_new_tokens: int
     strict: Callable[[str, str], bool] | None = None
     sampling: Decoding | None = None
+    credit: Callable[[str, str], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -179,26 +182,30 @@ def examples_of(
 ) -> list[Example]:
     """The examples of a task's rows.
 
-    source   named in errors; lines: the line of each row in it, if known
+    source   named in errors, and where the pictures of rows lie; lines: the line of each row in it, if known
     numbers  the rows' numbers in the source, where `rows` is only a part of it
     notes    collects which columns were read
     Raises DataError counting the rows that lack a field or hold the wrong type, naming the first.
     """
     found: list[Example] = []
-    bad: list[tuple[int, str]] = []
+    bad: list[tuple[str, str]] = []
+    root = root_of(source) if task.pictures else None
     for at, row in enumerate(rows):
         number = at if numbers is None else numbers[at]
+        place = f"{source}:{lines[at]}" if lines else f"{source}, row {number}"
         try:
             tracked = row if notes is None else notes.tracked(row)
-            found.append(task.example(tracked, number, protocol))
+            example = task.example(tracked, number, protocol)
+            if example.pictures:
+                pictures = tuple(Picture(value, root, place) for value in example.pictures)
+                example = replace(example, pictures=pictures)
+            found.append(example)
         except KeyError as error:
-            bad.append((at, f"has no field {error.args[0]!r}"))
+            bad.append((place, f"has no field {error.args[0]!r}"))
         except (TypeError, ValueError, AttributeError, IndexError) as error:
-            bad.append((at, f"cannot be used: {error}"))
+            bad.append((place, f"cannot be used: {error}"))
     if bad:
-        at, problem = bad[0]
-        number = at if numbers is None else numbers[at]
-        place = f"{source}:{lines[at]}" if lines else f"{source}, row {number}"
+        place, problem = bad[0]
         more = f" ({len(bad)} of {len(rows)} rows are bad)" if len(bad) > 1 else ""
         raise DataError(f"{problem}{more}", place, f"task {task.name} needs it in every row")
     return found

@@ -42,7 +42,7 @@ def training_set(section: DataSection, task: Task, seed: int, scored: Collection
     dropped: list[int] = []
     if section.drop_leaked:
         seen = leakage.questions_of_tests(scored, section.data_dir)
-        dropped = leakage.leaked(rows.rows[:first], seen)
+        dropped = leakage.leaked(rows, seen, first)
     kept = sorted({*range(first)} - {*dropped})
     if not kept:
         raise DataError(f"all {first} rows are test questions", rows.source, "set data.drop_leaked: false")

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable
 
 from neuroada_cli import hub
-from neuroada_cli.data.batch import Batch, align_padding
+from neuroada_cli.data.batch import Batch
+from neuroada_cli.data.inputs import aligned_padding
 from neuroada_cli.loop.loop import Schedule, TrainData
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.schema import Recipe
@@ -17,7 +18,7 @@ from neuroada_cli.selection.from_files import LayerChoice, select_from_files
 from neuroada_cli.selection.from_rows import select_from_rows
 from neuroada_cli.selection.in_parts import select_in_parts, told
 from neuroada_cli.tasks.chat_template import use_template
-from neuroada_cli.tasks.registry import get_task
+from neuroada_cli.tasks.registry import recipe_task
 from neuroada_cli.training.rows import prepare
 from neuroada_cli.training.settings import dtype_of, loop_settings, with_own_dtype
 
@@ -47,13 +48,13 @@ def select(
     if not ranks.alone:
         alone = ranks.first_does(lambda: select(recipe, base, choice, on_layer, data, reader, device))
         return told(alone, ranks)
-    reader = reader or hub.load_reader(base.folder, base.task, recipe.model.trust_remote_code)
+    task, trusted = recipe_task(recipe.data), recipe.model.trust_remote_code
+    reader = reader or hub.load_reader(base.folder, base.task, trusted, task.pictures)
     use_template(reader.tokenizer, recipe.data)
-    task = get_task(recipe.data.task)
     data = data or prepare(recipe.data, task, reader, recipe.seed, context=base.positions).data
     model = load(recipe, base, device or hub.choose_device(recipe.device)).model
     if data.kind != "generation":
-        data = dataclasses.replace(data, pad_id=align_padding(model, reader.tokenizer))
+        data = dataclasses.replace(data, pad_id=aligned_padding(model, reader))
     batches = first_batches(Schedule(data, loop_settings(recipe)), recipe.select.calibration_batches)
     recompute = recipe.train.gradient_checkpointing
     fingerprint = base.fingerprint_as_read(everything=True)  # loading has just read it all
@@ -64,7 +65,7 @@ def select(
 
 def load(recipe: Recipe, base: hub.Base, device: str) -> hub.LoadedModel:
     """The recipe's model with its weights."""
-    settings, task = recipe.model, get_task(recipe.data.task)
+    settings, task = recipe.model, recipe_task(recipe.data)
     return hub.load_model(
         base.folder, base.task, dtype_of(recipe), device, task.num_labels, settings.attention,
         seed=recipe.seed, trust_remote_code=settings.trust_remote_code, quantization=settings.quantization,

@@ -31,9 +31,10 @@ def show(checked: Checked, console: Console, ranks: Ranks = ALONE, why: str = ""
     recipe, plan, rows = checked.recipe, checked.plan, checked.rows
     counts, held = rows.train_report, rows.validation_report
     cut = f", {counts.truncated} cut at {rows.max_length}" if counts.truncated else ""
+    size = f"longest {counts.longest} tokens{cut}" if counts.tokens else "a picture each"
     lines = [
         f"{plan.trainable:,} of {plan.total:,} parameters train ({share(plan.trainable, plan.total)})",
-        f"{counts.rows:,} rows from {rows.train_source}; longest {counts.longest} tokens{cut}",
+        f"{counts.rows:,} rows from {rows.train_source}; {size}",
         f"validation: {held.rows:,} rows from {rows.validation_source}" if held else "no validation rows",
         f"{plan.steps:,} optimizer steps of {recipe.train.batch_size} rows",
     ]
@@ -115,15 +116,19 @@ def dry_run(checked: Checked, processes: int = 1) -> memory.Breakdown | memory.P
 def _say_of_what(checked: Checked, processes: int, console: Console) -> None:
     micro, longest = largest_step(checked.recipe, checked.rows, processes)
     unknown = checked.plan.stored_k is None and checked.plan.facts.chosen
-    kind = "at least" if unknown else "an estimate"
+    sees = checked.task.pictures and longest > 0
+    kind = "at least" if unknown or sees else "an estimate"
     each = "" if processes == 1 else f" in each of {processes} processes"
-    console.print(f"Predicted memory{each}: {micro} x {longest} tokens, {kind}", highlight=False)
+    size = f"{micro} x {longest} tokens" if longest else f"{micro} pictures"
+    console.print(f"Predicted memory{each}: {size}, {kind}", highlight=False)
     if unknown:
         console.print(
             "rows are stored as long as the longest of their layer, known after `neuroada select`",
             highlight=False,
             soft_wrap=True,
         )
+    if sees:
+        console.print("the pass over the pictures themselves comes on top", highlight=False)
 
 
 def _memory_table(ways: Ways, method: str) -> Table:

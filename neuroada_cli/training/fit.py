@@ -19,7 +19,7 @@ from torch import nn
 from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
-from neuroada_cli.data.batch import align_padding
+from neuroada_cli.data.inputs import aligned_padding
 from neuroada_cli.delta.targets import ALL_LINEAR, find_targets, parameter_name
 from neuroada_cli.errors import PeerError, RecipeError, UserError
 from neuroada_cli.hub.sharded import load_sharded
@@ -89,7 +89,7 @@ def fit(
     if recipe.train.packing:
         check_packing(model, data.train)
     if data.kind != "generation":
-        data = dataclasses.replace(data, pad_id=align_padding(model, checked.reader.tokenizer))
+        data = dataclasses.replace(data, pad_id=aligned_padding(model, checked.reader))
     if source is None:
         ranks.first_does(lambda: _begin(recipe, run_dir, selection))
     log = MetricsLog(run_dir / run_folder.METRICS)

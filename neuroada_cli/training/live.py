@@ -75,9 +75,10 @@ class LiveReport:
         if stats.unreached is not None and stats.unreached.names:
             line = f"step {stats.step}: {described(stats.unreached)}"
             self._console.print(line, style="yellow", highlight=False, soft_wrap=True)
-        speed = stats.tokens / max(stats.seconds, 1e-9)
+        done, what = (stats.tokens, "tokens") if stats.tokens else (stats.rows, "rows")
+        speed = done / max(stats.seconds, 1e-9)
         loss, speed = self._smoothed("loss", stats.loss), self._smoothed("speed", speed)
-        line = f"loss {loss:.4f}  lr {stats.lr:.2e}  {speed:,.0f} tokens/s  {memory / 1e9:.2f} GB"
+        line = f"loss {loss:.4f}  lr {stats.lr:.2e}  {speed:,.0f} {what}/s  {memory / 1e9:.2f} GB"
         if self._bar.disable:
             self._plain(stats.step, total, line)
             return

@@ -100,6 +100,10 @@ def predicted_step(
     """As `predicted_memory`, part by part, and of a base that is not quantised."""
     if not plan.facts.predictable:
         return f"the steps of {recipe.train.method} cannot be gone through without numbers"
+    language = {*hub.parts_of(base.graph).get("language", ())}
+    if base.task == "image-text-to-text" and language and not {*plan.sizes.shapes} <= language:
+        # how many places pictures take is known from values, which nothing has there
+        return "the pass over pictures cannot be gone through without numbers, and parts of it train"
     counts = rows.train_report
     micro, longest = largest_step(recipe, rows, processes)
     try:
@@ -111,7 +115,7 @@ def predicted_step(
             batch=micro,
             sequence=longest,
             dtype=dtype_of(recipe),
-            learnt=round(micro * (longest + counts.longest_answer) * counts.targets / counts.tokens),
+            learnt=round(micro * (longest + counts.longest_answer) * counts.targets / max(1, counts.tokens)),
             gradient_checkpointing=recipe.train.gradient_checkpointing,
             device=device.partition(":")[0],
             padded=True,
@@ -126,7 +130,9 @@ def predicted_step(
 
 def _beside(rows: int, prepared: PreparedRows) -> dict[str, torch.Tensor]:
     """What the largest forward pass is given beside its tokens, by shape."""
-    longest = prepared.train_report.longest_answer
+    longest, data = prepared.train_report.longest_answer, prepared.data
+    if data.features is not None and not prepared.train_report.tokens:
+        return data.features([max(data.train, key=len)] * rows)
     if not longest:
         return {}
     tokens_BS = torch.empty(rows, longest, dtype=torch.int64, device="meta")

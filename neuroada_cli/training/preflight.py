@@ -20,7 +20,7 @@ from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.choice import Choice, choice_of
 from neuroada_cli.selection.file import Selection, check_base, check_shapes, read_selection
 from neuroada_cli.tasks.chat_template import use_template
-from neuroada_cli.tasks.registry import get_protocol, get_task, scored_tasks
+from neuroada_cli.tasks.registry import get_protocol, recipe_task, scored_tasks
 from neuroada_cli.tasks.task import Task
 from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training.plan import Plan, make_plan
@@ -53,7 +53,7 @@ def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE, processes: int 
     """
     _check_processes(recipe, max(processes, ranks.size))
     device = hub.choose_device(recipe.device, None if ranks.alone else ranks.local)
-    task = get_task(recipe.data.task)
+    task = recipe_task(recipe.data)
     get_protocol(recipe.data.protocol)
     if recipe.train.packing and task.kind != "generation":
         raise RecipeError(f"train.packing is for tasks that generate, not {task.name}", fix="remove it")
@@ -62,7 +62,7 @@ def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE, processes: int 
     folder = hub.resolve_model(model.path, model.revision, model.trust_remote_code)
     model_task = hub.model_task(folder, task.work, model.trust_remote_code)
     _check_kind(recipe, model_task, str(folder))
-    reader = hub.load_reader(folder, model_task, model.trust_remote_code)
+    reader = hub.load_reader(folder, model_task, model.trust_remote_code, task.pictures)
     use_template(reader.tokenizer, recipe.data)
     scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
     base = hub.open_base(folder, model_task, task.num_labels, model.trust_remote_code)
@@ -150,6 +150,8 @@ def _check_processes(recipe: Recipe, processes: int) -> None:
 
 def _check_tokens(skeleton: nn.Module, rows: PreparedRows, where: str) -> None:
     """Raises ModelError for a token that the model has no embedding for: the tokenizer is another model's."""
+    if not rows.train_report.tokens:
+        return
     known = int(skeleton.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     for row in (*rows.data.train, *rows.data.validation):
         if (highest := max(row.input_ids)) >= known:

@@ -8,18 +8,17 @@ import json
 from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from neuroada_cli.data import sources
-from neuroada_cli.data.batch import Encoded, Example, pad_id
+from neuroada_cli.data.batch import Encoded, Example
 from neuroada_cli.data.encoding import EncodeReport
-from neuroada_cli.data.inputs import encode_for
+from neuroada_cli.data.inputs import encode_for, features_for, padding_for
 from neuroada_cli.data.sources import Rows
 from neuroada_cli.hub.reader import Reader
 from neuroada_cli.loop.loop import TrainData
 from neuroada_cli.loop.validate import Metric
 from neuroada_cli.recipe.schema import DataSection
-from neuroada_cli.tasks import instruct, metrics
+from neuroada_cli.tasks import image_text, instruct, metrics
 from neuroada_cli.tasks.glue import half_of_validation
 from neuroada_cli.tasks.registry import get_protocol
 from neuroada_cli.tasks.task import Task, examples_of, under
@@ -72,7 +71,7 @@ def prepare(
     if section.too_long != "refuse":
         max_length = min(max_length, context or max_length)
     found = training_set(section, task, seed, scored)
-    rows, reading = found.rows, _Reading(task, section, instruct.habits_of(section, rules), reader.tokenizer)
+    rows, reading = found.rows, _Reading(task, section, instruct.habits_of(section, rules), reader)
     train, validation, validation_rows = _split(section, task, found, seed, reading)
 
     habits = reading.habits
@@ -89,7 +88,7 @@ def prepare(
     if section.drop_leaked:  # they depend on the test sets, which may change
         hashes["dropped"] = hashlib.sha256(json.dumps(found.dropped).encode()).hexdigest()
     return PreparedRows(
-        TrainData(train_encoded, held, task.kind, pad_id(reader.tokenizer), _metric(task)),
+        TrainData(train_encoded, held, task.kind, padding_for(reader), _metric(task), features_for(reader)),
         report,
         held_report,
         max_length,
@@ -110,11 +109,14 @@ class _Reading:
     task: Task
     section: DataSection
     habits: instruct.Habits
-    tokenizer: Any
+    reader: Reader
 
     def examples(self, rows: Rows) -> list[Example]:
-        own = self.task.name == "instruct"
-        task = instruct.shaped(self.task, rows, self.habits, self.tokenizer) if own else self.task
+        task = self.task
+        if task.name == "instruct":
+            task = instruct.shaped(task, rows, self.habits, self.reader.tokenizer)
+        elif task.family == "image-text":
+            task = image_text.shaped(task, self.reader.tokenizer, self.habits)
         protocol, notes = self.section.protocol, self.habits.notes
         return examples_of(task, rows.rows, protocol, rows.source, rows.lines, notes=notes)
 
@@ -127,6 +129,7 @@ def _hash_of(rows: Sequence[Encoded]) -> str:
         head = [row.row, len(row), -1 if row.prompt is None else row.prompt]
         tokens = [*row.input_ids, *(row.type_ids or ()), *(row.decoder or ())]
         digest.update(array("q", [*head, *tokens]).tobytes())
+        digest.update("".join(row.seen).encode())
         digest.update(array(kind, labels).tobytes())
     return digest.hexdigest()
 

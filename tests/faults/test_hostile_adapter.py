@@ -18,7 +18,7 @@ from tiny_choice import selected
 from tiny_run import tiny_tokenizer
 from trees import tree
 
-from neuroada_cli import files
+from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter import load as adapted
 from neuroada_cli.adapter.folder import Adapter
@@ -183,13 +183,13 @@ def test_the_adapters_own_recipe_is_no_consent(place: Path) -> None:
 def test_its_tokenizer_runs_no_code_whatever_flag_is_given(place: Path, tmp_path: Path) -> None:
     bomb = tmp_path / "bomb"
     folder = place / "evilNone"
-    adapted.tokenizer_of(adapted.find_target(str(folder)), trust_remote_code=True)
+    adapted.reader_of(adapted.find_target(str(folder)), hub.Work(), trust_remote_code=True)
     assert not bomb.exists()
     assert not (place / "home/bomb").exists()
     only = tmp_path / "only"
     write_only_evil(folder, only, bomb)
     with pytest.raises(ModelError, match="no tokenizer can be loaded"):
-        adapted.tokenizer_of(adapted.find_target(str(only)), trust_remote_code=True)
+        adapted.reader_of(adapted.find_target(str(only)), hub.Work(), trust_remote_code=True)
     assert not bomb.exists()
 
 
