@@ -54,7 +54,11 @@ def left_out(model: nn.Module, parts: Mapping[str, list[str]]) -> list[str]:
     """The linear layers that `all-linear` leaves out: output heads, and of a model that looks at pictures all
     that is not language.
     """
-    return [*default_exclude(model), *parts.get("vision", ()), *parts.get("projector", ())]
+    heads, language, routers = default_exclude(model), parts.get("language"), routers_of(model)
+    if language is None:
+        return heads
+    kept = {*heads, *language, *routers}
+    return [*heads, *(name for name in targets_of(model) if name not in kept)]
 
 
 def _inside(names: list[str], module: str) -> list[str]:

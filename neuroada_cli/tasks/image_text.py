@@ -33,8 +33,10 @@ def asked_once(row: Row, behind: str = "") -> tuple[list[Message], list[str]]:
     common is learnt.
     """
     people = _people(row)
-    question = text(row, "question") + behind
-    return [_user(len(pictures_in(row)), question), _said("assistant", vqa.most_common(people))], people
+    question, pictures = text(row, "question") + behind, _pictures(row)
+    if not pictures:
+        raise KeyError("image")
+    return [_user(len(pictures), question), _said("assistant", vqa.most_common(people))], people
 
 
 def talk_of(row: Row) -> tuple[list[Message], list[str]]:
@@ -43,7 +45,7 @@ def talk_of(row: Row) -> tuple[list[Message], list[str]]:
         return asked_once(row)
     if "completion" in row:
         answer = text(row, "completion")
-        return [_user(len(pictures_in(row)), text(row, "prompt")), _said("assistant", answer)], [answer]
+        return [_user(len(_pictures(row)), text(row, "prompt")), _said("assistant", answer)], [answer]
     if "messages" not in row and "conversations" not in row:
         raise KeyError("question, prompt, messages or conversations")
     if "messages" in row:
@@ -53,7 +55,7 @@ def talk_of(row: Row) -> tuple[list[Message], list[str]]:
     messages = [_turn(role, content) for role, content in turns]
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError("the last message is not the assistant's")
-    _place(messages, len(pictures_in(row)) if "image" in row else 0)
+    _place(messages, len(_pictures(row)))
     return messages, [_text_of(messages[-1])]
 
 
@@ -67,7 +69,7 @@ def shaped(task: Task, tokenizer: Any, habits: Habits) -> Task:
 
     def example(row: Row, number: int, protocol: str) -> Example:
         messages, people = talk(row)
-        pictures = pictures_in(row) if "image" in row else ()
+        pictures = _pictures(row)
         prompt, whole = template.text(messages[:-1], ask=True), template.text(messages).rstrip()
         said = _text_of(messages[-1])
         target = whole[len(prompt) :] if whole.startswith(prompt) else said
@@ -78,6 +80,12 @@ def shaped(task: Task, tokenizer: Any, habits: Habits) -> Task:
         )  # fmt: skip
 
     return replace(task, example=example)
+
+
+def _pictures(row: Row) -> tuple[bytes | str, ...]:
+    """Those in `image`, or in `images` as other trainers name a list of them; a null is none."""
+    key = "images" if row.get("image") is None else "image"
+    return () if row.get(key) is None else pictures_in(row, key)
 
 
 def _text_of(message: Message) -> str:

@@ -20,7 +20,7 @@ ASKED = (
     "sentence", "sentence1", "sentence2", "question1", "question2", "premise", "hypothesis",
 )  # fmt: skip
 
-PICTURES = ("image", "img")  # fields that hold them
+PICTURES = ("image", "images", "img")  # fields that hold them, where a row has some
 
 
 def normalise(text: str) -> str:
@@ -43,10 +43,15 @@ def asked_by(row: Row, root: Path | None) -> str:
 
     root  the folder that paths of pictures start from
     """
-    question = question_of(row)
-    return question + "".join(
-        _seen(value, root) for key in PICTURES if key in row for value in pictures_in(row, key)
-    )
+    return question_of(row) + "".join(_seen(value, root) for key in PICTURES for value in _held(row, key))
+
+
+def _held(row: Row, key: str) -> tuple[bytes | str, ...]:
+    """The pictures in a field, which may hold something else in rows of text."""
+    try:
+        return pictures_in(row, key)
+    except (KeyError, TypeError):
+        return ()
 
 
 def _seen(value: bytes | str, root: Path | None) -> str:

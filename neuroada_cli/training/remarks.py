@@ -20,7 +20,8 @@ def remarks(checked: Checked) -> Iterator[str]:
     """One line each."""
     trusted = checked.recipe.model.trust_remote_code
     yield from hub.ignored_of_model(checked.base.folder, trusted)
-    yield from hub.ignored_of_tokenizer(checked.reader.tokenizer, trusted)
+    if checked.reader.tokenizer is not None:
+        yield from hub.ignored_of_tokenizer(checked.reader.tokenizer, trusted)
     if checked.task.kind == "generation":
         remark = hub.endings(checked.reader.tokenizer).remark
         if remark is not None:

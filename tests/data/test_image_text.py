@@ -182,6 +182,8 @@ def shaped(row: dict[str, Any]) -> Example:
                 {"role": "assistant", "content": [{"type": "text", "text": "red"}]}]},
             "user:What <image>;assistant:", "red",
         ),
+        ({"images": [b"x"], "prompt": "P", "completion": "C"}, "user:<image>P;assistant:", "C"),
+        ({"image": None, "prompt": "P", "completion": "C"}, "user:P;assistant:", "C"),
         ({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
          "user:Hi;assistant:", "Ho"),
     ],

@@ -46,12 +46,12 @@ def test_the_facts_are_those_of_the_protocol_and_of_the_recipes() -> None:
 
 
 def test_the_real_sets_have_the_papers_rows_and_leaks(shared: Path) -> None:
-    seen = questions(load_rows("math_10k", "train", shared / "data").rows)
+    seen = questions(load_rows("math_10k", "train", shared / "data"))
     for task, count in FACTS["test_rows"].items():
         rows = load_rows(task, "test", shared / "data")
         assert len(rows) == count or rows.partial, task
         if task in arithmetic.ALL:
-            assert (len(leaked(rows.rows, seen)) > count / 2) == (task in FACTS["leaked"]["math"]), task
+            assert (len(leaked(rows, seen)) > count / 2) == (task in FACTS["leaked"]["math"]), task
 
 
 def ours(

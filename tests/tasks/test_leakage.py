@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_tokenizer import byte_tokenizer
 
-from neuroada_cli.data.sources import load_rows
+from neuroada_cli.data.sources import Rows, load_rows
 from neuroada_cli.errors import DataError
 from neuroada_cli.hub.reader import Reader
 from neuroada_cli.recipe.schema import DataSection
@@ -59,10 +59,22 @@ def test_what_a_row_asks(row: dict[str, Any], question: str) -> None:
     assert question_of(row) == question
 
 
+def rows(*given: dict[str, Any]) -> Rows:
+    return Rows(list(given), "rows of a test", "")
+
+
 def test_rows_are_found_across_families_and_empty_ones_never() -> None:
-    trained = questions([{"instruction": "How many?", "output": "4"}, {"instruction": "?!", "output": "4"}])
-    tested = [{"question": "Why?"}, {"question": "How  many ?"}, {"question": "..."}, {}]
+    trained = questions(
+        rows({"instruction": "How many?", "output": "4"}, {"instruction": "?!", "output": "4"})
+    )
+    tested = rows({"question": "Why?"}, {"question": "How  many ?"}, {"question": "..."}, {})
     assert leaked(tested, trained) == [1]
+
+
+def test_the_same_words_about_another_picture_ask_something_else() -> None:
+    trained = questions(rows({"question": "What?", "image": b"a"}, {"question": "Who?", "image": None}))
+    about = ({"question": "What?", "image": picture} for picture in (b"b", {"bytes": b"a"}, None, 7))
+    assert leaked(rows(*about, {"question": "Who?"}), trained) == [1, 4]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -144,17 +156,17 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("trained", PUBLISHED)
 def test_the_published_shares(shared: Path, trained: str) -> None:
-    seen = questions(load_rows(trained, "train", shared / "data").rows)
+    seen = questions(load_rows(trained, "train", shared / "data"))
     shares = {}
     for name in PUBLISHED[trained]:
-        rows = load_rows(name, "test", shared / "data").rows
-        shares[name] = round(100 * len(leaked(rows, seen)) / len(rows))
+        tested = load_rows(name, "test", shared / "data")
+        shares[name] = round(100 * len(leaked(tested, seen)) / len(tested))
     assert shares == PUBLISHED[trained]
 
 
 def test_commonsense_15k_asks_two_rows_of_arc_easy(shared: Path) -> None:
-    seen = questions(load_rows("commonsense_15k", "train", shared / "data").rows)
-    assert len(leaked(load_rows("ARC-Easy", "test", shared / "data").rows, seen)) == 2
+    seen = questions(load_rows("commonsense_15k", "train", shared / "data"))
+    assert len(leaked(load_rows("ARC-Easy", "test", shared / "data"), seen)) == 2
 
 
 def test_math_10k_without_its_test_questions(shared: Path) -> None:
@@ -163,7 +175,7 @@ def test_math_10k_without_its_test_questions(shared: Path) -> None:
     found = training_set(settings, get_task("math"), 42, scored)
     assert len(found.learnt) + len(found.dropped) == 9919
     tested = questions_of_tests(scored, str(shared / "data"))
-    assert not leaked([found.rows.rows[i] for i in found.learnt], tested)
-    published = questions(load_rows("math_10k:train_no_test_overlap", "train", shared / "data").rows)
-    ours = questions(found.rows.rows[i] for i in found.learnt)
+    assert not leaked(found.rows.subset(found.learnt), tested)
+    published = questions(load_rows("math_10k:train_no_test_overlap", "train", shared / "data"))
+    ours = questions(found.rows.subset(found.learnt))
     assert ours < published, "spaces before punctuation hid a few from the published list"
