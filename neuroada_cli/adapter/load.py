@@ -89,7 +89,7 @@ def recipe_of(target: Target) -> Recipe | None:
 
 
 def load(
-    target: str | Target,
+    target: str | Path | Target,
     task: hub.ModelTask | hub.Work | None = None,
     dtype: str | None = None,
     device: str = "cpu",
@@ -107,7 +107,7 @@ def load(
     base    where an adapter's base lies now; default: where training found it
     Raises ModelError for anything missing, broken, or a base that is not the adapter's.
     """
-    target = find_target(target) if isinstance(target, str) else target
+    target = target if isinstance(target, Target) else find_target(str(target))
     if target.adapter is None:
         folder = hub.resolve_model(target.name, revision, trust_remote_code)
         kind = _class_of(folder, task or hub.Work(), trust_remote_code)

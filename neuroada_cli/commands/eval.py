@@ -42,7 +42,7 @@ class EvalResult:
 
 
 def run(
-    target: str,
+    target: str | Path,
     recipe: Recipe | None = None,
     tasks: Sequence[str] = (),
     protocol: str | None = None,
@@ -69,6 +69,7 @@ def run(
     """
     refuse_strangers(ranks.alone, "scores")
     console = Console(quiet=quiet or not ranks.first)
+    target = str(target)
     if target.endswith((".yaml", ".yml")):
         recipe = recipe or load_recipe(target)
         target = recipe.model.path
