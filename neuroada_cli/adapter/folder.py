@@ -302,7 +302,7 @@ def _model_card(adapter: Adapter) -> str:
     name = adapter.base if hub.is_hub_id(adapter.base) else Path(adapter.base).name
     in_peft = METHODS[method_of(adapter.settings)].chosen and not adapter.selection.tied
     return f"""---
-library_name: {"peft" if in_peft else "neuroada-cli"}
+library_name: neuroada-cli
 {base}tags:
 - neuroada
 ---

@@ -34,7 +34,7 @@ from neuroada_cli.tasks.registry import recipe_task
 from neuroada_cli.training import choose
 
 
-def run(recipe: Recipe, out: Path | None = None, overwrite: bool = False, quiet: bool = False) -> Path:
+def run(recipe: Recipe, out: str | Path | None = None, overwrite: bool = False, quiet: bool = False) -> Path:
     """Write the selection of a recipe to `out` (default: selection.safetensors in the run folder).
 
     Raises RecipeError (K too large, a target that matches nothing), ModelError, OutputError (out exists,
@@ -44,7 +44,7 @@ def run(recipe: Recipe, out: Path | None = None, overwrite: bool = False, quiet:
         raise RecipeError(
             f"select.file={recipe.select.file} names a finished selection", fix="remove it to choose anew"
         )
-    out = out or recipe.run_path / "selection.safetensors"
+    out = Path(out) if out is not None else recipe.run_path / "selection.safetensors"
     if out.exists() and not overwrite:
         raise OutputError("exists", str(out), "name another file with --out, or give --overwrite")
     started = time.perf_counter()

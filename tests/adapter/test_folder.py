@@ -255,3 +255,9 @@ def test_missing_and_linked_files_are_refused(folder: Path, tmp_path: Path) -> N
     assert f"{TENSORS} is a link that leaves the folder" in refusal(folder)
     (folder / CONFIG).unlink()
     assert "is not an adapter folder" in refusal(folder)
+
+
+def test_the_card_names_the_library_that_can_load_it(tmp_path: Path) -> None:
+    """Stock PEFT answers the type with a bare KeyError, so the hub's snippet must not send anybody there."""
+    card = (write(tmp_path / "adapter") / "README.md").read_text(encoding="utf-8")
+    assert "library_name: neuroada-cli\n" in card
