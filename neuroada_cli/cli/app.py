@@ -19,6 +19,7 @@ from neuroada_cli.cli.bench import bench
 from neuroada_cli.cli.convert import convert
 from neuroada_cli.cli.evaluate import eval_
 from neuroada_cli.cli.export import export
+from neuroada_cli.cli.generate import chat, generate
 from neuroada_cli.cli.options import (
     DataDirOption,
     OverwriteOption,
@@ -259,6 +260,8 @@ def merge(
 
 
 app.command(name="eval")(eval_)
+app.command()(generate)
+app.command()(chat)
 app.command(name="bench")(bench)
 app.command(name="convert")(convert)
 app.command(name="export")(export)

@@ -67,13 +67,13 @@ def generate(
     encoded = [_encoded(prompt, coder, tokenizer, pairs) for prompt in prompts]
     _refuse_unfit(model, encoded, max_new_tokens)
     completions = [""] * len(prompts)
-    settings = _own_settings(model, tokenizer, max_new_tokens, decoding)
+    settings = own_settings(model, tokenizer, max_new_tokens, decoding)
     with evaluating(model), torch.inference_mode(), settings:
 
         def complete(batch: tuple[list[int], int]) -> tuple[list[str], int]:
             numbers, room = batch
             rows = [encoded[i] for i in numbers]
-            with nullcontext() if decoding.temperature is None else _drawing(model, rows, seed):
+            with nullcontext() if decoding.temperature is None else drawing(model, rows, seed):
                 also = {} if beside is None else beside(numbers)
                 return _complete(model, tokenizer, rows, room, special, also)
 
@@ -111,7 +111,7 @@ def _complete(
         place = slice(0, len(ids)) if pairs else slice(length - len(ids), length)
         tokens_BS[row, place], attention_BS[row, place] = torch.tensor(ids), 1
     tokens_BS, attention_BS = tokens_BS.to(device), attention_BS.to(device)
-    watch = _NanWatch(device, bool(model.generation_config.do_sample))
+    watch = NanWatch(device, bool(model.generation_config.do_sample))
     output_BS = model.generate(
         tokens_BS, attention_mask=attention_BS, logits_processor=[watch], max_new_tokens=room,
         **on_model(model, also),
@@ -128,7 +128,7 @@ def _complete(
     return texts, sum(map(len, new))
 
 
-class _NanWatch:
+class NanWatch:
     """Remembers on the device whether any score was NaN, so that looking costs one transfer per batch.
 
     Sampling cannot draw from NaN, nor from infinity, and on a GPU would not come back from the attempt: there
@@ -149,7 +149,7 @@ class _NanWatch:
 
 
 @contextmanager
-def _drawing(model: nn.Module, rows: list[list[int]], seed: int) -> Iterator[None]:
+def drawing(model: nn.Module, rows: list[list[int]], seed: int) -> Iterator[None]:
     """Inside, random numbers depend on `seed` and the rows alone; afterwards they are as before."""
     device = next(model.parameters()).device
     digest = hashlib.sha256(repr((seed, rows)).encode()).digest()
@@ -159,7 +159,7 @@ def _drawing(model: nn.Module, rows: list[list[int]], seed: int) -> Iterator[Non
 
 
 @contextmanager
-def _own_settings(model: Any, tokenizer: Any, max_new_tokens: int, decoding: Decoding) -> Iterator[None]:
+def own_settings(model: Any, tokenizer: Any, max_new_tokens: int, decoding: Decoding) -> Iterator[None]:
     """Inside, the model's generation settings are ours.
 
     They are replaced, not passed along: `generate` fills what a caller leaves open (a repetition penalty,

@@ -10,6 +10,7 @@ from typing import Any
 from neuroada_cli.data.batch import Example
 from neuroada_cli.data.reading import Row
 from neuroada_cli.data.sources import Rows
+from neuroada_cli.errors import DataError
 from neuroada_cli.recipe.schema import DataSection
 from neuroada_cli.tasks import answers
 from neuroada_cli.tasks.chat import ChatRows, Learn
@@ -88,8 +89,25 @@ def shaped(task: Task, rows: Rows, habits: Habits, tokenizer: Any) -> Task:
     if form is None:
         form, recognised = recognise(renamed_or_as_it_is(first, columns), rows.source, habits.notes)
         columns = columns or recognised
+    elif not columns:
+        columns = _columns_of(form, first, rows.source, habits.notes)
+    habits.notes.forms.add(form)
     shape = _chat_shape(tokenizer, habits) if form == "chat" else _plain_shape(form, habits.notes)
     return replace(task, example=lambda row, number, protocol: shape(renamed(row, columns), number))
+
+
+def _columns_of(form: str, first: Row, source: str, notes: Notes) -> dict[str, str]:
+    """Other names of columns in rows whose format is named, where they are read as rows of that format."""
+    seen = Notes()
+    try:
+        found, columns = recognise(first, source, seen)
+    except DataError:  # what these rows lack is said of each
+        return {}
+    if found != form:
+        return {}
+    if columns:
+        notes.read_as(columns)
+    return columns
 
 
 def renamed_or_as_it_is(row: Row, columns: dict[str, str]) -> Row:

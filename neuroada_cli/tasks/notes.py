@@ -14,11 +14,13 @@ class Notes:
     """Collected while examples are made of rows; `lines` tells it.
 
     day     whether a chat template asks for the day
+    forms   formats that rows were read in
     fields  tells which fields of messages the chat template left out of all rows
     """
 
     def __init__(self) -> None:
         self.day = False
+        self.forms: set[str] = set()
         self._there: Counter[str] = Counter()
         self._used: set[str] = set()
         self._said: Counter[str] = Counter()

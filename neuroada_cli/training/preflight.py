@@ -68,8 +68,9 @@ def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE, processes: int 
     base = hub.open_base(folder, model_task, task.num_labels, model.trust_remote_code)
     recipe, limit = with_own_dtype(recipe, base), base.positions
     rows = prepare(recipe.data, task, reader, recipe.seed, scored, limit)
-    if rows.day is not None:
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"date": rows.day})})
+    known = {"date": rows.day, "format": rows.form}  # `generate` asks in the form that was trained
+    known = {key: value for key, value in known.items() if value is not None}
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=known)})
     if recipe.train.early_stop is not None and not rows.data.validation:
         raise RecipeError("train.early_stop needs validation rows", fix="set data.validation_rows")
     longest = max(rows.train_report.longest, rows.validation_report.longest if rows.validation_report else 0)

@@ -34,6 +34,7 @@ class PreparedRows:
     dropped  training rows left out because test sets ask them, too (data.drop_leaked)
     published  they are encoded by the papers' rule
     notes  what is to be said of the rows' columns; day: what a chat template was told that asks for it
+    form   the format of rows of one's own, where all are of one
     """
 
     data: TrainData
@@ -47,6 +48,7 @@ class PreparedRows:
     published: bool = False
     notes: tuple[str, ...] = ()
     day: datetime.date | None = None
+    form: str | None = None
 
 
 def prepare(
@@ -99,6 +101,7 @@ def prepare(
         task.published,
         tuple(habits.notes.lines()),
         habits.day if habits.notes.day else None,
+        next(iter(habits.notes.forms)) if len(habits.notes.forms) == 1 else None,
     )
 
 

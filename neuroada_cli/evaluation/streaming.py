@@ -1,0 +1,139 @@
+"""One answer, told while it is written.
+
+S = sequence length
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuroada_cli.errors import DataError, NumericsError
+from neuroada_cli.evaluation.generate import (
+    GREEDY,
+    NanWatch,
+    context_of,
+    drawing,
+    is_encoder_decoder,
+    own_settings,
+)
+from neuroada_cli.loop.validate import evaluating
+from neuroada_cli.tasks.task import Decoding
+
+UNFINISHED = "�"  # what a decoder writes for bytes of which more are to come
+
+OnText = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """text    without the end token
+    tokens  that were written, the end token not counted
+    ended   whether the model ended it; else it was cut at the room that it had, or stopped
+    """
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+def answer(
+    model: nn.Module,
+    tokenizer: Any,
+    prompt: list[int],
+    max_new_tokens: int,
+    on_text: OnText = lambda text: None,
+    decoding: Decoding = GREEDY,
+    seed: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+) -> Answer:
+    """What the model writes behind the tokens of a prompt.
+
+    on_text  told each piece as soon as it is whole; together they are the answer's text
+    seed     of what sampling draws; the caller's random state is left as it was
+    stop     asked after every token
+    Where the prompt leaves less room in the model's context, the answer is as long as fits.
+    Raises DataError for a prompt that leaves no room, NumericsError for NaN.
+    """
+    from transformers.generation import StoppingCriteriaList
+
+    context, pairs = context_of(model), is_encoder_decoder(model)
+    room = max_new_tokens if context is None or pairs else min(max_new_tokens, context - len(prompt))
+    if not prompt or room < 1 or (pairs and context is not None and len(prompt) > context):
+        raise DataError(
+            f"the prompt has {len(prompt)} tokens, and the model takes {context}"
+            if prompt
+            else "the prompt is empty, and this tokenizer starts texts with nothing",
+            fix="ask something shorter" if prompt else "ask something",
+        )
+    some = next(model.parameters())
+    tokens_1S = torch.tensor([prompt], device=some.device)
+    watch = NanWatch(some.device, decoding.temperature is not None)
+    pieces = _Pieces(tokenizer, on_text)
+    with evaluating(model), torch.inference_mode(), own_settings(model, tokenizer, room, decoding):
+        pieces.ends = frozenset(model.generation_config.eos_token_id)  # type: ignore[union-attr,arg-type]
+        with nullcontext() if decoding.temperature is None else drawing(model, [prompt], seed):
+            model.generate(  # type: ignore[operator]
+                tokens_1S,
+                attention_mask=torch.ones_like(tokens_1S),
+                logits_processor=[watch],
+                max_new_tokens=room,
+                streamer=pieces,
+                stopping_criteria=StoppingCriteriaList([_Asked(stop)]),
+            )
+    if watch.seen:
+        raise NumericsError(
+            "the model's outputs are not numbers (NaN), so nothing it writes means anything",
+            fix="try --dtype fp32; if that fails, too, its weights are broken",
+        )
+    return Answer(pieces.told, len(pieces.tokens), pieces.ended)
+
+
+class _Asked:
+    """Stops where somebody wishes it."""
+
+    def __init__(self, stop: Callable[[], bool]) -> None:
+        self._stop = stop
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
+        return torch.full((input_ids.shape[0],), self._stop(), device=input_ids.device, dtype=torch.bool)
+
+
+class _Pieces:
+    """Text of the tokens so far, decoded as a whole each time: transformers' own streamer begins anew behind
+    line breaks, where SentencePiece tokenizers then lose the spaces that indent a line.
+    """
+
+    def __init__(self, tokenizer: Any, on_text: OnText) -> None:
+        self._tokenizer, self._on_text = tokenizer, on_text
+        self.ends: frozenset[int] = frozenset()
+        self.tokens: list[int] = []
+        self.told = ""
+        self.ended = False
+        self._begun = False
+
+    def put(self, value: Tensor) -> None:
+        if not self._begun:  # the prompt comes first
+            self._begun = True
+            return
+        for token in value.flatten().tolist():
+            self.ended |= token in self.ends
+            if not self.ended:
+                self.tokens.append(token)
+        self._tell(self._text().rstrip(UNFINISHED))
+
+    def end(self) -> None:
+        self._tell(self._text())
+
+    def _text(self) -> str:
+        return str(self._tokenizer.decode(self.tokens, skip_special_tokens=True))
+
+    def _tell(self, text: str) -> None:
+        if text.startswith(self.told) and len(text) > len(self.told):
+            piece, self.told = text[len(self.told) :], text
+            self._on_text(piece)
