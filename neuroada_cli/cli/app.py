@@ -23,12 +23,9 @@ from neuroada_cli.cli.generate import chat, generate
 from neuroada_cli.cli.options import (
     DataDirOption,
     OverwriteOption,
-    ProcessesOption,
     RecipeArgument,
     SetOption,
     given_options,
-    in_ranks,
-    launched,
     load,
     merged_default,
     parse_bytes,
@@ -37,6 +34,7 @@ from neuroada_cli.cli.options import (
     split,
 )
 from neuroada_cli.cli.recipes import recipes_app
+from neuroada_cli.cli.train import train
 from neuroada_cli.errors import RecipeError, ResourceError
 from neuroada_cli.machine import kernels
 from neuroada_cli.ranks.place import several
@@ -151,57 +149,7 @@ def select(
     command.run(loaded, out=out, overwrite=overwrite)
 
 
-@app.command()
-def train(
-    context: typer.Context,
-    recipe: RecipeArgument,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default runs/NAME.")] = None,
-    selection: Annotated[
-        Path | None, typer.Option("--selection", help="A stored selection, instead of choosing anew.")
-    ] = None,
-    overrides: SetOption = [],  # noqa: B006
-    data_dir: DataDirOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-    overwrite: OverwriteOption = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, show size, steps and memory; train nothing.")
-    ] = False,
-    preview: Annotated[
-        int,
-        typer.Option(
-            "--preview", metavar="N", min=0, help="Show N rows as they will be learnt; train nothing."
-        ),
-    ] = 0,
-    processes: ProcessesOption = None,
-) -> None:
-    """Train the chosen connections; checkpoints, metrics and a picture go to runs/NAME.
-
-    \b
-    neuroada train commonsense15k --dry-run
-    neuroada train my.yaml --preview 3
-    neuroada train llama7b_math --data-dir ~/data --set optim.lr=1e-3
-    neuroada train llama7b_math --resume
-    neuroada train llama2_70b_commonsense_k1 --processes 8
-    neuroada train llama2_70b_commonsense_k1 --processes 32 --dry-run
-    torchrun --nnodes 4 --nproc-per-node 8 … -m neuroada_cli train llama2_70b_commonsense_k1
-    """
-    loaded = load(recipe, overrides, data_dir, out)
-    if processes is not None and launched(context, processes, alone=dry_run):
-        return
-    from neuroada_cli.commands import train as command
-
-    with in_ranks() as ranks:
-        command.run(
-            loaded,
-            selection=selection,
-            resume=resume,
-            overwrite=overwrite,
-            dry_run=dry_run,
-            show_rows=preview,
-            recipe_file=Path(recipe),
-            ranks=ranks,
-            processes=processes if dry_run else None,
-        )
+app.command(name="train")(train)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from neuroada_cli.ranks.group import Ranks
     from neuroada_cli.recipe.schema import Recipe
 
+OWN_ROWS = "instruct"  # the bundled recipe that `train` takes where none is named
 Dtype = Literal["bf16", "fp16", "fp32"]
 
 RecipeArgument = Annotated[
@@ -53,6 +54,21 @@ def load(
     return found
 
 
+def named_after(recipe: str | None, model: str | None, data: str | None, out: Path | None) -> list[str]:
+    """--model and --data as overrides. Without a recipe they are all there is, and the run is named after the
+    rows. Raises RecipeError where one of them is missing then.
+    """
+    missing = [option for option, given in (("--model", model), ("--data", data)) if given is None]
+    if recipe is None and missing:
+        words = " and ".join(missing)
+        raise RecipeError(f"no recipe, and no {words}", "RECIPE", "name a recipe, or --model and --data")
+    short = {"model.path": model, "data.train": data}
+    if recipe is None and data is not None and out is None:
+        stem = Path(data.rstrip("/")).name.partition(".")[0]
+        short["name"] = re.sub(r"[^\w.-]", "-", stem).lstrip(".-") or OWN_ROWS
+    return [f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None]
+
+
 def suite_overrides(overrides: list[str], data_dir: Path | None = None) -> dict[str, Any]:
     """--set words as recipe key -> value, for every recipe of a suite. Raises RecipeError."""
     from neuroada_cli.recipe.load import read_override
@@ -73,10 +89,13 @@ def given_options(context: typer.Context) -> set[str]:
     return found
 
 
-def launched(context: typer.Context, processes: int, alone: bool = False) -> bool:
+def launched(
+    context: typer.Context, processes: int, alone: bool = False, instead: Sequence[str] = ()
+) -> bool:
     """Whether the command ran in so many processes, as torchrun starts them; False for a single one.
 
-    alone  none is to be started: the command speaks of so many and needs one
+    alone    none is to be started: the command speaks of so many and needs one
+    instead  options of the processes, whatever was given here
 
     Raises RecipeError inside such a process, typer.Exit with the code of a run that failed.
     """
@@ -88,7 +107,7 @@ def launched(context: typer.Context, processes: int, alone: bool = False) -> boo
         return False
     from neuroada_cli.ranks.launch import launch
 
-    code = launch(processes, [str(context.info_name), *_given_again(context)])
+    code = launch(processes, [str(context.info_name), *instead, *_given_again(context, instead)])
     if code:
         raise typer.Exit(code)
     return True
@@ -104,13 +123,17 @@ def in_ranks() -> Iterator[Ranks]:
     leave(ranks)
 
 
-def _given_again(context: typer.Context) -> list[str]:
-    """What was written behind the command, but --processes, for the processes that it starts."""
+def _given_again(context: typer.Context, instead: Sequence[str] = ()) -> list[str]:
+    """What was written behind the command, but --processes and what others are given instead of, for the
+    processes that it starts.
+    """
     options: list[str] = ["--debug"] if "--debug" in sys.argv else []
     arguments: list[str] = []
     for parameter in context.command.params:
         source = context.get_parameter_source(str(parameter.name))
         if source is None or source.name != "COMMANDLINE" or parameter.name == "processes":
+            continue
+        if {*parameter.opts, *parameter.secondary_opts} & {*instead}:
             continue
         value = context.params[str(parameter.name)]
         values = value if isinstance(value, list | tuple) else [value]

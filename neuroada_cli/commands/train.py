@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +21,7 @@ from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.show.notes import tell
 from neuroada_cli.training import dry_run as preview
 from neuroada_cli.training import folder as run_folder
-from neuroada_cli.training import space
+from neuroada_cli.training import forecast, outcome, space
 from neuroada_cli.training.checkpoint import check_unchanged, newest_opened
 from neuroada_cli.training.fit import TrainResult, fit
 from neuroada_cli.training.parallel import decide
@@ -37,6 +39,9 @@ def run(
     recipe_file: Path | None = None,
     ranks: Ranks = ALONE,
     processes: int | None = None,
+    as_json: bool = False,
+    full: bool = False,
+    origins: Mapping[str, str] | None = None,
 ) -> TrainResult:
     """Train as the recipe says, into its run folder.
 
@@ -48,14 +53,18 @@ def run(
     recipe_file  where the recipe came from: a run that would remove it is refused
     ranks      the processes that train together: rank 0 locks, writes and speaks
     processes  how many of them a dry run is about, which is one process itself
+    quiet      say only what is not as it should be
+    as_json    for programs: steps, evaluations and the end as JSON objects, a line each, on standard output
+    full       a dry run shows every key of the recipe, not only what differs from the defaults
+    origins    key -> where the recipe's value comes from, for a dry run to show
     Raises UserErrors before the model loads wherever that is possible; Stopped after a signal.
     """
     refuse_strangers(ranks.alone, "trains")
-    console = Console(stderr=True, quiet=quiet or not ranks.first)
+    console = Console(stderr=True, quiet=quiet or as_json or not ranks.first)
     if selection is not None:
         section = recipe.select.model_copy(update={"file": str(selection)})
         recipe = recipe.model_copy(update={"select": section})
-    run_dir = recipe.run_path
+    run_dir, stream = recipe.run_path, sys.stdout if as_json else None
     if not (dry_run or show_rows):
         ranks.first_does(lambda: run_folder.check(run_dir, resume, overwrite, recipe_file))
     if resume:
@@ -76,7 +85,7 @@ def run(
         preview.show_rows(checked, show_rows, Console())
     if dry_run or show_rows:
         told = dry_run and ranks.first
-        predicted = preview.dry_run(checked, processes or ranks.size) if told else None
+        predicted = forecast.dry_run(checked, processes or ranks.size, origins, full) if told else None
         if dry_run and (problem := run_folder.problem(run_dir, resume, overwrite, recipe_file)):
             tell([f"training would be refused: {problem}"], console.quiet)
         return TrainResult(
@@ -92,8 +101,9 @@ def run(
         ranks.all_do(lambda: _see(run_dir, ranks))
         ranks.first_does(lambda: run_folder.check(run_dir, resume, overwrite, recipe_file))
         source = _source(checked, run_dir, resume, console, ranks)
-        result = fit(checked, source, console, ranks)
-    _show(result, console)
+        result = fit(checked, source, console, ranks, stream)
+    if ranks.first:
+        outcome.tell(result, console, stream)
     return result
 
 
@@ -132,14 +142,3 @@ def _see(run_dir: Path, ranks: Ranks) -> None:
             str(run_dir),
             "name a folder that all machines share with --out",
         )
-
-
-def _show(result: TrainResult, console: Console) -> None:
-    minutes, seconds = divmod(round(result.seconds), 60)
-    best = f"; best: {result.best.name} ({result.best_value:.4f})" if result.best else ""
-    console.print(
-        f"{result.steps} steps in {minutes}:{seconds:02d}, {result.peak_bytes / 1e9:.2f} GB{best}; "
-        f"everything is in {shown(result.run_dir)}",
-        highlight=False,
-        soft_wrap=True,
-    )

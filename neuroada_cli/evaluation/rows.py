@@ -16,7 +16,7 @@ from neuroada_cli.tasks.glue import half_of_validation
 from neuroada_cli.tasks.instruct import habits_of, shaped
 from neuroada_cli.tasks.registry import get_task, recipe_task, scored_tasks
 from neuroada_cli.tasks.task import Protocol, Task, examples_of, under
-from neuroada_cli.tasks.training_set import training_set
+from neuroada_cli.tasks.training_set import held_out_of, training_set
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _rows_of(task: Task, data: DataSection | None, data_dir: str | None) -> tupl
             return rows, _part(rows)
         if data.validation_rows:
             rows = load_rows(require_source(data.train, "data.train"), "train", data_dir)
-            first = max(0, len(rows) - data.validation_rows)
+            first = max(0, len(rows) - held_out_of(data, len(rows)))
             return rows.subset(range(first, len(rows))), "the rows that were held out of training"
     raise RecipeError(
         f"{task.name} has no test set of its own", fix="set data.validation or data.validation_rows"

@@ -16,6 +16,8 @@ from neuroada_cli.methods.facts import METHODS, MethodFacts
 
 # what the section `peer` is for, and the keys that are not for all of them
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 COLUMNS = (  # our names of the columns of rows of one's own
     "prompt", "completion", "instruction", "input", "output", "text", "system", "history", "messages",
     "tools",
@@ -149,8 +151,10 @@ class DataSection(Section):
         "pictures for each class.",
     )
     validation: str | None = Field(None, description="Validation rows, likewise.")
-    validation_rows: int = Field(
-        0, ge=0, description="With no `validation`: hold out this many rows of the training set's end."
+    validation_rows: Count | Share = Field(
+        0,
+        description="With no `validation`: hold out this many rows of the training set's end; below 1, this "
+        "share of them.",
     )
     limit: int | None = Field(None, ge=1, description="Use only this many training rows (seeded choice).")
     validation_limit: int | None = Field(None, ge=1, description="Use only this many validation rows.")

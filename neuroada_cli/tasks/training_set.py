@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ def training_set(section: DataSection, task: Task, seed: int, scored: Collection
     """
     source = section.train or require_source(task.sets.get("train"), "data.train")
     rows = load_rows(source, "train", section.data_dir)
-    held_out = section.validation_rows or _default_held_out(section, task)
+    held_out = held_out_of(section, len(rows)) or _default_held_out(section, task)
     if held_out >= len(rows):
         raise DataError(
             f"{held_out} validation rows cannot be held out of {len(rows)}",
@@ -48,6 +49,12 @@ def training_set(section: DataSection, task: Task, seed: int, scored: Collection
         raise DataError(f"all {first} rows are test questions", rows.source, "set data.drop_leaked: false")
     learnt = [kept[place] for place in take(kept, section.limit, seed)]
     return TrainingSet(rows, learnt, list(range(first, len(rows))), dropped)
+
+
+def held_out_of(section: DataSection, rows: int) -> int:
+    """How many of so many training rows `data.validation_rows` holds out; a share is rounded up."""
+    asked = section.validation_rows
+    return math.ceil(asked * rows) if isinstance(asked, float) else asked
 
 
 def _default_held_out(section: DataSection, task: Task) -> int:

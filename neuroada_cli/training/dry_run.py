@@ -1,29 +1,21 @@
-"""What a run is going to do, told before it does it: size, steps, data, a row with its loss mask, memory."""
+"""What a run is going to do, told before it does it: size, steps, data, a row with its loss mask."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from rich.console import Console
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
-from neuroada_cli import memory
 from neuroada_cli.data.batch import IGNORED
 from neuroada_cli.data.encoding import preview
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.foreign_text import printable, shown
 from neuroada_cli.ranks.group import ALONE, Ranks
-from neuroada_cli.recipe.load import to_yaml
-from neuroada_cli.show.numbers import share
-from neuroada_cli.training.parallel import of_processes, why_not_sharded
-from neuroada_cli.training.plan import largest_step, predicted_memory
+from neuroada_cli.show.numbers import counted, share
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.remarks import remarks
 
 PREVIEW_CHARACTERS = 1200
-Ways = Mapping[str, memory.Breakdown | memory.ProcessBytes]
 
 
 def show(checked: Checked, console: Console, ranks: Ranks = ALONE, why: str = "") -> None:
@@ -36,7 +28,7 @@ def show(checked: Checked, console: Console, ranks: Ranks = ALONE, why: str = ""
         f"{plan.trainable:,} of {plan.total:,} parameters train ({share(plan.trainable, plan.total)})",
         f"{counts.rows:,} rows from {rows.train_source}; {size}",
         f"validation: {held.rows:,} rows from {rows.validation_source}" if held else "no validation rows",
-        f"{plan.steps:,} optimizer steps of {recipe.train.batch_size} rows",
+        f"{counted(plan.steps, 'optimizer step')} of {counted(recipe.train.batch_size, 'row')}",
     ]
     if not ranks.alone:
         holds = "its share of every layer's neurons" if ranks.sharded else "the whole model"
@@ -83,65 +75,3 @@ def show_rows(checked: Checked, count: int, console: Console) -> None:
         start = tokenizer.bos_token_id
         if start is not None and tokens[:2] == [start, start]:
             console.print(f"row {row.row} begins with two start tokens", style="yellow")
-
-
-def dry_run(checked: Checked, processes: int = 1) -> memory.Breakdown | memory.ProcessBytes | None:
-    """The resolved recipe and the predicted memory, on standard output; no weight is read.
-
-    processes  that are going to train together
-    Returns the largest step of one process, by the way to share the work that takes the least; None where it
-    is not predicted.
-    """
-    recipe, plan = checked.recipe, checked.plan
-    console = Console()
-    console.print(printable(to_yaml(recipe), keep="\n"), highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"{plan.trainable:,} of {plan.total:,} parameters train; {plan.steps:,} steps", highlight=False
-    )
-    if processes == 1:
-        found = predicted_memory(recipe, plan, checked.rows, checked.base, checked.device)
-        ways: str | Ways = found if isinstance(found, str) else {"GB": found}
-    else:
-        ways = of_processes(checked, processes)
-    if isinstance(ways, str):
-        console.print(f"memory is not predicted: {shown(ways)}", highlight=False, soft_wrap=True)
-        return None
-    _say_of_what(checked, processes, console)
-    console.print(_memory_table(ways, recipe.train.method))
-    if processes > 1 and (why := why_not_sharded(recipe)) is not None:
-        console.print(f"train.parallel: shard {why}", highlight=False, soft_wrap=True)
-    return min(ways.values(), key=lambda way: way.peak)
-
-
-def _say_of_what(checked: Checked, processes: int, console: Console) -> None:
-    micro, longest = largest_step(checked.recipe, checked.rows, processes)
-    unknown = checked.plan.stored_k is None and checked.plan.facts.chosen
-    sees = checked.task.pictures and longest > 0
-    kind = "at least" if unknown or sees else "an estimate"
-    each = "" if processes == 1 else f" in each of {processes} processes"
-    size = f"{micro} x {longest} tokens" if longest else f"{micro} pictures"
-    console.print(f"Predicted memory{each}: {size}, {kind}", highlight=False)
-    if unknown:
-        console.print(
-            "rows are stored as long as the longest of their layer, known after `neuroada select`",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if sees:
-        console.print("the pass over the pictures themselves comes on top", highlight=False)
-
-
-def _memory_table(ways: Ways, method: str) -> Table:
-    table = Table()
-    table.add_column("what" if "GB" in ways else "GB, by train.parallel")
-    parts = {"weights": "weights", "state": f"what {method} adds", "activations": "activations"}
-    if "shard" in ways:
-        parts["gathered"] = "layers put together"
-    parts["peak"] = "peak"
-    if "GB" not in ways:
-        parts["sent"] = "sent per step"
-    for way in ways:
-        table.add_column(way, justify="right")
-    for part, what in parts.items():
-        table.add_row(what, *(f"{getattr(way, part) / 1e9:.3f}" for way in ways.values()))
-    return table

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from rich.console import Console
@@ -72,12 +73,17 @@ class TrainResult:
 
 
 def fit(
-    checked: Checked, source: AdapterFolder | None, console: Console, ranks: Ranks = ALONE
+    checked: Checked,
+    source: AdapterFolder | None,
+    console: Console,
+    ranks: Ranks = ALONE,
+    stream: TextIO | None = None,
 ) -> TrainResult:
     """Train into the recipe's run folder, which the caller holds the lock of.
 
     source  the checkpoint to go on from; None: from the start
     ranks   the processes that train together, of which rank 0 writes
+    stream  where rank 0 says every step as a JSON object a line, instead of to the console
     """
     recipe, run_dir, started = checked.recipe, checked.recipe.run_path, time.perf_counter()
     with advised(checked, "choosing connections"):
@@ -110,7 +116,7 @@ def fit(
     indices = selection.indices if checked.plan.facts.chosen else {}
     try:
         keeping = keeping_freed_memory() if checked.device == "cpu" else contextlib.nullcontext()
-        reporter = LiveReport(log, device, console) if ranks.first else SilentReport()
+        reporter = LiveReport(log, device, console, stream) if ranks.first else SilentReport()
         with advised(checked, "training"), keeping, reporter as report:
             settings, section = loop_settings(recipe), recipe.select
             again = partial(choose_in, k=section.k, criterion=section.criterion, rank=section.lift_rank)

@@ -1,14 +1,18 @@
-"""What a run says about itself while it runs: one live line, or plain lines in a log."""
+"""What a run says about itself while it runs: two live lines, plain lines in a log, or JSON for programs."""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from types import TracebackType
+from typing import Any, TextIO
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 from neuroada_cli.data.batch import listed
 from neuroada_cli.loop.spikes import SpikeWatch
@@ -16,9 +20,10 @@ from neuroada_cli.loop.step import StepStats
 from neuroada_cli.loop.unreached import described
 from neuroada_cli.loop.validate import Evaluation
 from neuroada_cli.machine.memory import peak_memory
+from neuroada_cli.show.numbers import clock
 from neuroada_cli.training.log import MetricsLog, read_metrics
 
-SMOOTHING = 0.9  # of the shown loss and speed
+SMOOTHING = 0.9  # of the smoothed loss and of the speed
 PLAIN_LINES = 40  # lines of a whole run when nobody watches
 
 
@@ -38,26 +43,43 @@ class SilentReport:
         """Said by rank 0."""
 
 
+class _TwoLines(Progress):
+    """How far the run is, and below it the last step's figures: together within 80 columns."""
+
+    figures = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.figures, no_wrap=True, overflow="ellipsis")
+
+
 class LiveReport:
-    """The loop's reporter: logs every step and keeps one line up to date.
+    """The loop's reporter: logs every step and keeps two lines up to date.
 
     Without a terminal it prints a plain line at the first, the last and about every 40th part of the run. A
     loss that jumps (`SpikeWatch` says when) is marked in the log and gets a line of its own.
+    stream  for programs: every entry of the log as a JSON object a line, as it comes, and no other line
     """
 
-    def __init__(self, log: MetricsLog, device: torch.device, console: Console | None = None) -> None:
-        self._log, self._device = log, device
+    def __init__(
+        self,
+        log: MetricsLog,
+        device: torch.device,
+        console: Console | None = None,
+        stream: TextIO | None = None,
+    ) -> None:
+        self._log, self._device, self._stream = log, device, stream
         self._console = console or Console(stderr=True)
         self._smooth: dict[str, tuple[float, int]] = {}
         self._spikes: SpikeWatch | None = None
         self._started = time.monotonic()
         self._first_step: int | None = None
         columns = (
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(bar_width=24),
-            TextColumn("{task.fields[line]}"), TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("step {task.completed:.0f} of {task.total:.0f}"), BarColumn(bar_width=24),
+            TextColumn("{task.percentage:.0f} %"), TextColumn("{task.fields[left]} left"),
         )  # fmt: skip
-        live = self._console.is_terminal and not self._console.quiet
-        self._bar = Progress(*columns, console=self._console, disable=not live)
+        live = self._console.is_terminal and not self._console.quiet and stream is None
+        self._bar = _TwoLines(*columns, console=self._console, disable=not live)
         self._task: TaskID | None = None
 
     def __enter__(self) -> LiveReport:
@@ -76,15 +98,26 @@ class LiveReport:
             line = f"step {stats.step}: {described(stats.unreached)}"
             self._console.print(line, style="yellow", highlight=False, soft_wrap=True)
         done, what = (stats.tokens, "tokens") if stats.tokens else (stats.rows, "rows")
-        speed = done / max(stats.seconds, 1e-9)
-        loss, speed = self._smoothed("loss", stats.loss), self._smoothed("speed", speed)
-        line = f"loss {loss:.4f}  lr {stats.lr:.2e}  {speed:,.0f} {what}/s  {memory / 1e9:.2f} GB"
+        speed = self._smoothed("speed", done / max(stats.seconds, 1e-9))
+        smoothed = self._smoothed("loss", stats.loss)
+        line = (
+            f"loss {stats.loss:.4f}  smoothed {smoothed:.4f}  lr {stats.lr:.1e}  grad {stats.grad_norm:.3g}  "
+            f"{speed:,.0f} {what}/s  {memory / 1e9:.2f} GB"
+        )
+        if self._first_step is None:
+            self._first_step = stats.step - 1
+            self._task = self._bar.add_task("train", total=total, completed=self._first_step, left="?")
+        left = self._left(stats.step, total)
         if self._bar.disable:
-            self._plain(stats.step, total, line)
+            self._plain(stats.step, total, f"{line}  {left} left")
             return
-        if self._task is None:
-            self._task = self._bar.add_task("train", total=total, completed=stats.step - 1, line="")
-        self._bar.update(self._task, completed=stats.step, line=line)
+        assert self._task is not None
+        self._bar.figures = line
+        self._bar.update(self._task, completed=stats.step, left=left)
+
+    def _left(self, step: int, total: int) -> str:
+        per_step = (time.monotonic() - self._started) / (step - (self._first_step or 0))
+        return clock(per_step * (total - step))
 
     def _keep(self, stats: StepStats, memory: int) -> None:
         """The step's line in the log, and what is to be said of its loss."""
@@ -97,13 +130,20 @@ class LiveReport:
         numbers = entry.pop("row_numbers")
         del entry["unreached"]
         usual = self._spikes.usual_before(stats.loss)
-        self._log.append(entry if usual is None else entry | {"spike": True})
+        self._append(entry if usual is None else entry | {"spike": True})
         if usual is not None:
             line = f"step {stats.step}: the loss jumps to {stats.loss:.4f}, from {usual:.4f} on average"
             self._console.print(f"{line}; rows {listed(numbers)}", style="yellow", soft_wrap=True)
 
+    def _append(self, entry: dict[str, Any]) -> None:
+        self._log.append(entry)
+        if self._stream is not None:
+            print(json.dumps(entry), file=self._stream, flush=True)
+
     def evaluation(self, step: int, evaluation: Evaluation, is_best: bool) -> None:
-        self._log.append({"kind": "eval", "step": step, **asdict(evaluation), "best": is_best})
+        self._append({"kind": "eval", "step": step, **asdict(evaluation), "best": is_best})
+        if self._stream is not None:
+            return
         shown = f"validation loss {evaluation.loss:.4f}"
         if evaluation.metric is not None:
             shown += f", {evaluation.metric_name} {evaluation.metric:.4f}"
@@ -117,9 +157,7 @@ class LiveReport:
         return self._smooth[name][0]
 
     def _plain(self, step: int, total: int, line: str) -> None:
-        if self._first_step is None:
-            self._first_step = step - 1
-        if step - 1 == self._first_step or step == total or step % max(1, total // PLAIN_LINES) == 0:
-            per_step = (time.monotonic() - self._started) / (step - self._first_step)
-            minutes, seconds = divmod(round(per_step * (total - step)), 60)
-            self._console.print(f"step {step}/{total}  {line}  {minutes}:{seconds:02d} left", highlight=False)
+        first = step - 1 == self._first_step
+        due = first or step == total or step % max(1, total // PLAIN_LINES) == 0
+        if due and self._stream is None:
+            self._console.print(f"step {step}/{total}  {line}", highlight=False, soft_wrap=True)

@@ -85,7 +85,11 @@ def test_a_wrong_recipe_is_refused_before_anything_heavy_is_imported(tmp_path: P
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [
-        (["train"], 2, "error: missing argument 'RECIPE'; see `neuroada train --help`"),
+        (
+            ["train"],
+            2,
+            "error: RECIPE: no recipe, and no --model and --data; name a recipe, or --model and --data",
+        ),
         (["trian", "x"], 2, "error: no such command 'trian'"),
         (["train", "x", "--lr", "3"], 2, "error: no such option"),
         (["bench", "--seq", "0"], 2, "error: invalid value for '--seq'"),
@@ -319,3 +323,44 @@ def test_counts() -> None:
     for text in ("", "0", "-1", "1.5", "a"):
         with pytest.raises(RecipeError):
             parse_counts(text, "--k")
+
+
+# --- rows of one's own, without a recipe -----------------------------------------------------------
+
+
+def test_a_model_and_a_file_of_rows_are_enough(neuroada, tmp_path: Path) -> None:
+    """Tuned, merged and written down, named after the rows; the merged folder is a plain checkpoint."""
+    rows = [{"instruction": f"say {n}", "output": str(n)} for n in range(20)]
+    (tmp_path / "my rows.v2.json").write_text(json.dumps(rows))
+    tiny_llama_folder(tmp_path / "model")
+    given = ("train", "--model", "model", "--data", "my rows.v2.json")
+    code, out, _ = neuroada(*given, "--dry-run")
+    assert code == 0
+    assert re.search(r"data\.train +my rows\.v2\.json +command line", out)
+    assert re.search(r"select\.k +16 +instruct:\d+", out)
+    assert "train.epochs" not in out
+    assert "train.epochs" in neuroada(*given, "--dry-run", "--full")[1]
+    assert not (tmp_path / "runs").exists()
+    code, out, err = neuroada(*given, "--set", "train.max_steps=2")
+    assert code == 0, err
+    run = tmp_path / "runs" / "my-rows"
+    assert (run / "merged" / "model.safetensors").is_file()
+    assert "finished: 2 steps in " in err
+    assert "validation: 1 rows" in err  # a twentieth of 20
+    code, out, _ = neuroada(*given, "--json", "--no-merge", "--overwrite", "--set", "train.max_steps=1")
+    assert code == 0
+    assert [json.loads(line)["kind"] for line in out.splitlines()] == ["train", "eval", "end"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--model", "m"), "no recipe, and no --data; name a recipe, or --model and --data"),
+        (("quickstart", "--full"), "--full: shows the recipe of a dry run; add --dry-run"),
+        (("quickstart", "--merge", "--set", "train.method=loreft"), "--merge: train.method=loreft: "),
+    ],
+)
+def test_options_that_do_not_go_together(neuroada, words: tuple[str, ...], expected: str) -> None:
+    code, _, err = neuroada("train", *words)
+    assert code == 2
+    assert expected in err

@@ -232,7 +232,10 @@ def test_dry_run_writes_nothing_and_reads_no_weights(
     monkeypatch.setattr(hub, "load_model", None)
     result = go(tiny_recipe(llama_folder, tmp_path / "run"), dry_run=True)
     shown = capsys.readouterr().out
-    assert "lr: 0.01" in shown
+    assert re.search(r"time +about \d+:\d\d on ", shown)
+    assert "will it fit  it fits: " in shown
+    assert re.search(r"largest train.micro_batch_size that fits: [\d,]+ rows", shown)
+    assert re.search(r"optim.lr +0.01 ", shown)
     assert "12 steps" in shown
     assert "Predicted memory" in shown
     assert result.steps == STEPS

@@ -18,7 +18,7 @@ from neuroada_cli.memory import StepMemory, TensorBytes
 from neuroada_cli.methods import METHODS
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.file import Selection, read_selection
-from neuroada_cli.training import dry_run
+from neuroada_cli.training import dry_run, forecast
 from neuroada_cli.training.preflight import check
 
 AT_LEAST = "tokens, at least"
@@ -30,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def predicted_state(recipe: Recipe) -> int:
-    found = dry_run.dry_run(check(recipe, overwrite=False))
+    found = forecast.dry_run(check(recipe, overwrite=False))
     assert found is not None
     return found.state
 
