@@ -35,9 +35,9 @@ from neuroada_cli.adapter.config import (
     method_problem,
     modules_to_save,
 )
+from neuroada_cli.delta.finite import all_finite, broken_row
 from neuroada_cli.delta.index import size
 from neuroada_cli.errors import ModelError, NumericsError
-from neuroada_cli.hub.stored import all_finite
 from neuroada_cli.methods import METHODS
 from neuroada_cli.methods.facts import NEUROADA
 from neuroada_cli.selection.file import (
@@ -259,8 +259,7 @@ def _check_delta(module: str, delta_OK: Tensor, index_OK: Tensor, where: str) ->
         if loose_OK.any():
             raise ModelError(f"{module}: row {first_row(loose_OK)} has a value without a column", where)
     if not all_finite(delta_OK):
-        row = first_row(~torch.isfinite(delta_OK))
-        raise ModelError(f"{module}: row {row} holds NaN or infinity", where)
+        raise ModelError(f"{module}: row {broken_row(delta_OK)} holds NaN or infinity", where)
 
 
 def _check_whole(name: str, tensor: Tensor, where: str) -> None:

@@ -19,10 +19,11 @@ from neuroada_cli.data.batch import pad_id
 from neuroada_cli.data.encoding import end_ids
 from neuroada_cli.data.pairs import asked
 from neuroada_cli.data.seams import Coder
-from neuroada_cli.errors import DataError, NumericsError
+from neuroada_cli.errors import DataError
 from neuroada_cli.evaluation.rounds import in_rounds
 from neuroada_cli.hub.positions import positions_of
 from neuroada_cli.loop.loss import on_model
+from neuroada_cli.loop.numerics import not_numbers
 from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.tasks.task import Decoding
@@ -117,9 +118,10 @@ def _complete(
         **on_model(model, also),
     )  # fmt: skip
     if watch.seen:
-        raise NumericsError(
+        raise not_numbers(
+            model,
             "the model's outputs are not numbers (NaN), so nothing it writes means anything",
-            fix="try --dtype fp32; if that fails, too, its weights are broken",
+            "try --dtype fp32",
         )
     begun = 1 if pairs else length  # a decoder begins with its start token
     new = [_until_end(row, ends) for row in output_BS[:, begun:].tolist()]

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli.data.batch import Batch, Encoded, Example, collate, told_of
+from neuroada_cli.data.batch import Batch, Encoded, Example, collate, listed, told_of
 from neuroada_cli.data.encoding import answer_in, end_texts
 from neuroada_cli.data.inputs import aligned_padding, encode_for, features_for, prompts_for
 from neuroada_cli.data.seams import Coder
-from neuroada_cli.errors import NumericsError
 from neuroada_cli.evaluation.generate import context_of, generate
 from neuroada_cli.evaluation.rounds import in_rounds
 from neuroada_cli.hub.reader import Reader
 from neuroada_cli.loop.loss import row_logits
+from neuroada_cli.loop.numerics import not_numbers
 from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.tasks.metrics import METRICS
@@ -233,7 +233,8 @@ def _classify(
 def _row_values(model: nn.Module, batch: Batch, kind: str) -> list[int | float]:
     logits_BC = row_logits(model, batch)
     if not torch.isfinite(logits_BC).all():
-        raise NumericsError("the model's outputs are not finite", f"rows {batch.rows[:5]}")
+        said = f"the model's outputs are not finite, rows {listed(batch.rows)}"
+        raise not_numbers(model, said, "try --dtype fp32")
     values_B = logits_BC.argmax(dim=-1) if kind == "classification" else logits_BC[:, 0]
     return list(values_B.tolist())
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli.errors import DataError, NumericsError
+from neuroada_cli.errors import DataError
 from neuroada_cli.evaluation.generate import (
     GREEDY,
     NanWatch,
@@ -22,6 +22,7 @@ from neuroada_cli.evaluation.generate import (
     is_encoder_decoder,
     own_settings,
 )
+from neuroada_cli.loop.numerics import not_numbers
 from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.tasks.task import Decoding
 
@@ -87,9 +88,10 @@ def answer(
                 stopping_criteria=StoppingCriteriaList([_Asked(stop)]),
             )
     if watch.seen:
-        raise NumericsError(
+        raise not_numbers(
+            model,
             "the model's outputs are not numbers (NaN), so nothing it writes means anything",
-            fix="try --dtype fp32; if that fails, too, its weights are broken",
+            "try --dtype fp32",
         )
     return Answer(pieces.told, len(pieces.tokens), pieces.ended)
 

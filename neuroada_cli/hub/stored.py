@@ -5,21 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from neuroada_cli import hub
 from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.weights import WEIGHT_DTYPES
 
-__all__ = ["WEIGHT_DTYPES", "all_finite", "main_dtype", "own_dtype", "rounded_by"]
+__all__ = ["WEIGHT_DTYPES", "main_dtype", "own_dtype", "rounded_by"]
 
 ALL_OF = 1 << 28  # numbers up to which every one is looked at; of more, evenly spaced blocks
 BLOCK = 1 << 16
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """By its extremes, which NaN takes, too: far quicker than a look at each number, and without a copy."""
-    return tensor.numel() == 0 or all(torch.isfinite(extreme) for extreme in torch.aminmax(tensor))
 
 
 def main_dtype(weights: hub.Weights) -> torch.dtype:

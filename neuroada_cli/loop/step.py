@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from neuroada_cli.data.batch import Batch, listed
 from neuroada_cli.errors import DataError, NumericsError
 from neuroada_cli.loop.loss import Loss, count_targets
+from neuroada_cli.loop.numerics import not_numbers
 from neuroada_cli.loop.optim import clip_gradients, set_lr
 from neuroada_cli.loop.turns import turns
 from neuroada_cli.loop.unreached import Unreached, unreached
@@ -90,7 +91,7 @@ def train_step(
     norm = clip_gradients(parameters, clip, ranks)
     # the step's only wait for the device: everything the guard and the log need at once
     *sums, grad_norm = _told([*losses, norm.float()], len(micro_batches), ranks)
-    _guard(sums, grad_norm, micro_batches, step, learns)
+    _guard(model, sums, grad_norm, micro_batches, step, learns)
     missed = unreached(model, parameters) if look else None
 
     set_lr(optimizer, factor)
@@ -120,9 +121,14 @@ def _told(own: Sequence[Tensor], count: int, ranks: Ranks) -> list[float]:
 
 
 def _guard(
-    sums: list[float], grad_norm: float, micro_batches: Sequence[Batch], step: int, learns: bool
+    model: nn.Module,
+    sums: list[float],
+    grad_norm: float,
+    micro_batches: Sequence[Batch],
+    step: int,
+    learns: bool,
 ) -> None:
-    """Raises NumericsError naming the step and the rows that cannot be trained on."""
+    """Raises NumericsError naming the step and the rows that cannot be trained on, or the weight at fault."""
     bad = [
         row
         for value, b in zip(sums, micro_batches, strict=True)
@@ -131,10 +137,12 @@ def _guard(
     ]
     fix = "lower optim.lr, look at these rows, or set model.dtype: fp32"
     if bad:
-        raise NumericsError(f"the loss is not finite at step {step + 1}, rows {listed(bad)}", fix=fix)
+        said = f"the loss is not finite at step {step + 1}, rows {listed(bad)}"
+        raise not_numbers(model, said, fix, begun=step > 0)
     if not math.isfinite(grad_norm):
         rows = [row for batch in micro_batches for row in batch.rows]
-        raise NumericsError(f"the gradient is not finite at step {step + 1}, rows {listed(rows)}", fix=fix)
+        said = f"the gradient is not finite at step {step + 1}, rows {listed(rows)}"
+        raise not_numbers(model, said, fix, begun=step > 0)
     if learns and grad_norm == 0.0 and any(sums):  # of a loss of 0 nothing is left to learn
         first = "check select.targets, and that the answers in the data differ from the prompt"
         later = "look at what happened before it: an evaluation, a lost precision (set model.dtype: fp32)"

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from neuroada_cli.data.batch import Batch, listed
 from neuroada_cli.delta.sharded import deal_again
-from neuroada_cli.errors import NumericsError
 from neuroada_cli.loop.loss import class_error, row_logits, score_error, token_loss
+from neuroada_cli.loop.numerics import not_numbers
 from neuroada_cli.loop.turns import turns
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.stopping import Noted
@@ -94,9 +94,11 @@ def validate(
         pairs = zip(sums, done_by_batch, strict=True)
         bad = [row for value, (_, rows, *_) in pairs if not math.isfinite(value) for row in rows]
         when = f" at step {step}" if step is not None else ""
-        raise NumericsError(
+        raise not_numbers(
+            model,
             f"the validation loss is not finite{when}, validation rows {listed(bad)}",
-            fix="lower optim.lr, look at these rows, or set model.dtype: fp32",
+            "lower optim.lr, look at these rows, or set model.dtype: fp32",
+            begun=bool(step),
         )
     if metric is None:
         return Evaluation(loss, count)

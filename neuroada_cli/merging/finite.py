@@ -5,14 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from neuroada_cli.delta.finite import all_finite, broken_row
 from neuroada_cli.errors import NumericsError
-from neuroada_cli.hub.stored import WEIGHT_DTYPES, all_finite
+from neuroada_cli.hub.stored import WEIGHT_DTYPES
 from neuroada_cli.show.numbers import describe_dtype
 
 
 def _refuse_broken(weight: Tensor, name: str) -> None:
     if weight.dtype in WEIGHT_DTYPES and not all_finite(weight):
-        raise NumericsError(f"{name} of the base holds NaN or infinity", fix="download the base again")
+        raise NumericsError(
+            f"{name} of the base holds NaN or infinity in row {broken_row(weight)}",
+            fix="download the base again",
+        )
 
 
 def _finite_cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
@@ -21,7 +25,8 @@ def _finite_cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     cast = tensor.to(dtype)
     if not all_finite(cast):
         raise NumericsError(
-            f"{name} has values that overflow in {describe_dtype(dtype)}", fix="choose another --dtype"
+            f"{name} has values in row {broken_row(cast)} that overflow in {describe_dtype(dtype)}",
+            fix="choose another --dtype",
         )
     return cast
 

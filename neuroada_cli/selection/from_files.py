@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli import hub
+from neuroada_cli.delta.finite import all_finite, broken_row
 from neuroada_cli.delta.index import filled, size
 from neuroada_cli.delta.quantized import round_trip
 from neuroada_cli.delta.targets import Target, sharing_modules
@@ -99,7 +100,11 @@ def indices_from_files(
                 count_O = choice.counts[name][neurons]
                 chosen.append(_chosen(weight_OI, count_O, choice.criterion, generator, choice.rank))
             except ValueError as error:
-                raise ModelError(f"{name}: {error}", str(base.weights.info(stored[name]).file)) from None
+                where = str(base.weights.info(stored[name]).file)
+                if all_finite(weight_OI):
+                    raise ModelError(f"{name}: {error}", where) from None
+                said = f"{name}: row {neurons.start + broken_row(weight_OI)} holds NaN or infinity"
+                raise ModelError(said, where, "download it again") from None
             if on_layer is not None:
                 seen.add(weight_OI, chosen[-1])
         if chosen:

@@ -145,6 +145,19 @@ def test_hostile_tensors_are_refused(
     assert "\x1b" not in line
 
 
+def test_a_value_behind_the_end_of_a_shorter_row_is_refused(tmp_path: Path) -> None:
+    """A row that ends in -1: a value there would land on the last column, which is frozen."""
+    adapter = tiny_adapter()
+    adapter.selection.fingerprint["format"] = 2
+    adapter.selection.indices[MODULES[0]][2] = torch.tensor([5, -1])
+    adapter.deltas[MODULES[0]][2, 1] = 0.0
+    with files.atomic_folder(tmp_path / "adapter") as temporary:
+        write_adapter(temporary, adapter)
+    read_adapter(tmp_path / "adapter")
+    change_tensors(tmp_path / "adapter", poke(VALUES, 2, 1, 0.5))
+    assert f"{MODULES[0]}: row 2 has a value without a column" in refusal(tmp_path / "adapter")
+
+
 def test_a_weight_is_either_adapted_or_whole(folder: Path) -> None:
     change_tensors(folder, put(FIRST + ".weight", torch.ones(4, 8)))
     change_config(folder, lambda c: c.update(modules_to_save=sorted([MODULES[0], "score"])))

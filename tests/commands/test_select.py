@@ -70,6 +70,19 @@ def test_the_largest_weights_of_every_row(tmp_path: Path, build, task: str) -> N
         assert torch.equal(selection.indices[name].long(), best_OK), name
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("criterion", ["magnitude", "lift"])
+def test_a_weight_that_is_no_number_names_its_row(tmp_path: Path, value: float, criterion: str) -> None:
+    model = pico_llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[5, 2] = value
+    base = saved(model, tmp_path / "base")
+    with pytest.raises(
+        ModelError, match=r"layers\.1\.mlp\.up_proj: row 5 holds NaN or infinity; download it"
+    ):
+        selected(base, criterion=criterion)
+
+
 def test_sharding_does_not_matter(tmp_path: Path) -> None:
     single = saved(pico_llama(), tmp_path / "single")
     parts = saved(pico_llama(), tmp_path / "parts", max_shard_size="20KB")

@@ -79,7 +79,9 @@ def test_broken_weights_are_an_error() -> None:
     model = pico_bert(vocab_size=SIZE)
     with torch.no_grad():
         model.classifier.bias[0] = float("inf")
-    with pytest.raises(NumericsError, match="not finite"):
+    with pytest.raises(
+        NumericsError, match=r"not finite, rows .*: classifier\.bias, row 0 of the model holds"
+    ):
         predict(model, Reader(byte_tokenizer(pairs=True)), TASKS["rte"], PAIRS, "reft")
 
 

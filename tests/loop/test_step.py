@@ -212,6 +212,19 @@ def test_nan_stops_before_the_update_and_names_step_and_rows() -> None:
     assert not optimizer.state
 
 
+def test_nan_that_the_model_came_with_names_the_weight() -> None:
+    model, method = pico_llama(), METHODS["neuroada"].build()
+    method.attach(model, select(model))
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    optimizer = adamw(model, method, OptimSettings(lr=1e-2))
+    with pytest.raises(NumericsError, match=r"model\.norm\.weight, row 3 of the model holds NaN") as caught:
+        train_step(model, method, optimizer, batches_of(rows(4), 2), LOSSES["generation"], step=0)
+    assert "download it again" in caught.value.line()
+    with pytest.raises(NumericsError, match=r"lower optim\.lr"):  # later it may be the training's own doing
+        train_step(model, method, optimizer, batches_of(rows(4), 2), LOSSES["generation"], step=1)
+
+
 def test_infinite_gradients_stop_too() -> None:
     model, method = pico_llama(), METHODS["neuroada"].build()
     method.attach(model, select(model))
