@@ -252,6 +252,9 @@ class TrainSection(Section):
     early_stop: int | None = Field(
         None, ge=1, description="Stop after this many evaluations without a better validation loss."
     )
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        [], description="Trackers that get what metrics.jsonl gets; each needs the extra of its name."
+    )
 
     @field_validator("method")
     @classmethod

@@ -41,6 +41,7 @@ FREE_KEYS = (
     "eval",
     "train.keep",
     "train.parallel",
+    "train.report_to",
     "data.data_dir",
     "device",
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.criteria import choose as choose_in
 from neuroada_cli.selection.file import Selection, check_base, check_ties, write_selection
 from neuroada_cli.show.figures import drawn
+from neuroada_cli.show.notes import tell
 from neuroada_cli.tasks.registry import get_protocol
 from neuroada_cli.training import choose, picture
 from neuroada_cli.training import folder as run_folder
@@ -46,6 +48,7 @@ from neuroada_cli.training.live import LiveReport, SilentReport
 from neuroada_cli.training.log import MetricsLog, read_metrics
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.settings import dtype_of, loop_settings
+from neuroada_cli.training.trackers import tracked
 
 SAME_BASE = "the base is the one that connections were chosen from (large tensors are only sampled)"
 
@@ -116,8 +119,8 @@ def fit(
     indices = selection.indices if checked.plan.facts.chosen else {}
     try:
         keeping = keeping_freed_memory() if checked.device == "cpu" else contextlib.nullcontext()
-        reporter = LiveReport(log, device, console, stream) if ranks.first else SilentReport()
-        with advised(checked, "training"), keeping, reporter as report:
+        reported = _report(recipe, source, log, console, device, stream) if ranks.first else SilentReport()
+        with advised(checked, "training"), keeping, reported as report:
             settings, section = loop_settings(recipe), recipe.select
             again = partial(choose_in, k=section.k, criterion=section.criterion, rank=section.lift_rank)
             wanted = _wanted(checked, selection)
@@ -132,6 +135,24 @@ def fit(
         raise
     ranks.first_does(lambda: _draw(checked))
     return _result(checked, progress, trainable, time.perf_counter() - started, peak_memory(device))
+
+
+@contextlib.contextmanager
+def _report(
+    recipe: Recipe,
+    source: AdapterFolder | None,
+    log: MetricsLog,
+    console: Console,
+    device: torch.device,
+    stream: TextIO | None,
+) -> Iterator[LiveReport]:
+    """What a run says of itself: its live line, its log and its trackers."""
+    resumed_at = None if source is None else int(source.folder.name.rpartition("-")[2])
+    with (
+        tracked(recipe, resumed_at, lambda line: tell([line])) as track,
+        LiveReport(log, device, console, stream, track) as report,
+    ):
+        yield report
 
 
 def _selection(checked: Checked, source: AdapterFolder | None, console: Console, ranks: Ranks) -> Selection:

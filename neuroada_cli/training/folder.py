@@ -11,6 +11,7 @@ from neuroada_cli.adapter.find import checkpoints
 from neuroada_cli.errors import ModelError, OutputError, RecipeError
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.training.trackers import FOLDERS
 
 RECIPE, SELECTION, METRICS = "recipe.yaml", "selection.safetensors", "metrics.jsonl"
 ENVIRONMENT, PICTURE = "env.json", "training.png"
@@ -118,6 +119,9 @@ def clear(folder: Path) -> None:
             _unlink(folder / name)
         for _, checkpoint in list(checkpoints(folder)):
             files.remove_folder(checkpoint)
+        for name in FOLDERS:
+            if (folder / name).is_dir() and not (folder / name).is_symlink():
+                files.remove_folder(folder / name)
         for name in OURS:
             _unlink(folder / name)
 

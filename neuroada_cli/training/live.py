@@ -22,6 +22,7 @@ from neuroada_cli.loop.validate import Evaluation
 from neuroada_cli.machine.memory import peak_memory
 from neuroada_cli.show.numbers import clock
 from neuroada_cli.training.log import MetricsLog, read_metrics
+from neuroada_cli.training.trackers import Track
 
 SMOOTHING = 0.9  # of the smoothed loss and of the speed
 PLAIN_LINES = 40  # lines of a whole run when nobody watches
@@ -67,8 +68,9 @@ class LiveReport:
         device: torch.device,
         console: Console | None = None,
         stream: TextIO | None = None,
+        track: Track | None = None,
     ) -> None:
-        self._log, self._device, self._stream = log, device, stream
+        self._log, self._device, self._stream, self._track = log, device, stream, track
         self._console = console or Console(stderr=True)
         self._smooth: dict[str, tuple[float, int]] = {}
         self._spikes: SpikeWatch | None = None
@@ -137,6 +139,8 @@ class LiveReport:
 
     def _append(self, entry: dict[str, Any]) -> None:
         self._log.append(entry)
+        if self._track is not None:
+            self._track.entry(entry)
         if self._stream is not None:
             print(json.dumps(entry), file=self._stream, flush=True)
 

@@ -23,6 +23,7 @@ from neuroada_cli.tasks.chat_template import use_template
 from neuroada_cli.tasks.registry import get_protocol, recipe_task, scored_tasks
 from neuroada_cli.tasks.task import Task
 from neuroada_cli.training import folder as run_folder
+from neuroada_cli.training import trackers
 from neuroada_cli.training.plan import Plan, make_plan
 from neuroada_cli.training.rows import PreparedRows, prepare
 from neuroada_cli.training.settings import with_own_dtype
@@ -58,6 +59,7 @@ def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE, processes: int 
     if recipe.train.packing and task.kind != "generation":
         raise RecipeError(f"train.packing is for tasks that generate, not {task.name}", fix="remove it")
     facts_of(recipe.train.method).require()
+    trackers.require(recipe.train.report_to)
     model = recipe.model
     folder = hub.resolve_model(model.path, model.revision, model.trust_remote_code)
     model_task = hub.model_task(folder, task.work, model.trust_remote_code)
