@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 from neuroada_cli.data import formats
 from neuroada_cli.data.formats import PACKED, STATE, Row
 from neuroada_cli.errors import DataError
 from neuroada_cli.files import strict_json
 
-__all__ = ["ENDINGS", "Row", "read_as", "read_file", "rows_key"]
+__all__ = ["ENDINGS", "FileRows", "Row", "read_as", "read_file"]
 
 PLAIN = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 ENDINGS = (*PLAIN, *(f"{plain}{packed}" for plain in PLAIN for packed in PACKED), ".parquet", ".arrow")
@@ -21,62 +22,88 @@ ENDINGS = (*PLAIN, *(f"{plain}{packed}" for plain in PLAIN for packed in PACKED)
 OF_ONE_ROW = {"messages", "conversations", "prompt", "completion", "tools", "functions", "history"}
 
 
-def read_file(file: Path) -> tuple[list[Row], list[int] | None]:
-    """(rows, their line numbers) of a local file. Raises DataError with file:line, counting the bad lines."""
-    return read_as(file, file.name, str(file))
+class FileRows(NamedTuple):
+    """Rows of a file.
+
+    lines  their line numbers, where rows are lines
+    key    under which they lay, where the file is one object
+    """
+
+    rows: list[Row]
+    lines: list[int] | None = None
+    key: str | None = None
 
 
-def read_as(file: Path, name: str, where: str) -> tuple[list[Row], list[int] | None]:
+def read_file(file: Path, key: str | None = None) -> FileRows:
+    """The rows of a local file. Raises DataError with file:line, counting the bad lines."""
+    return read_as(file, file.name, str(file), key)
+
+
+def read_as(file: Path, name: str, where: str, key: str | None = None) -> FileRows:
     """The same for a file that lies under another name, like a fetched one.
 
     name   tells its format by its ending; what ends otherwise is JSON
     where  names it in errors
+    key    under which the rows of one JSON object lie; None: its only list of objects, or it is a row itself
     """
+    found = _read_as(file, name, where, key)
+    if key is not None and found.key is None:
+        raise DataError(f"is not one JSON object with rows under {key[:40]!r}", where, "mend data.field")
+    return found
+
+
+def _read_as(file: Path, name: str, where: str, key: str | None) -> FileRows:
     if name.endswith(".parquet"):
-        return formats.parquet(file, where), None
+        return FileRows(formats.parquet(file, where))
     if name.endswith(".arrow") or name == STATE:
-        return formats.arrow(file, where), None
+        return FileRows(formats.arrow(file, where))
     data = formats.unpacked(file, name, where).removeprefix(b"\xef\xbb\xbf")
     for packed in PACKED:
         name = name.removesuffix(packed)
     if name.endswith((".csv", ".tsv")):
-        return formats.table_of_text(data, where, tabs=name.endswith(".tsv"))
+        return FileRows(*formats.table_of_text(data, where, tabs=name.endswith(".tsv")))
     if name.endswith(".txt"):
-        return formats.lines_of_text(data, where)
+        return FileRows(*formats.lines_of_text(data, where))
     if data.lstrip()[:1] == b"[":
-        return _json_array(data, where), None
+        return FileRows(_json_array(data, where))
     if name.endswith(".json") and data.lstrip()[:1] == b"{" and not _is_object(data.split(b"\n", 1)[0]):
-        return _json_object(data, where), None
+        return _listed(_json_object(data, where), where, key)
     rows, lines = _json_lines(data, where)
-    if name.endswith(".json") and len(rows) == 1 and rows_key(rows[0], where) is not None:
-        return _listed(rows[0], where), None
-    return rows, lines
+    if len(rows) == 1 and (name.endswith(".json") or key is not None):
+        found = _listed(rows[0], where, key)
+        return found if found.key is not None else found._replace(lines=lines)
+    return FileRows(rows, lines)
 
 
-def rows_key(row: Row, where: str) -> str | None:
-    """Under which key an object holds the rows; None: it is a row itself.
+def _listed(row: Row, where: str, key: str | None) -> FileRows:
+    """What a file that is one object holds: the rows under a key, or the one row that it is.
 
-    Raises DataError for several lists of objects, of which one would have to be chosen.
+    Raises DataError for several lists of objects, of which one would have to be chosen, for a key that names
+    none, and for columns that lie side by side.
     """
-    found = [
-        key
-        for key, value in row.items()
-        if isinstance(value, list) and value and all(isinstance(each, dict) for each in value)
-    ]
-    if not found or OF_ONE_ROW.intersection(row):
-        return None
-    if len(found) > 1:
+    lists = [name for name, value in row.items() if _is_rows(value)]
+    named = ", ".join(name[:40] for name in lists)
+    if key is not None:
+        if key not in lists:
+            have = f"it has rows under {named}" if lists else "none of its values is a list of objects"
+            raise DataError(f"holds no rows under {key[:40]!r}: {have}", where, "mend data.field")
+        return FileRows(list(row[key]), key=key)
+    if OF_ONE_ROW.intersection(row):
+        return FileRows([row])
+    if len(lists) > 1:
         raise DataError(
-            f"is one object with several lists of rows ({', '.join(key[:40] for key in found)})",
-            where,
-            "give each a file of its own",
+            f"is one object with several lists of rows ({named})", where, "name one with data.field"
         )
-    return found[0]
+    if lists:
+        return FileRows(list(row[lists[0]]), key=lists[0])
+    if len(row) > 1 and all(isinstance(value, dict | list) and len(value) > 1 for value in row.values()):
+        columns = ", ".join(name[:40] for name in list(row)[:4])
+        raise DataError(f"is one object of whole columns ({columns})", where, "write one object a row")
+    return FileRows([row])
 
 
-def _listed(row: Row, where: str) -> list[Row]:
-    key = rows_key(row, where)
-    return [row] if key is None else list(row[key])
+def _is_rows(value: object) -> bool:
+    return isinstance(value, list) and value != [] and all(isinstance(each, dict) for each in value)
 
 
 def _is_object(line: bytes) -> bool:
@@ -87,10 +114,10 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _json_object(data: bytes, where: str) -> list[Row]:
-    """The rows of one object over several lines: its list of objects, or itself."""
+def _json_object(data: bytes, where: str) -> Row:
+    """One object over several lines."""
     try:
-        row = strict_json.parse(data)
+        row: Row = strict_json.parse(data)
     except ValueError as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             raise DataError(
@@ -98,7 +125,7 @@ def _json_object(data: bytes, where: str) -> list[Row]:
                 "write one object a line, or all in a list",
             ) from None  # fmt: skip
         raise formats.json_error(error, data, where) from None
-    return _listed(row, where)
+    return row
 
 
 def _json_array(data: bytes, file: str) -> list[Row]:

@@ -22,7 +22,7 @@ from neuroada_cli.data.formats import STATE, plain_rows
 from neuroada_cli.data.made_pictures import make_pictures
 from neuroada_cli.data.made_rows import make_rows
 from neuroada_cli.data.picture_folders import class_folders, rows_of_classes
-from neuroada_cli.data.reading import ENDINGS, Row, read_as, read_file
+from neuroada_cli.data.reading import ENDINGS, FileRows, Row, read_as, read_file
 from neuroada_cli.errors import DataError, RecipeError, unreadable
 from neuroada_cli.foreign_text import HAS_SECRETS, INSTEAD, has_secrets
 from neuroada_cli.hub.resolve import hub_answers
@@ -68,6 +68,7 @@ class Rows:
     lines    their line numbers in a local file
     numbers  their numbers in the source, when they are only a part of it
     partial  the source is named as a part of the split (test_1000 for test)
+    key      under which the rows lay in a file that is one JSON object
     """
 
     rows: list[Row]
@@ -76,6 +77,7 @@ class Rows:
     lines: list[int] | None = None
     numbers: list[int] | None = None
     partial: bool = False
+    key: str | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,19 +89,29 @@ class Rows:
         return replace(self, rows=[self.rows[i] for i in chosen], lines=lines, numbers=numbers)
 
     @property
+    def remark(self) -> str | None:
+        """Where rows lay in a file that holds more than rows; None: the file is nothing but rows."""
+        if self.key is None:
+            return None
+        return f"{self.label} is one object: its rows are those under {self.key[:40]!r}"
+
+    @property
     def label(self) -> str:
         """The source for result files, which others read: of a path on this machine only the end."""
         path = Path(self.source)
         return "/".join(path.parts[-2:]) if path.exists() else self.source
 
 
-def load_rows(source: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Rows:
+def load_rows(
+    source: str, split: str, data_dir: str | os.PathLike[str] | None = None, key: str | None = None
+) -> Rows:
     """The rows of a source.
 
     source    `set` or `set:split`; a set is looked for in data_dir, then as a file or folder, then among
               KNOWN_SETS, then as a hub id or URL; a folder may hold class folders of pictures instead of rows
     split     used when the source names none
     data_dir  searched first; without it $NEUROADA_DATA
+    key       under which the rows of a file that is one JSON object lie; None: its only list of objects
     Raises DataError for a set that is nowhere (saying where it was looked for), for malformed rows (file,
     line, and how many), for a set without rows, and for an address that may hold secrets.
     """
@@ -109,23 +121,23 @@ def load_rows(source: str, split: str, data_dir: str | os.PathLike[str] | None =
     file, places = _find_here(name, split, data_dir)
     if file is not None:
         partial = file not in places and bool(PART.match(file.name))
-        return replace(_checked(*read_file(file), str(file)), partial=partial)
+        return replace(_checked(read_file(file, key), str(file)), partial=partial)
     for place in places:
         if (folder := class_folders(place, split)) is not None:
-            return _checked(rows_of_classes(folder), None, str(folder))
+            return _checked(FileRows(rows_of_classes(folder)), str(folder))
     if name in GENERATED:
         if split not in GENERATED_ROWS:
             raise DataError(f"has no split {split}", name, f"choose {', '.join(GENERATED_ROWS)}")
         rows = GENERATED[name](split, GENERATED_ROWS[split])
-        return _checked(rows, None, f"{name} ({split}, made by neuroada)")
+        return _checked(FileRows(rows), f"{name} ({split}, made by neuroada)")
     address = KNOWN_SETS.get(name, name)
     if address.startswith(("https://", "http://")):
         if name in KNOWN_SETS and "{split}" not in address and split != "train":
             raise _nowhere(source, places, f"{address} has training rows only")
         address = address.replace("{split}", split)
-        return _checked(*_from_url(address, source, places), address)
+        return _checked(_from_url(address, source, places, key), address)
     if _is_hub_id(address):
-        return _checked(_from_hub(address, split, source, places), None, f"{address} {split}")
+        return _checked(FileRows(_from_hub(address, split, source, places)), f"{address} {split}")
     raise _nowhere(source, places)
 
 
@@ -221,12 +233,12 @@ def take(rows: Sized, limit: int | None, seed: int) -> list[int]:
 # Elsewhere
 
 
-def _from_url(url: str, source: str, places: list[Path]) -> tuple[list[Row], list[int] | None]:
+def _from_url(url: str, source: str, places: list[Path], key: str | None) -> FileRows:
     try:
         kept = fetched(url, "data")
     except Unreachable:
         raise _nowhere(source, places, f"{url} does not answer") from None
-    return read_as(kept, urllib.parse.urlsplit(url).path, url)
+    return read_as(kept, urllib.parse.urlsplit(url).path, url, key)
 
 
 def _from_hub(address: str, split: str, source: str, places: list[Path]) -> list[Row]:
@@ -258,13 +270,13 @@ def _nowhere(source: str, places: list[Path], also: str = "") -> DataError:
     )
 
 
-def _checked(rows: list[Row], lines: list[int] | None, source: str) -> Rows:
-    if not rows:
+def _checked(found: FileRows, source: str) -> Rows:
+    if not found.rows:
         raise DataError("holds no rows", source)
     digest = hashlib.sha256()
-    for row in rows:
+    for row in found.rows:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=_plain).encode() + b"\n")
-    return Rows(rows, source, digest.hexdigest(), lines)
+    return Rows(found.rows, source, digest.hexdigest(), found.lines, key=found.key)
 
 
 def _plain(value: object) -> str:

@@ -105,10 +105,10 @@ def _rows_of(task: Task, data: DataSection | None, data_dir: str | None) -> tupl
         return rows, _part(rows)
     if data is not None and get_task(data.task).name == task.name:
         if data.validation:
-            rows = load_rows(data.validation, "validation", data_dir)
+            rows = load_rows(data.validation, "validation", data_dir, data.field)
             return rows, _part(rows)
         if data.validation_rows:
-            rows = load_rows(require_source(data.train, "data.train"), "train", data_dir)
+            rows = load_rows(require_source(data.train, "data.train"), "train", data_dir, data.field)
             first = max(0, len(rows) - held_out_of(data, len(rows)))
             return rows.subset(range(first, len(rows))), "the rows that were held out of training"
     raise RecipeError(

@@ -67,7 +67,7 @@ def _rows(target: adapted.Target, adapter: Adapter, reader: hub.Reader) -> tuple
             wanted = recipe.data.validation or recipe.data.train or own.sets.get("train")
             if wanted is not None:
                 sources.refuse_foreign(wanted, "train", recipe.data.data_dir)
-                rows = sources.load_rows(wanted, "train", recipe.data.data_dir)
+                rows = sources.load_rows(wanted, "train", recipe.data.data_dir, recipe.data.field)
                 return _encoded(own, rows, reader, recipe.data.protocol), rows.label, own.kind
     except UserError:
         if adapter.task not in ("causal-lm", "seq2seq-lm"):

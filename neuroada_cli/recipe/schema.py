@@ -156,6 +156,11 @@ class DataSection(Section):
         description="With no `validation`: hold out this many rows of the training set's end; below 1, this "
         "share of them.",
     )
+    field: str | None = Field(
+        None,
+        description="Under which key the rows lie in a file that is one JSON object; empty: its only list of "
+        "objects.",
+    )
     limit: int | None = Field(None, ge=1, description="Use only this many training rows (seeded choice).")
     validation_limit: int | None = Field(None, ge=1, description="Use only this many validation rows.")
     drop_leaked: bool = Field(

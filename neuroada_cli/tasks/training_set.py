@@ -31,7 +31,7 @@ def training_set(section: DataSection, task: Task, seed: int, scored: Collection
     Raises DataError or RecipeError, with counts and places.
     """
     source = section.train or require_source(task.sets.get("train"), "data.train")
-    rows = load_rows(source, "train", section.data_dir)
+    rows = load_rows(source, "train", section.data_dir, section.field)
     held_out = held_out_of(section, len(rows)) or _default_held_out(section, task)
     if held_out >= len(rows):
         raise DataError(

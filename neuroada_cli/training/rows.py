@@ -99,10 +99,15 @@ def prepare(
         hashes,
         len(found.dropped),
         task.published,
-        tuple(habits.notes.lines()),
+        (*_where_they_lay(rows, validation_rows), *habits.notes.lines()),
         habits.day if habits.notes.day else None,
         next(iter(habits.notes.forms)) if len(habits.notes.forms) == 1 else None,
     )
+
+
+def _where_they_lay(*sets: Rows | None) -> list[str]:
+    found = [rows.remark for rows in sets if rows is not None]
+    return list(dict.fromkeys(remark for remark in found if remark is not None))
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ def _own_validation(section: DataSection, task: Task, reading: _Reading) -> tupl
     source = section.validation or task.sets.get("validation")
     if source is None:
         return [], None
-    rows = sources.load_rows(source, "validation", section.data_dir)
+    rows = sources.load_rows(source, "validation", section.data_dir, section.field)
     examples = reading.examples(rows)
     if task.family == "glue" and section.validation is None:
         examples = [examples[i] for i in half_of_validation(rows.rows, "selection")]

@@ -59,12 +59,12 @@ def test_the_rows_are_those_that_were_put_in(tmp_path: Path, name: str) -> None:
 def test_lines_of_a_table_are_where_rows_begin(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_bytes(b'text\n"a\nb"\nc\n\nd\n')
-    assert read_file(file) == ([{"text": "a\nb"}, {"text": "c"}, {"text": "d"}], [2, 4, 6])
+    assert read_file(file)[:2] == ([{"text": "a\nb"}, {"text": "c"}, {"text": "d"}], [2, 4, 6])
 
 
 def test_a_text_is_a_row_a_line(tmp_path: Path) -> None:
     (tmp_path / "rows.txt").write_text("one\n\n two \n")
-    assert read_file(tmp_path / "rows.txt") == ([{"text": "one"}, {"text": " two "}], [1, 3])
+    assert read_file(tmp_path / "rows.txt")[:2] == ([{"text": "one"}, {"text": " two "}], [1, 3])
 
 
 def test_an_object_with_messages_is_one_row(tmp_path: Path) -> None:
@@ -74,7 +74,36 @@ def test_an_object_with_messages_is_one_row(tmp_path: Path) -> None:
         assert read_file(tmp_path / "rows.json")[0] == [row]
 
 
+INSIDE = {"version": "1", "data": [{"text": "a"}, {"text": "b"}], "authors": ["x"]}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("name", ["rows.json", "rows.json.gz"])
+@pytest.mark.parametrize("key", [None, "data"])
+def test_the_rows_of_one_object_and_where_they_lay(
+    tmp_path: Path, name: str, indent: int | None, key: str | None
+) -> None:
+    data = json.dumps(INSIDE, indent=indent).encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert read_file(tmp_path / name, key) == (INSIDE["data"], None, "data")
+
+
+def test_one_of_several_lists_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps({"train": [{"a": 1}], "test": [{"a": 2}]}))
+    assert read_file(tmp_path / "rows.json", "test").rows == [{"a": 2}]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.json"])
+def test_a_key_that_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"a": 1}\n{"a": 2}\n' if name != "rows.json" else '{"a": [{"x": 1}]}')
+    with pytest.raises(DataError, match="under 'data'") as failure:
+        read_file(tmp_path / name, "data")
+    assert failure.value.where == str(tmp_path / name)
+
+
 BAD = {
+    "columns.json": (b'{"a": ["x", "y"], "b": ["z", "w"]}', "columns.json", "whole columns (a, b)"),
+    "pandas.json": (b'{"a": {"0": 1, "1": 2},\n"b": {"0": 3, "1": 4}}', "pandas.json", "whole columns"),
     "two.json": (b'{\n"a": [{"x": 1}],\n"b": [{"x": 2}]}', "two.json", "several lists of rows (a, b)"),
     "cut.json": (b'{\n"a": [\n{"x": 1},\n', "cut.json:", "not valid JSON"),
     "objects.json": (b'{\n"a": 1}\n{\n"a": 2}', "objects.json:3", "several objects"),
