@@ -4,5 +4,6 @@ shapes      built-in model shapes with random weights
 peers       the methods by name, with the floor and the usual way of writing NeuroAda
 steps       the same training step of every method, interleaved round by round
 footprint   memory of one method at a time, and the largest batch that fits
-tables      the result as rows, a table and a picture
+rows        the result as rows for JSON
+tables      the same as a table and a picture
 """

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from neuroada_cli import hub
 from neuroada_cli.benchmarking.footprint import Footprint, Load, footprint
 from neuroada_cli.benchmarking.peers import make, owns_weights, takes_k
+from neuroada_cli.benchmarking.rows import BenchRow
 from neuroada_cli.benchmarking.steps import (
     Contender,
     RealRows,
@@ -26,7 +27,6 @@ from neuroada_cli.benchmarking.steps import (
     interleave,
     timing,
 )
-from neuroada_cli.benchmarking.tables import BenchRow
 from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.quantized import dequantize, is_quantized
 from neuroada_cli.delta.targets import Target, find_targets, target_of
@@ -71,6 +71,7 @@ class BenchPlan:
     """What is measured. peers are keys of PEERS; ks are the K of `neuroada`, the peers take the largest.
 
     sequence  tokens of every random row, or of the longest of the real ones
+    predicts  whether memory is predicted beside what is measured
     """
 
     peers: tuple[str, ...]
@@ -83,6 +84,7 @@ class BenchPlan:
     dtype: torch.dtype
     budget: int | None = None
     real: RealRows | None = None
+    predicts: bool = True
 
     def entries(self) -> list[tuple[str, int | None]]:
         """(method, K) in the order of the table: the floor, ours, the peers, full fine-tuning last."""
@@ -125,7 +127,7 @@ def measure(
         tell(f"memory of {name}" + (f" K={k}" if k else ""))
         here = indices[k or max(plan.ks)]
         load = _load(subject, plan)
-        predicted = _predicted(subject, plan, name, k)
+        predicted = _predicted(subject, plan, name, k) if plan.predicts else None
         print_ = footprint(name, make(name), subject.model, here, load, plan.budget)
         rows.append(_row(name, k, timings[place], trainable[place], print_, predicted, plan, subject))
     return rows

@@ -15,8 +15,8 @@ from rich.console import Console
 from neuroada_cli import files, hub
 from neuroada_cli.benchmarking import peers, shapes, tables
 from neuroada_cli.benchmarking.measure import BenchPlan, Subject, all_targets, measure
+from neuroada_cli.benchmarking.rows import BenchRow, as_json
 from neuroada_cli.benchmarking.steps import RealRows
-from neuroada_cli.benchmarking.tables import BenchRow
 from neuroada_cli.errors import OutputError, RecipeError, ResourceError
 from neuroada_cli.hub.stored import own_dtype
 from neuroada_cli.machine.load import machine
@@ -37,7 +37,7 @@ class BenchResult:
     machine: dict[str, Any]
 
     def as_json(self) -> list[dict[str, Any]]:
-        return tables.as_json(self.rows, self.settings, self.machine)
+        return as_json(self.rows, self.settings, self.machine)
 
 
 def run(

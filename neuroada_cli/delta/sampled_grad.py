@@ -90,6 +90,7 @@ BACKENDS: dict[str, Backend] = {
     "sampled_addmm": sampled_addmm,
     "native": native.native,
     "triton": triton_grad.triton_grad,
+    "triton_rows": triton_grad.triton_rows,
 }
 
 # Measured winners; `make bench-op` rewrites the file on the machine it runs on (see docs/performance.md).
@@ -105,7 +106,15 @@ def usable(device: torch.device, dtype: torch.dtype) -> list[str]:
         names.append("native")
     if triton_grad.available(device):
         names.append("triton")
+        if dtype in triton_grad.ROW_DTYPES:
+            names.append("triton_rows")
     return names
+
+
+def usable_for(inputs: int, dtype: torch.dtype, device: torch.device) -> list[str]:
+    """Of them those that can take a layer of so many inputs."""
+    too_wide = not triton_grad.rows_fit(inputs, dtype, device)
+    return [name for name in usable(device, dtype) if name != "triton_rows" or not too_wide]
 
 
 @functools.cache
@@ -120,7 +129,7 @@ def pick_backend(
     forced = os.environ.get("NEUROADA_BACKEND")
     if forced:
         return forced
-    here = usable(device, dtype)
+    here = usable_for(inputs, dtype, device)
     kind = f"{device.type} {str(dtype).removeprefix('torch.')}"
     measured = [row for row in _table() if row["kind"] == kind and row["fastest"] in here]
     if measured:
@@ -137,7 +146,8 @@ def pick_backend(
         return str(min(measured, key=distance)["fastest"])
     if 4 * k > inputs:
         return "tiled"
-    return next(name for name in ("triton", "native", "sampled_addmm", "tiled") if name in here)
+    by_rows = ("triton_rows",) if k <= triton_grad.ROWS_MOST_K else ()
+    return next(name for name in (*by_rows, "triton", "native", "sampled_addmm", "tiled") if name in here)
 
 
 @functools.cache

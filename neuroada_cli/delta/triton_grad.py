@@ -1,72 +1,91 @@
-"""The CUDA kernel of the sampled gradient, in Triton (which comes with torch's CUDA builds).
+"""The sampled gradient on CUDA, in two ways: by columns of x^T for any K, by rows of x for a small one.
 
 O = output neurons, I = inputs, K = chosen inputs per neuron, T = tokens, P = parts the tokens are split into
 
     out_ok = sum_t g_to x_{t,index_ok}
 
-Every program owns BLOCK_O neurons and one part of the tokens. It loads a tile of g once (transposed while it
-is loaded), then for each k the chosen rows of x^T: tokens lie side by side there, so each row is a
-coalesced read, mostly from L2. Sums are fp32. The parts are added in a fixed order afterwards: no atomics, so
-results are the same bits every time.
+**By columns** every program owns a few neurons and one part of the tokens. It loads a tile of g once
+(transposed while it is loaded), then for each k the chosen rows of x^T: tokens lie side by side there, so each
+is a coalesced read of 16 bytes per lane, mostly from L2. x^T is made once for all projections that read the
+same x (q, k, v; gate, up), filled up with zeros to whole tiles: no token count makes its loads narrow.
 
-x^T is made once for all projections that read the same x (q, k, v; gate, up). Triton's interpreter runs this
-file on a CPU (TRITON_INTERPRET=1), which is how it is tested where there is no GPU.
+**By rows** every program owns thousands of neurons and keeps their sums in registers. A few tokens of x are
+put into shared memory, four tokens of one input in a word, and looked up there; nothing is transposed. It
+reads K x O / 8192 times all of x, so it is for a small K; for 16-bit types, and rows of x that fit.
+
+Sums are fp32. The parts are added in a fixed order afterwards: no atomics, so results are the same bits every
+time. `triton_kernels` holds the kernels.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-BLOCK_O, BLOCK_T, WARPS = 8, 256, 4
-PROGRAMS_WANTED = 1056  # eight for each of an H100's 132 multiprocessors
+ROW_DTYPES = (torch.bfloat16, torch.float16)
+ROW_INPUTS = 1 << 14  # most inputs of the way by rows: a word for each is 128 KB of shared memory
+ROWS_MOST_K = 4
+SUMS = 1 << 13  # of one program by rows
+PACK = 4  # tokens in a word
+TRANSPOSE_T, TRANSPOSE_I = 128, 64
+MULTIPROCESSORS = 132  # of an H100; what is assumed where no device tells
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Of one program by columns: neurons x tokens. registers: the most of a thread.
+
+    A warp spans `lanes` tokens of one neuron, 16 bytes per lane, and sums `tokens / lanes` of those in place.
+    resident  programs that one multiprocessor holds then
+    """
+
+    neurons: int = 8
+    tokens: int = 512
+    warps: int = 4
+    registers: int = 80
+
+    @property
+    def resident(self) -> int:
+        return (64 << 10) // (self.registers * 32 * self.warps)
+
+
+TILE = Tile()
+ROW_WARPS = 16
 
 
 def available(device: torch.device) -> bool:
-    """Whether the kernel can run on this device: CUDA with Triton installed."""
+    """Whether the kernels can run on this device: CUDA with Triton installed."""
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 @functools.cache
-def _kernel() -> Any:
-    import triton
-    import triton.language as tl
-
-    @triton.jit  # type: ignore[untyped-decorator]
-    def sampled_grad_kernel(  # type: ignore[no-untyped-def]
-        g_ptr, xt_ptr, index_ptr, out_ptr, tokens, outputs, g_stride, xt_stride,
-        STEPS: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr,
-        BLOCK_O: tl.constexpr, BLOCK_T: tl.constexpr,
-    ):  # fmt: skip
-        part = tl.program_id(1)
-        o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
-        o_inside = o < outputs
-        ks = tl.arange(0, K_PAD)
-        acc_OK = tl.zeros([BLOCK_O, K_PAD], dtype=tl.float32)
-        for step in range(STEPS):
-            t = (part * STEPS + step) * BLOCK_T + tl.arange(0, BLOCK_T)
-            inside = o_inside[:, None] & (t < tokens)[None, :]
-            g_OT = tl.load(g_ptr + t[None, :].to(tl.int64) * g_stride + o[:, None], mask=inside, other=0.0)
-            g_OT = g_OT.to(tl.float32)
-            for k in range(K):
-                column_O = tl.load(index_ptr + o * K + k, mask=o_inside, other=0).to(tl.int64)
-                x_OT = tl.load(xt_ptr + column_O[:, None] * xt_stride + t[None, :], mask=inside, other=0.0)
-                sum_O = tl.sum(g_OT * x_OT.to(tl.float32), axis=1)
-                acc_OK += tl.where((ks == k)[None, :], sum_O[:, None], 0.0)
-        out = out_ptr + (part * outputs + o[:, None]) * K + ks[None, :]
-        tl.store(out, acc_OK, mask=o_inside[:, None] & (ks < K)[None, :])
-
-    return sampled_grad_kernel
+def rows_fit(inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether `triton_rows` can take a layer of so many inputs on this device."""
+    if dtype not in ROW_DTYPES or inputs > ROW_INPUTS:
+        return False
+    if device.type != "cuda":
+        return True
+    return power_of_2(inputs) * 8 <= torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
-class _LastTranspose:
+@functools.cache
+def _kernels() -> Any:
+    from neuroada_cli.delta import triton_kernels
+
+    return triton_kernels
+
+
+class LastTranspose:
     """x^T of the last x asked for. Holds x itself, so its memory cannot be handed to another tensor."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
+        self._make = make
         self.x_TI: Tensor | None = None
         self.version = -1
         self.x_IT: Tensor | None = None
@@ -83,7 +102,7 @@ class _LastTranspose:
         )
         if not same or self.x_IT is None:
             self.x_IT = None  # before the next one is made, so that two never stand side by side
-            self.x_IT = x_TI.T.contiguous()
+            self.x_IT = self._make(x_TI)
             self.x_TI, self.version = x_TI, x_TI._version
         return self.x_IT
 
@@ -91,41 +110,95 @@ class _LastTranspose:
         self.x_TI = self.x_IT = None
 
 
-last_transpose = _LastTranspose()
+def transposed(x_TI: Tensor, tile: int = TILE.tokens) -> Tensor:
+    """x^T [I, T filled up with zeros to a multiple of `tile`]."""
+    tokens, inputs = x_TI.shape
+    x_TI = _rows_contiguous(x_TI)
+    x_IT = torch.empty(inputs, -(-tokens // tile) * tile, dtype=x_TI.dtype, device=x_TI.device)
+    _kernels().transpose_kernel[(x_IT.shape[1] // TRANSPOSE_T, -(-inputs // TRANSPOSE_I))](
+        x_TI, x_IT, tokens, inputs, x_TI.stride(0), x_IT.stride(0), BLOCK_T=TRANSPOSE_T, BLOCK_I=TRANSPOSE_I
+    )
+    return x_IT
 
 
-def split_tokens(
-    tokens: int, outputs: int, block_o: int = BLOCK_O, block_t: int = BLOCK_T
-) -> tuple[int, int]:
-    """(parts, steps per part): enough programs to fill the GPU, steps a power of two (few compilations)."""
-    neuron_blocks = -(-outputs // block_o)
-    token_blocks = -(-tokens // block_t)
-    parts_wanted = max(1, PROGRAMS_WANTED // neuron_blocks)
-    steps = 1
-    while steps * parts_wanted < token_blocks:
-        steps *= 2
-    return -(-token_blocks // steps), steps
+last_transpose = LastTranspose(transposed)
+
+
+def split(blocks: int, others: int, slots: int) -> tuple[int, int]:
+    """(parts, blocks of tokens per part), so that the last round of programs is nearly full, too.
+
+    blocks  of tokens;  others: programs for each part;  slots: programs that run at once
+    Of the fewest parts, since each is written and added up.
+    """
+    best, best_share = (1, blocks), 0.0
+    for wanted in range(1, min(blocks, max(1, 4 * slots // others)) + 1):
+        steps = -(-blocks // wanted)
+        parts = -(-blocks // steps)
+        rounds = -(-parts * others // slots)
+        share = blocks * others / (rounds * slots * steps)  # of the time that the slots have
+        if share > best_share + 0.02:
+            best, best_share = (parts, steps), share
+    return best
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return MULTIPROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def triton_grad(
-    grad_TO: Tensor,
-    x_TI: Tensor,
-    index_OK: Tensor,
-    block_o: int = BLOCK_O,
-    block_t: int = BLOCK_T,
-    warps: int = WARPS,
+    grad_TO: Tensor, x_TI: Tensor, index_OK: Tensor, tile: Tile = TILE, x_IT: Tensor | None = None
 ) -> Tensor:
-    """The sampled gradient, fp32 `[O, K]`. Inputs of any float dtype on a CUDA device.
+    """The sampled gradient by columns, fp32 `[O, K]`. Inputs of any float dtype on a CUDA device.
 
-    block_o, block_t, warps  the tile of one program; `benchmarks/gpu.py` measures them
+    tile  of one program; `benchmarks/gpu.py` measures some
+    x_IT  `transposed(x_TI)` in tiles of as many tokens; None: the one that is kept of the last x
     """
     (tokens, outputs), k = grad_TO.shape, index_OK.shape[1]
-    grad_TO = grad_TO if grad_TO.stride(1) == 1 else grad_TO.contiguous()
-    x_IT = last_transpose(x_TI)
-    parts, steps = split_tokens(tokens, outputs, block_o, block_t)
+    grad_TO = _rows_contiguous(grad_TO)
+    x_IT = last_transpose(x_TI) if x_IT is None else x_IT
+    lanes = 512 // x_IT.element_size()
+    blocks = -(-tokens // tile.tokens)
+    neuron_blocks = -(-outputs // tile.neurons)
+    parts, steps = split(blocks, neuron_blocks, tile.resident * _multiprocessors(grad_TO.device))
     out_POK = torch.empty(parts, outputs, k, dtype=torch.float32, device=grad_TO.device)
-    _kernel()[(-(-outputs // block_o), parts)](
+    _kernels().columns_kernel[(neuron_blocks, parts)](
         grad_TO, x_IT, index_OK.contiguous(), out_POK, tokens, outputs, grad_TO.stride(0), x_IT.stride(0),
-        STEPS=steps, K=k, K_PAD=1 << (k - 1).bit_length(), BLOCK_O=block_o, BLOCK_T=block_t, num_warps=warps,
+        blocks, steps, K=k, K_PAD=power_of_2(k), UNROLL=min(k, 4), BLOCK_O=tile.neurons,
+        BLOCK_C=tile.tokens // lanes, LANE_T=lanes, num_warps=tile.warps, **_limit(tile, grad_TO.device),
     )  # fmt: skip
     return out_POK[0] if parts == 1 else out_POK.sum(dim=0)
+
+
+def triton_rows(grad_TO: Tensor, x_TI: Tensor, index_OK: Tensor) -> Tensor:
+    """The sampled gradient by rows, fp32 `[O, K]`, of 16-bit inputs; ask `rows_fit` first."""
+    (tokens, outputs), (inputs, k) = grad_TO.shape, (x_TI.shape[1], index_OK.shape[1])
+    grad_TO, x_TI = _rows_contiguous(grad_TO), _rows_contiguous(x_TI)
+    block_k = min(power_of_2(k), ROWS_MOST_K)
+    block_o = min(power_of_2(outputs), SUMS // max(2, block_k))
+    grid_o, grid_k = -(-outputs // block_o), -(-k // block_k)
+    blocks = -(-tokens // PACK)
+    parts, steps = split(blocks, grid_o * grid_k, _multiprocessors(grad_TO.device))
+    out_POK = torch.empty(parts, outputs, k, dtype=torch.float32, device=grad_TO.device)
+    _kernels().rows_kernel[(grid_o, parts, grid_k)](
+        grad_TO, x_TI, index_OK.contiguous(), out_POK, tokens, inputs, outputs, grad_TO.stride(0),
+        x_TI.stride(0), blocks, steps, K=k, BLOCK_K=block_k, BLOCK_O=block_o, BLOCK_I=power_of_2(inputs),
+        PACK=PACK, num_warps=ROW_WARPS,
+    )  # fmt: skip
+    return out_POK[0] if parts == 1 else out_POK.sum(dim=0)
+
+
+def _limit(tile: Tile, device: torch.device) -> dict[str, int]:
+    """Triton's interpreter takes no such option."""
+    return {"maxnreg": tile.registers} if device.type == "cuda" else {}
+
+
+def _rows_contiguous(matrix: Tensor) -> Tensor:
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+
+
+def power_of_2(number: int) -> int:
+    """The next one that is at least `number`."""
+    return 1 << (number - 1).bit_length()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,9 +17,11 @@ from neuroada_cli import hub
 from neuroada_cli.delta.names import split_at_block
 from neuroada_cli.delta.targets import Target, find_targets, parameter_name, shapes_of, targets_of
 from neuroada_cli.errors import RecipeError
-from neuroada_cli.recipe.schema import SelectSection
 from neuroada_cli.selection.criteria import CRITERIA, DATA_CRITERIA, LIFT_RANK, score
 from neuroada_cli.selection.spread import Pool, Spread, counts, tile_means, tiles_of
+
+if TYPE_CHECKING:  # so that benchmarks that choose without a recipe need no pydantic
+    from neuroada_cli.recipe.schema import SelectSection
 
 
 @dataclass(frozen=True)

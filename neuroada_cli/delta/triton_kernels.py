@@ -1,0 +1,97 @@
+"""The CUDA kernels, in Triton (which comes with torch's CUDA builds). Import this only where there is Triton.
+
+O = output neurons, I = inputs, K = chosen inputs per neuron, T = tokens, P = parts the tokens are split into
+
+`triton_grad` and `triton_update` call them and say what each is for. Triton's interpreter runs this file on a
+CPU (TRITON_INTERPRET=1), which is how it is tested where there is no GPU.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def transpose_kernel(
+    x_ptr, xt_ptr, tokens, inputs, x_stride, xt_stride, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr
+):
+    """x[T, I] -> xt[I, xt_stride], zeros behind the last token. xt_stride is a multiple of BLOCK_T."""
+    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
+    inside = (t < tokens)[:, None] & (i < inputs)[None, :]
+    x_TI = tl.load(x_ptr + t.to(tl.int64)[:, None] * x_stride + i[None, :], mask=inside, other=0.0)
+    xt = xt_ptr + i.to(tl.int64)[:, None] * xt_stride + t[None, :]
+    tl.store(xt, tl.trans(x_TI), mask=(i < inputs)[:, None])
+
+
+@triton.jit(do_not_specialize=["tokens", "blocks", "steps"])
+def columns_kernel(
+    g_ptr, xt_ptr, index_ptr, out_ptr, tokens, outputs, g_stride, xt_stride, blocks, steps,
+    K: tl.constexpr, K_PAD: tl.constexpr, UNROLL: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, LANE_T: tl.constexpr,
+):  # fmt: skip
+    """Sums over one part of the tokens for BLOCK_O neurons, out[P, O, K]; tokens lie side by side in xt.
+
+    A tile is BLOCK_C x LANE_T tokens. A warp spans LANE_T of them, so that BLOCK_C of them are summed within
+    each lane before the lanes are. xt ends in zeros up to a whole tile, so that its loads need no mask.
+    """
+    part = tl.program_id(1)
+    o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
+    neuron = tl.minimum(o, outputs - 1)
+    places = tl.arange(0, BLOCK_C)[:, None] * LANE_T + tl.arange(0, LANE_T)[None, :]
+    ks = tl.arange(0, K_PAD)
+    acc_OK = tl.zeros([BLOCK_O, K_PAD], dtype=tl.float32)
+    for block in range(part * steps, tl.minimum(part * steps + steps, blocks)):
+        t = (block * (BLOCK_C * LANE_T) + places)[:, None, :]
+        inside = (o < outputs)[None, :, None] & (t < tokens)
+        g = tl.load(g_ptr + t.to(tl.int64) * g_stride + o[None, :, None], mask=inside, other=0.0)
+        g = g.to(tl.float32)
+        for k in tl.range(0, K, loop_unroll_factor=UNROLL):
+            column_O = tl.load(index_ptr + neuron * K + k).to(tl.int64)
+            x = tl.load(xt_ptr + column_O[None, :, None] * xt_stride + t)
+            sum_O = tl.sum(tl.sum(g * x.to(tl.float32), axis=0), axis=1)
+            acc_OK += tl.where((ks == k)[None, :], sum_O[:, None], 0.0)
+    out = out_ptr + (part * outputs + o[:, None]) * K + ks[None, :]
+    tl.store(out, acc_OK, mask=(o < outputs)[:, None] & (ks < K)[None, :])
+
+
+@triton.jit(do_not_specialize=["tokens", "blocks", "steps"])
+def rows_kernel(
+    g_ptr, x_ptr, index_ptr, out_ptr, tokens, inputs, outputs, g_stride, x_stride, blocks, steps,
+    K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    PACK: tl.constexpr,
+):  # fmt: skip
+    """Sums over one part of the tokens for BLOCK_O neurons and BLOCK_K of their k, out[P, O, K].
+
+    PACK tokens at a time: their numbers for one input are packed into one word, so that one look-up in
+    shared memory brings PACK of them. x is read as it lies. 16-bit types; BLOCK_I is at least I.
+    """
+    part = tl.program_id(1)
+    o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
+    k = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
+    i = tl.arange(0, BLOCK_I)
+    real = (k < K)[:, None] & (o < outputs)[None, :]
+    index_KO = tl.load(index_ptr + o[None, :] * K + k[:, None], mask=real, other=0)
+    index_N = tl.reshape(index_KO, [BLOCK_K * BLOCK_O])
+    acc_KO = tl.zeros([BLOCK_K, BLOCK_O], dtype=tl.float32)
+    zero = tl.full([], 0, tl.int64)
+    for block in range(part * steps, tl.minimum(part * steps + steps, blocks)):
+        first = zero + block * PACK  # 64 bits: T x I may need them
+        word_I = tl.zeros([BLOCK_I], dtype=tl.int64)
+        g_word_O = tl.zeros([BLOCK_O], dtype=tl.int64)
+        for j in tl.static_range(PACK):
+            real_token = tl.full([1], 0, tl.int64) + first + j < tokens
+            x_I = tl.load(x_ptr + (first + j) * x_stride + i, mask=(i < inputs) & real_token, other=0.0)
+            g_O = tl.load(g_ptr + (first + j) * g_stride + o, mask=(o < outputs) & real_token, other=0.0)
+            word_I |= x_I.to(tl.uint16, bitcast=True).to(tl.int64) << (16 * j)
+            g_word_O |= g_O.to(tl.uint16, bitcast=True).to(tl.int64) << (16 * j)
+        word_KO = tl.reshape(tl.gather(word_I, index_N, 0), [BLOCK_K, BLOCK_O])
+        for j in tl.static_range(PACK):
+            x_KO = (word_KO >> (16 * j)).to(tl.uint16).to(x_ptr.dtype.element_ty, bitcast=True)
+            g_O = (g_word_O >> (16 * j)).to(tl.uint16).to(g_ptr.dtype.element_ty, bitcast=True)
+            acc_KO += g_O.to(tl.float32)[None, :] * x_KO.to(tl.float32)
+    out = out_ptr + (part * outputs + o[None, :]) * K + k[:, None]
+    tl.store(out, acc_KO, mask=real)
