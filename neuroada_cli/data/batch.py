@@ -83,6 +83,8 @@ class Batch:
     positions_BS  int64: of a packed batch, where all rows lie in one (B = 1): each token's place in its own
     decoder_BS, decoder_attention_BS   int64, of an encoder-decoder: its decoder's tokens, one per label
     features      what the model's processor made of pictures and tokens, by the names that the model takes
+    places_N      int64, of a batch that was brought to a device: where a target is predicted, row after row,
+                  as places in [B x S]; known before, so that the device is not waited for
     """
 
     tokens_BS: Tensor
@@ -95,6 +97,7 @@ class Batch:
     decoder_BS: Tensor | None = None
     decoder_attention_BS: Tensor | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    places_N: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -118,9 +121,26 @@ class Batch:
             )
 
     def to(self, device: torch.device | str) -> Batch:
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        features = {name: value.to(device) for name, value in self.features.items()}
-        return replace(self, **tensors, features=features)  # type: ignore[arg-type]
+        """The same on a device. What goes to CUDA is sent without waiting for what is at work there."""
+        cuda = torch.device(device).type == "cuda"
+        here = self.with_places() if cuda and self.labels_BS.device.type == "cpu" else self
+        tensors = {n: _moved(v, device, cuda) for n, v in vars(here).items() if isinstance(v, Tensor)}
+        features = {name: _moved(value, device, cuda) for name, value in here.features.items()}
+        return replace(here, **tensors, features=features)  # type: ignore[arg-type]
+
+    def with_places(self) -> Batch:
+        """`places_N` worked out, where labels are per token."""
+        if self.labels_BS.ndim != 2:
+            return self
+        wanted_BS = torch.zeros_like(self.labels_BS, dtype=torch.bool)
+        wanted_BS[:, :-1] = self.labels_BS[:, 1:] != IGNORED
+        return replace(self, places_N=wanted_BS.flatten().nonzero()[:, 0])
+
+
+def _moved(tensor: Tensor, device: torch.device | str, cuda: bool) -> Tensor:
+    if cuda and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def pad_id(tokenizer: Any) -> int:

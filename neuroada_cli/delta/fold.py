@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from neuroada_cli.delta import native
+from neuroada_cli.delta import native, triton_update
 from neuroada_cli.delta.layout import Layout
 
 
@@ -36,15 +36,19 @@ def write_entries(weight: Tensor, index_OK: Tensor, values_OK: Tensor, layout: L
 def fold_all(jobs: Iterable[native.Fold]) -> None:
     """W[o, index_ok] = round(base_ok + delta_ok) in place, for each (weight, index, base, delta, layout).
 
-    All that the CPU kernel takes in one call, which gives the same bits.
+    All that a kernel of this device takes in one call, which gives the same bits.
     """
     with torch._C.DisableTorchFunctionSubclass():  # the weights may be watched
-        fast = []
+        fast, on_cuda = [], []
         for weight, index_OK, base_OK, delta_OK, layout in jobs:
             assert delta_OK is not None
             if native.fold_available(weight, index_OK, base_OK, delta_OK):
                 fast.append((weight, index_OK, base_OK, delta_OK, layout))
+            elif triton_update.fits((weight, index_OK, base_OK, delta_OK, layout)):
+                on_cuda.append((weight, index_OK, base_OK, delta_OK, layout))
             else:
                 write_entries(weight, index_OK, fold_entries(base_OK, delta_OK, weight.dtype), layout)
         if fast:
             native.fold(fast)
+        if on_cuda:
+            triton_update.fold(on_cuda)

@@ -95,6 +95,11 @@ def refold_layers(layers: Collection[DeltaLayer]) -> None:
     fold_all(layer.to_fold() for layer in layers if not isinstance(layer, QuantizedDeltaLinear))
     for layer in packed:
         layer.refold()
+    forget_inputs()
+
+
+def forget_inputs() -> None:
+    """Give up the copies that were made of the last layer's inputs; call when a step is over."""
     last_transpose.clear()
     last_columns.clear()
 

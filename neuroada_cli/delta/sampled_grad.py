@@ -146,8 +146,10 @@ def pick_backend(
         return str(min(measured, key=distance)["fastest"])
     if 4 * k > inputs:
         return "tiled"
-    by_rows = ("triton_rows",) if k <= triton_grad.ROWS_MOST_K else ()
-    return next(name for name in (*by_rows, "triton", "native", "sampled_addmm", "tiled") if name in here)
+    order = ["triton", "native", "sampled_addmm", "tiled"]
+    if k <= triton_grad.ROWS_MOST_K:
+        order.insert(0, "triton_rows")
+    return next(name for name in order if name in here)
 
 
 @functools.cache

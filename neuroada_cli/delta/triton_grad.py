@@ -5,9 +5,9 @@ O = output neurons, I = inputs, K = chosen inputs per neuron, T = tokens, P = pa
     out_ok = sum_t g_to x_{t,index_ok}
 
 **By columns** every program owns a few neurons and one part of the tokens. It loads a tile of g once
-(transposed while it is loaded), then for each k the chosen rows of x^T: tokens lie side by side there, so each
-is a coalesced read of 16 bytes per lane, mostly from L2. x^T is made once for all projections that read the
-same x (q, k, v; gate, up), filled up with zeros to whole tiles: no token count makes its loads narrow.
+(transposed while it is loaded), then for each k the chosen rows of x^T: tokens lie side by side there, so
+each is a coalesced read of 16 bytes per lane, mostly from L2. x^T is made once for all projections that read
+the same x (q, k, v; gate, up), filled up with zeros to whole tiles: no token count makes its loads narrow.
 
 **By rows** every program owns thousands of neurons and keeps their sums in registers. A few tokens of x are
 put into shared memory, four tokens of one input in a word, and looked up there; nothing is transposed. It
@@ -71,7 +71,9 @@ def rows_fit(inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
         return False
     if device.type != "cuda":
         return True
-    return power_of_2(inputs) * 8 <= torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    about = torch.cuda.get_device_properties(device)
+    shared = getattr(about, "shared_memory_per_block_optin", about.shared_memory_per_block)
+    return power_of_2(inputs) * 8 <= int(shared)
 
 
 @functools.cache

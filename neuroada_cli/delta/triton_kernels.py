@@ -10,8 +10,11 @@ CPU (TRITON_INTERPRET=1), which is how it is tested where there is no GPU.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -95,3 +98,54 @@ def rows_kernel(
             acc_KO += g_O.to(tl.float32)[None, :] * x_KO.to(tl.float32)
     out = out_ptr + (part * outputs + o[None, :]) * K + k[:, None]
     tl.store(out, acc_KO, mask=real)
+
+
+@triton.jit(do_not_specialize=["layers"])
+def update_kernel(
+    table_ptr, settings_ptr, norm_ptr, layers,
+    UPDATES: tl.constexpr, CLIPS: tl.constexpr, WEIGHT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One chunk of one layer's deltas: clip and AdamW (with UPDATES), then W = round(base + delta).
+
+    table_ptr     int64 [layers, 15]: `triton_update.COLUMNS`
+    settings_ptr  fp64 [groups, 8]: `triton_update.SETTINGS`;  norm_ptr: fp32, the norm of all gradients
+    """
+    row = table_ptr + tl.program_id(1) * 15
+    numbers = tl.load(row + 8)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < numbers
+    delta_ptr = tl.load(row + 3).to(tl.pointer_type(tl.float32)) + i
+    delta = tl.load(delta_ptr, mask=inside, other=0.0)
+    if UPDATES:
+        settings = settings_ptr + tl.load(row + 14) * 8
+        rate = tl.load(settings)
+        left_1 = tl.load(settings + 1)  # 1 - beta
+        left_2 = tl.load(settings + 2)
+        eps = tl.load(settings + 5).to(tl.float32)
+        decay = (rate * tl.load(settings + 6)).to(tl.float32)
+        taken = tl.load(tl.load(row + 7).to(tl.pointer_type(tl.float32))).to(tl.float64)
+        unbiased_1 = 1.0 - tl.exp(taken * tl.load(settings + 3))  # 1 - beta ** step
+        unbiased_2 = tl.sqrt(1.0 - tl.exp(taken * tl.load(settings + 4))).to(tl.float32)
+        grad = tl.load(tl.load(row + 4).to(tl.pointer_type(tl.float32)) + i, mask=inside, other=0.0)
+        if CLIPS:
+            limit = tl.load(settings + 7).to(tl.float32)
+            grad *= tl.minimum(limit / (tl.load(norm_ptr) + 1e-6), 1.0)
+        first_ptr = tl.load(row + 5).to(tl.pointer_type(tl.float32)) + i
+        second_ptr = tl.load(row + 6).to(tl.pointer_type(tl.float32)) + i
+        first = tl.load(first_ptr, mask=inside, other=0.0)
+        second = tl.load(second_ptr, mask=inside, other=0.0)
+        first += left_1.to(tl.float32) * (grad - first)
+        second = (1.0 - left_2).to(tl.float32) * second + left_2.to(tl.float32) * grad * grad
+        delta -= decay * delta
+        delta -= (rate / unbiased_1).to(tl.float32) * first / (tl.sqrt(second) / unbiased_2 + eps)
+        tl.store(first_ptr, first, mask=inside)
+        tl.store(second_ptr, second, mask=inside)
+        tl.store(delta_ptr, delta, mask=inside)
+    outputs = tl.load(row + 10).to(tl.int32)
+    neuron = i // tl.load(row + 9).to(tl.int32)
+    expert = neuron // outputs
+    column = tl.load(tl.load(row + 1).to(tl.pointer_type(tl.int32)) + i, mask=inside, other=0).to(tl.int64)
+    base = tl.load(tl.load(row + 2).to(tl.pointer_type(WEIGHT)) + i, mask=inside, other=0.0).to(tl.float32)
+    place = expert * tl.load(row + 11) + (neuron - expert * outputs) * tl.load(row + 12)
+    weight_ptr = tl.load(row).to(tl.pointer_type(WEIGHT)) + place + column * tl.load(row + 13)
+    tl.store(weight_ptr, (base + delta).to(WEIGHT), mask=inside)

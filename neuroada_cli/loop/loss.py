@@ -35,19 +35,26 @@ def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     Where it does nothing and the output embedding is frozen, they are computed a slice at a time instead.
     Raises ModelError when the model has no output embedding that its forward calls.
     """
-    wanted_BS = batch.labels_BS[:, 1:] != IGNORED
-    targets_N = batch.labels_BS[:, 1:][wanted_BS]
+    wanted, targets_N = _targets(batch)
     if not len(targets_N):
         return torch.zeros((), device=batch.tokens_BS.device), 0
     head = model.get_output_embeddings()  # type: ignore[operator]
     sliced = head is not None and is_frozen_linear(head) and logits_are_final(model, batch.tokens_BS)
     tell_prompts(model, batch.prompts_B)
-    with _only_at(model, wanted_BS, keep=sliced) as hidden:
+    with _only_at(model, wanted, keep=sliced) as hidden:
         output = model(use_cache=False, **inputs_of(model, batch))
     if sliced:
         return linear_cross_entropy(hidden[0], head, targets_N), len(targets_N)
     logits_NV = output.logits[0]
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum"), len(targets_N)
+
+
+def _targets(batch: Batch) -> tuple[Tensor, Tensor]:
+    """(where they are predicted, as `_only_at` takes it; the targets [N])."""
+    if batch.places_N is not None:
+        return batch.places_N, batch.labels_BS.flatten().index_select(0, batch.places_N + 1)
+    wanted_BS = batch.labels_BS[:, 1:] != IGNORED
+    return wanted_BS, batch.labels_BS[:, 1:][wanted_BS]
 
 
 def inputs_of(model: nn.Module, batch: Batch) -> dict[str, Tensor | None]:
@@ -111,9 +118,10 @@ _FINAL: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 @contextmanager
-def _only_at(model: nn.Module, wanted_BS: Tensor, keep: bool = False) -> Iterator[list[Tensor]]:
-    """Inside, the output embedding sees only the hidden states marked in wanted [B, S-1].
+def _only_at(model: nn.Module, wanted: Tensor, keep: bool = False) -> Iterator[list[Tensor]]:
+    """Inside, the output embedding sees only the hidden states that are wanted.
 
+    wanted  bool [B, S-1], which a device has to count first, or int64 [N]: places in [B x S]
     keep  it sees just one of them, and all are put into the list that is yielded, as [N, H]
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
@@ -126,7 +134,10 @@ def _only_at(model: nn.Module, wanted_BS: Tensor, keep: bool = False) -> Iterato
         nonlocal calls
         calls += 1
         hidden_BSH, *rest = args
-        hidden_NH = hidden_BSH[:, :-1][wanted_BS]
+        if wanted.dtype == torch.bool:
+            hidden_NH = hidden_BSH[:, :-1][wanted]
+        else:
+            hidden_NH = hidden_BSH.flatten(0, 1).index_select(0, wanted)
         if keep:
             kept.append(hidden_NH)
             hidden_NH = hidden_NH[:1].detach()

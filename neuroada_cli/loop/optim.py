@@ -84,6 +84,11 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None, rank
         square = norm.square()
         ranks.sum_(square)
         norm = square.sqrt()
-    if limit is not None and grads:
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    scale_gradients(parameters, limit, norm)
     return norm
+
+
+def scale_gradients(parameters: Sequence[nn.Parameter], limit: float | None, norm: Tensor) -> None:
+    """Scale the gradients that there are, so that a norm of all of them is at most `limit`."""
+    if limit is not None and any(parameter.grad is not None for parameter in parameters):
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)

@@ -14,10 +14,10 @@ from neuroada_cli.data.batch import Batch, listed
 from neuroada_cli.errors import DataError, NumericsError
 from neuroada_cli.loop.loss import Loss, count_targets
 from neuroada_cli.loop.numerics import not_numbers
-from neuroada_cli.loop.optim import clip_gradients, set_lr
+from neuroada_cli.loop.optim import clip_gradients, scale_gradients, set_lr
 from neuroada_cli.loop.turns import turns
 from neuroada_cli.loop.unreached import Unreached, unreached
-from neuroada_cli.methods.protocol import Method, Shards
+from neuroada_cli.methods.protocol import Fuses, Method, Shards
 from neuroada_cli.ranks.gradients import sum_gradients
 from neuroada_cli.ranks.group import ALONE, Ranks
 
@@ -88,7 +88,10 @@ def train_step(
         method.take_gradients(model)
     else:
         sum_gradients(parameters, ranks)
-    norm = clip_gradients(parameters, clip, ranks)
+    fused = None
+    if isinstance(method, Fuses) and isinstance(optimizer, torch.optim.AdamW):
+        fused = method.fused_step(optimizer)
+    norm = clip_gradients(parameters, clip if fused is None else None, ranks)
     # the step's only wait for the device: everything the guard and the log need at once
     *sums, grad_norm = _told([*losses, norm.float()], len(micro_batches), ranks)
     _guard(model, sums, grad_norm, micro_batches, step, learns)
@@ -97,6 +100,9 @@ def train_step(
     set_lr(optimizer, factor)
     lr = optimizer.param_groups[0]["lr"]
     method.before_step(model, decay=lr * weight_decay)
+    if fused is not None:
+        fused(norm, clip)
+        scale_gradients(parameters, clip, norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     method.after_step(model)

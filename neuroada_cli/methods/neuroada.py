@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from neuroada_cli.delta import model as delta
+from neuroada_cli.delta import triton_update
+from neuroada_cli.delta.quantized import QuantizedDeltaLinear
 from neuroada_cli.delta.reselection import Choose, reselect
 from neuroada_cli.methods.state import MethodState, WholeParameters, same_names
 
@@ -28,6 +30,7 @@ class NeuroAda:
         # AdamW decays all deltas, that is, towards the pretrained weights; with `reselects` some rest
         self.own_decay = reselects
         self._chosen: dict[str, tuple[Tensor, Tensor]] = {}
+        self._folded = False
 
     def attach(self, model: nn.Module, indices: Mapping[str, Tensor], whole: Sequence[str] = ()) -> None:
         self._layers = list(delta.attach(model, indices).values())
@@ -59,8 +62,28 @@ class NeuroAda:
         self._chosen = reselect(model, choose, optimizer)
         return {name: index_OU for name, (index_OU, _) in self._chosen.items()}
 
+    def fused_step(self, optimizer: torch.optim.AdamW) -> Callable[[Tensor, float | None], None] | None:
+        """On CUDA, of deltas in fp32 over weights that are not packed: one launch for all layers."""
+        if any(isinstance(layer, QuantizedDeltaLinear) for layer in self._layers):
+            return None
+        if not self._layers or not triton_update.fits(self._layers[0].to_fold()):
+            return None
+        update = triton_update.prepared(optimizer, [layer.to_fold() for layer in self._layers])
+        if update is None:
+            return None
+
+        def step(norm: Tensor, limit: float | None) -> None:
+            update(norm, limit)
+            self._folded = True
+
+        return step
+
     def after_step(self, model: nn.Module) -> None:
-        delta.refold_layers(self._layers)
+        if self._folded:  # with the update
+            self._folded = False
+            delta.forget_inputs()
+        else:
+            delta.refold_layers(self._layers)
         self._whole.round_down()
 
     def state(self, model: nn.Module) -> MethodState:

@@ -5,7 +5,7 @@ O = output neurons, K = chosen inputs per neuron
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -66,6 +66,18 @@ class Shards(Protocol):
 
     def rows(self, model: nn.Module) -> list[int]:
         """How many rows each of `parameters` has on all ranks together."""
+        ...
+
+
+@runtime_checkable
+class Fuses(Protocol):
+    """A method that can clip, step and bring the weights up to date at once, on some devices."""
+
+    def fused_step(self, optimizer: torch.optim.AdamW) -> Callable[[Tensor, float | None], None] | None:
+        """What does it, given the norm of all gradients and the limit to clip to; None where it cannot.
+
+        The gradients that it takes are gone afterwards, so that the optimizer's own step steps the rest.
+        """
         ...
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -170,6 +171,51 @@ def test_vocabulary_logits_never_stand_in_full(monkeypatch: pytest.MonkeyPatch) 
         loss, _ = token_loss(model, rows)
         loss.backward()
     assert largest.rows == 3
+
+
+class _Waits(TorchDispatchMode):
+    """Counts what a device has to be waited for: a size or a number that only it knows."""
+
+    ASKS = ("aten.nonzero", "aten._local_scalar_dense", "aten.masked_select")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        masks = name.startswith("aten.index.Tensor") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if name.startswith(self.ASKS) or masks:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("adapted_head", [False, True])
+def test_with_the_places_known_the_loss_waits_for_nothing_and_is_the_same_bits(adapted_head: bool) -> None:
+    model = pico_llama()
+    targets = find_targets(model, ("all-linear", "lm_head") if adapted_head else ("all-linear",))
+    attach(model, {name: torch.zeros(t.shape[0], 1, dtype=torch.int32) for name, t in targets.items()})
+    batch = padded_rows()
+    known = batch.with_places()
+    losses = [token_loss(model, each) for each in (batch, known)]
+    gradients = []
+    for loss, _ in losses:
+        model.zero_grad()
+        loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert torch.equal(losses[0][0], losses[1][0])
+    assert losses[0][1] == losses[1][1]
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    with _Waits() as bare:
+        model(input_ids=batch.tokens_BS, attention_mask=batch.attention_BS, use_cache=False)
+    with _Waits() as ours:
+        token_loss(model, known)[0].backward()
+    assert ours.found == bare.found, "the loss itself waits"
+    with _Waits() as before:
+        token_loss(model, batch)
+    assert before.found != bare.found
 
 
 def test_looking_at_the_logits_once_leaves_the_random_stream_alone() -> None:
