@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import pico_bert, pico_llama
 from templates_table import TEMPLATES, chat_tokenizer
+from tiny_pairs import tiny_pairs_folder
 from tiny_run import one_thread  # noqa: F401
 from tokenizers_table import MAKERS
 
@@ -57,9 +58,11 @@ def folder_of(place: Path, tokenizer: Any, encoder: bool = False) -> Path:
     return place
 
 
-def by_heart(place: Path, tokenizer: Any, rows: list[dict[str, Any]], **data: Any) -> float:
+def by_heart(
+    place: Path, tokenizer: Any, rows: list[dict[str, Any]], folder: Path | None = None, **data: Any
+) -> float:
     """The score of a model on the rows that it has learnt until their loss is next to nothing."""
-    folder = folder_of(place / "base", tokenizer, encoder=data["task"] in ("rte", "stsb"))
+    folder = folder or folder_of(place / "base", tokenizer, encoder=data["task"] in ("rte", "stsb"))
     file = place / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     source, _, split = get_task(data["task"]).sets.get("test", "none").partition(":")
@@ -154,3 +157,10 @@ def test_task_families(task: str, protocol: str, tmp_path: Path) -> None:
 def test_classes(tmp_path: Path) -> None:
     rows = [{"sentence1": ASKED[n], "sentence2": ANSWERS[n], "label": n % 2} for n in range(10)]
     assert by_heart(tmp_path, chat_tokenizer("BERT uncased", "ChatML"), rows, task="rte") == 1.0
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_encoder_decoders(name: str, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{a}. Label: ", "completion": b} for a, b in zip(ASKED, ANSWERS, strict=True)]
+    folder = tiny_pairs_folder(tmp_path / "base", name)
+    assert by_heart(tmp_path, None, rows, folder, task="instruct") == 1.0
