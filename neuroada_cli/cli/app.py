@@ -20,6 +20,7 @@ from neuroada_cli.cli.convert import convert
 from neuroada_cli.cli.evaluate import eval_
 from neuroada_cli.cli.export import export
 from neuroada_cli.cli.generate import chat, generate
+from neuroada_cli.cli.merge import merge
 from neuroada_cli.cli.options import (
     DataDirOption,
     OverwriteOption,
@@ -27,10 +28,7 @@ from neuroada_cli.cli.options import (
     SetOption,
     given_options,
     load,
-    merged_default,
-    parse_bytes,
     refuse_idle,
-    run_folder,
     split,
 )
 from neuroada_cli.cli.recipes import recipes_app
@@ -152,61 +150,7 @@ def select(
 app.command(name="train")(train)
 
 
-@app.command()
-def merge(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A run or adapter folder, or the recipe of a run.")
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Argument(metavar="OUT", help="Folder to write; default RUN/merged (ADAPTER-merged)."),
-    ] = None,
-    base: Annotated[
-        str | None, typer.Option("--base", help="The base model, if it has moved since training.")
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option("--dtype", metavar="TYPE", help="bf16, fp16 or fp32; default: as trained."),
-    ] = None,
-    onto: Annotated[
-        str,
-        typer.Option(
-            "--onto",
-            metavar="WHICH",
-            help="Quantised base: onto its 16-bit `original`, or `dequantized`, as training saw it.",
-        ),
-    ] = "original",
-    max_shard_size: Annotated[
-        str | None, typer.Option("--max-shard-size", help="Like 5GB; default: the base's own shards.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the base's folder brings.")
-    ] = False,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Fold the trained connections into a plain Hugging Face checkpoint that needs no code of ours.
-
-    \b
-    neuroada merge runs/llama7b_math out/
-    neuroada merge runs/llama7b_math/checkpoint-500 out/ --dtype fp16 --max-shard-size 2GB
-    """
-    folder, shard = run_folder(source), parse_bytes(max_shard_size, "--max-shard-size")
-    if trust_remote_code:
-        kernels.let_in()
-    from neuroada_cli.commands import merge as command
-
-    command.run(
-        folder,
-        out if out is not None else merged_default(folder),
-        base=base,
-        onto=onto,
-        dtype=dtype,
-        max_shard_bytes=shard,
-        overwrite=overwrite,
-        trust_remote_code=trust_remote_code,
-    )
-
-
+app.command()(merge)
 app.command(name="eval")(eval_)
 app.command()(generate)
 app.command()(chat)

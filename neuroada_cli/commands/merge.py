@@ -27,7 +27,7 @@ from rich.table import Table
 
 from neuroada_cli import files, hub
 from neuroada_cli.adapter import load as adapted
-from neuroada_cli.errors import ModelError, NumericsError
+from neuroada_cli.errors import ModelError, NumericsError, RecipeError
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.merging import check as merge_check
 from neuroada_cli.merging.job import Job, prepare
@@ -49,7 +49,7 @@ class MergeResult:
 
 
 def run(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     out: str | Path,
     base: str | None = None,
     dtype: str | None = None,
@@ -58,9 +58,12 @@ def run(
     trust_remote_code: bool = False,
     quiet: bool = False,
     onto: str = "original",
+    weights: Sequence[float] | None = None,
 ) -> MergeResult:
     """Merge the adapter in `source` (a run or adapter folder) into its base and write the folder `out`.
 
+    source           or several adapters of one base, whose weighted deltas are added and rounded once
+    weights          a factor for each of several; -1 takes one away
     base             where the base lies now; default: where training found it
     dtype            "bf16", "fp16" or "fp32"; default: the type that training saw
     max_shard_bytes  default: the base's own shards
@@ -72,7 +75,19 @@ def run(
     """
     started = time.perf_counter()
     out = Path(out)
-    job = prepare(Path(source), out, base, dtype, onto, trust_remote_code)
+    first, *others = [source] if isinstance(source, str | Path) else list(source)
+    if others and weights is None:
+        raise RecipeError(f"{len(others) + 1} adapters need a weight each", "--weights", "like 1,0.5")
+    job = prepare(
+        Path(first),
+        out,
+        base,
+        dtype,
+        onto,
+        trust_remote_code,
+        others=list(map(Path, others)),
+        weights=weights,
+    )
     merge, difference = job.merge, None
     tell(hub.ignored_of_model(merge.base.folder, trust_remote_code), quiet)
     with files.Lock.on(out):
@@ -80,8 +95,8 @@ def run(
         with files.atomic_folder(out, overwrite=overwrite) as temporary, _bar(job, quiet) as on_bytes:
             written = job.write(temporary, max_shard_bytes, on_bytes)
             _refuse_unchanged(merge.stats, merge.target, job.folder)
-            if job.packed is not None:
-                target_of = adapted.Target(str(source), job.opened)
+            if job.packed is not None and weights is None:
+                target_of = adapted.Target(str(first), job.opened)
                 found = merge_check.measure(
                     target_of, temporary, str(merge.base.folder), trust_remote_code=trust_remote_code
                 )
@@ -90,6 +105,7 @@ def run(
     seconds = time.perf_counter() - started
     result = MergeResult(out, merge.stats, merge.target, merge.parameters, written.nbytes, seconds)
     if not quiet:
+        _show_overlap(job)
         _show(result, merge, merge.trained, written.left)
         _show_difference(difference)
     return result
@@ -143,6 +159,25 @@ def _show_difference(found: dict[str, Any] | None) -> None:
         f"the first choice is the same at {found['same_first_choice']:.1%} of positions",
         highlight=False,
     )
+
+
+def _show_overlap(job: Job) -> None:
+    """What several adapters have in common."""
+    found = job.overlap
+    if found is None:
+        return
+    console = Console()
+    for weight, name in job.parts:
+        console.print(f"{weight:>8g} × {shown(name)}", highlight=False, soft_wrap=True)
+    line = "none was chosen by more than one, so they add exactly"
+    if found.shared:
+        line = (
+            f"{found.shared:,} ({share(found.shared, found.connections)}) were chosen by several and are "
+            f"summed, {found.opposed:,} of them against each other"
+        )
+    console.print(f"{found.connections:,} connections; {line}", highlight=False, soft_wrap=True)
+    if job.packed is not None:
+        console.print("the difference to the quantised models is not measured for a sum", highlight=False)
 
 
 def _compared(stats: FoldStats) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +140,17 @@ def _labels(adapter: Adapter, skeleton: nn.Module) -> dict[str, Any]:
     }
 
 
-def model_card(adapter: Adapter, merge: Merge, day: datetime.date | None = None) -> str:
+def model_card(
+    adapter: Adapter,
+    merge: Merge,
+    day: datetime.date | None = None,
+    parts: Sequence[tuple[float, str]] = (),
+) -> str:
     """README.md of the merged folder, with the front matter that the hub reads.
 
     adapter  as it was trained, even where the merge went by whole weights (LoRA)
     day      what its chat template was told in training, if that asks for it
+    parts    (weight, name) of the adapters that it is the sum of
     """
     stats = merge.stats
     matter = ["library_name: transformers"]
@@ -162,6 +169,7 @@ def model_card(adapter: Adapter, merge: Merge, day: datetime.date | None = None)
 | weights that did change | {stats.changed:,} |
 """
     more = f"| merged onto | {merge.onto} |\n" if merge.onto else ""
+    more += f"| sum of | {', '.join(f'{weight:g} × {name}' for weight, name in parts)} |\n" if parts else ""
     more += f"| day told to the chat template | {day.isoformat()} |\n" if day else ""
     return f"""{head}
 

@@ -5,7 +5,7 @@ Shared by `neuroada merge` and by exports of the whole model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from neuroada_cli.merging.folder import (
 )
 from neuroada_cli.merging.merge import Merge
 from neuroada_cli.merging.plan import Planned
+from neuroada_cli.merging.several import Overlap, combine
 from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.file import check_base
 
@@ -50,16 +51,26 @@ class Job:
     opened   the adapter folder;  adapter  what is in it, as it was trained
     merge    the plan and its tensors
     packed   how the base was quantised in training, or None
+    others   further adapter folders that are added to the first, with the weight of each, the first's too
     """
 
     opened: AdapterFolder
     adapter: Adapter
     merge: Merge
     packed: str | None
+    others: tuple[AdapterFolder, ...] = ()
+    weights: tuple[float, ...] = (1.0,)
+    overlap: Overlap | None = None
 
     @property
     def folder(self) -> Path:
         return self.opened.folder
+
+    @property
+    def parts(self) -> list[tuple[float, str]]:
+        """(weight, name) of several adapters; of one alone nothing."""
+        names = [_name(opened.folder) for opened in (self.opened, *self.others)]
+        return list(zip(self.weights, names, strict=True)) if self.overlap is not None else []
 
     @property
     def nbytes(self) -> int:
@@ -82,15 +93,16 @@ class Job:
         """
         base, merge = self.merge.base, self.merge
         recipe = adapted.recipe_of(adapted.Target(str(self.folder), self.opened))
-        data = recipe.data if recipe else None
+        data = recipe.data if recipe and not self.others else None
         changed = merged_config(hub.read_config(base.folder), merge.target, merge.adapter, base.graph)
         files.write_json(folder / "config.json", changed)
         left = copy_companions(base.folder, folder, base.trust_remote_code)
         if data is not None and data.chat_template is not None:
             carry_template(self.opened, folder)
         nbytes = _write_weights(merge, folder, max_shard_bytes, on_bytes)
-        carry_recipe(self.opened, folder)
-        card = model_card(self.adapter, merge, data.date if data else None)
+        if not self.others:  # no recipe of one of them says what their sum was trained on
+            carry_recipe(self.opened, folder)
+        card = model_card(self.adapter, merge, data.date if data else None, self.parts)
         files.write_text(folder / "README.md", card)
         return Written(nbytes, left)
 
@@ -103,17 +115,20 @@ def prepare(
     onto: str = "original",
     trust_remote_code: bool = False,
     rename: bool = True,
+    others: Sequence[Path] = (),
+    weights: Sequence[float] | None = None,
 ) -> Job:
     """Everything that can be refused before a merge writes anything.
 
     source  a run or adapter folder;  out  what will be written
+    others, weights  further ones that are added to it, and the factor of each, source's first
     base, dtype, onto  as `neuroada merge` takes them
     rename  a classifier gets the model's own names, and needs a head; else the files' names stay
     Raises ModelError (no adapter, wrong base, nothing to merge), RecipeError, OutputError for an out that
     would lie in or over the inputs.
     """
     _refuse_packed(dtype)
-    opened = _opened(source)
+    opened, added = _opened(source), tuple(_opened(other) for other in others)
     folder = opened.folder
     trained = adapter = adapters.read_adapter(opened)
     facts = METHODS[method_of(adapter.settings)]
@@ -123,8 +138,17 @@ def prepare(
         )
     _refuse_empty(adapter, folder)
     base_folder = base_folder_of(adapter, base, trust_remote_code)
-    refuse_overlap(out, folder, base_folder)
+    overlap = None
+    for each in (opened, *added):
+        refuse_overlap(out, each.folder, base_folder)
     check_base(adapter.selection.fingerprint, base_folder)
+    if weights is not None:
+        pairs = [(str(folder), adapter), *((str(o.folder), adapters.read_adapter(o)) for o in added)]
+        for place, other in pairs[1:]:
+            _check_same_base(other, place, base_folder)
+        adapter, overlap = combine(pairs, weights)
+        trained = adapter
+        _refuse_empty(adapter, folder)
     packed = _quantization(adapter, onto, folder)
     requantize = packed if onto == "dequantized" else None
     if facts.merged_layers:
@@ -133,7 +157,26 @@ def prepare(
     seen = _trained_dtype(adapter, whole.weights)
     target = hub.TORCH_DTYPES[dtype] if dtype else seen
     rename = rename and adapter.task in hub.CLASSIFIERS
-    return Job(opened, trained, Merge(whole, adapter, seen, target, rename, requantize), packed)
+    merge = Merge(whole, adapter, seen, target, rename, requantize)
+    return Job(opened, trained, merge, packed, added, tuple(weights or (1.0,)), overlap)
+
+
+def _check_same_base(adapter: Adapter, place: str, base: Path) -> None:
+    try:
+        check_base(adapter.selection.fingerprint, base)
+    except ModelError as error:
+        reason = error.what.removeprefix("is not the base that was selected and trained on: ")
+        raise ModelError(
+            f"was trained on another base than the first adapter: {reason}",
+            place,
+            "an adapter that was trained on the other's merged model is merged alone, onto that model",
+        ) from None
+
+
+def _name(folder: Path) -> str:
+    """Of an adapter folder in a card: its run's name and, in a run, the checkpoint's."""
+    inside = folder.name.startswith("checkpoint-") and folder.parent.name
+    return f"{folder.parent.name}/{folder.name}" if inside else folder.name
 
 
 def _write_weights(
