@@ -49,6 +49,7 @@ SHAPES: dict[str, Shape] = {
     "llama-7b": _llama(4096, 11008, 32, 32, 32000),
     # one block without its vocabulary's share of a step: the strictest reading of "per layer"
     "llama-7b-block": _llama(4096, 11008, 1, 32, 256),
+    "llama3-8b-block": _llama(4096, 14336, 1, 32, 256, num_key_value_heads=8),
     "llama-13b": _llama(5120, 13824, 40, 40, 32000),
     "llama2-7b": _llama(4096, 11008, 32, 32, 32000),
     "llama3-8b": _llama(4096, 14336, 32, 32, 128256, num_key_value_heads=8),

@@ -16,7 +16,7 @@ from neuroada_cli import files, hub
 from neuroada_cli.benchmarking import peers, shapes, tables
 from neuroada_cli.benchmarking.measure import BenchPlan, Subject, all_targets, measure
 from neuroada_cli.benchmarking.rows import BenchRow, as_json
-from neuroada_cli.benchmarking.steps import RealRows
+from neuroada_cli.benchmarking.steps import RealRows, clock_of
 from neuroada_cli.errors import OutputError, RecipeError, ResourceError
 from neuroada_cli.hub.stored import own_dtype
 from neuroada_cli.machine.load import machine
@@ -194,6 +194,7 @@ def _settings(subject: Subject, plan: BenchPlan, dtype: str) -> dict[str, Any]:
         "warmup": plan.warmup,
         "memory_budget": plan.budget,
         "optimizer": "AdamW, clipped to norm 1",
+        "clock": clock_of(torch.device(plan.device))[0],
     }
 
 

@@ -20,6 +20,7 @@ from neuroada_cli.data.encoding import end_ids
 from neuroada_cli.data.pairs import asked
 from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import DataError
+from neuroada_cli.evaluation.greedy import can_leave, complete
 from neuroada_cli.evaluation.rounds import in_rounds
 from neuroada_cli.hub.positions import positions_of
 from neuroada_cli.loop.loss import on_model
@@ -55,7 +56,9 @@ def generate(
     beside   numbers of rows -> what the model is given beside their tokens, padded on the left
 
     Whatever the model's own generation settings say, `decoding` is what happens. Rows of similar length share
-    a batch, longest first, and a batch ends with its last row's end token.
+    a batch, longest first, and a batch ends with its last row's end token. Where the most likely token is
+    taken and the model allows it (`greedy.can_leave`), rows leave when they end, and a prefix that the
+    batch's prompts share is computed once.
     Sampling starts anew in every batch, from `seed` and the batch's tokens: the same rows in the same batches
     give the same texts, also when an evaluation goes on after a stop, on one device with one version of
     torch. Another batch size makes other batches, so it draws other texts; the caller's random state is left
@@ -71,7 +74,7 @@ def generate(
     settings = own_settings(model, tokenizer, max_new_tokens, decoding)
     with evaluating(model), torch.inference_mode(), settings:
 
-        def complete(batch: tuple[list[int], int]) -> tuple[list[str], int]:
+        def texts_of(batch: tuple[list[int], int]) -> tuple[list[str], int]:
             numbers, room = batch
             rows = [encoded[i] for i in numbers]
             with nullcontext() if decoding.temperature is None else drawing(model, rows, seed):
@@ -79,7 +82,7 @@ def generate(
                 return _complete(model, tokenizer, rows, room, special, also)
 
         batches = _batches(encoded, batch_size, max_new_tokens, context_of(model))
-        for (numbers, _), (texts, count) in in_rounds(batches, complete, ranks):
+        for (numbers, _), (texts, count) in in_rounds(batches, texts_of, ranks):
             for number, text in zip(numbers, texts, strict=True):
                 completions[number] = text
             if on_batch is not None:
@@ -102,6 +105,26 @@ def _complete(
     model: Any, tokenizer: Any, rows: list[list[int]], room: int, special: bool, also: dict[str, Tensor]
 ) -> tuple[list[str], int]:
     device = next(model.parameters()).device
+    settings = model.generation_config
+    if not (settings.do_sample or settings.num_beams > 1 or also) and can_leave(model):
+        new, broken = complete(model, rows, room, settings.eos_token_id, device)
+    else:
+        new, broken = _by_library(model, rows, room, also, device)
+    if broken:
+        raise not_numbers(
+            model,
+            "the model's outputs are not numbers (NaN), so nothing it writes means anything",
+            "try --dtype fp32",
+        )
+    tidied = {"clean_up_tokenization_spaces": False} if special else {}
+    texts = [tokenizer.decode(row, skip_special_tokens=not special, **tidied) for row in new]
+    return texts, sum(map(len, new))
+
+
+def _by_library(
+    model: Any, rows: list[list[int]], room: int, also: dict[str, Tensor], device: torch.device
+) -> tuple[list[list[int]], bool]:
+    """(what each row goes on with, without its end token; whether a score was NaN)."""
     pad, ends = model.generation_config.pad_token_id, model.generation_config.eos_token_id
     length = max(map(len, rows))
     tokens_BS = torch.full((len(rows), length), pad)
@@ -117,17 +140,8 @@ def _complete(
         tokens_BS, attention_mask=attention_BS, logits_processor=[watch], max_new_tokens=room,
         **on_model(model, also),
     )  # fmt: skip
-    if watch.seen:
-        raise not_numbers(
-            model,
-            "the model's outputs are not numbers (NaN), so nothing it writes means anything",
-            "try --dtype fp32",
-        )
     begun = 1 if pairs else length  # a decoder begins with its start token
-    new = [_until_end(row, ends) for row in output_BS[:, begun:].tolist()]
-    tidied = {"clean_up_tokenization_spaces": False} if special else {}
-    texts = [tokenizer.decode(row, skip_special_tokens=not special, **tidied) for row in new]
-    return texts, sum(map(len, new))
+    return [_until_end(row, ends) for row in output_BS[:, begun:].tolist()], bool(watch.seen)
 
 
 class NanWatch:
