@@ -30,9 +30,9 @@ from neuroada_cli.tasks.task import examples_of
 MODEL, PROTOCOL, BATCH = "smollm2-135m", "llm-adapters", 16
 # what -> task, rows, most new tokens, worked examples before each prompt
 WORK: dict[str, tuple[str, int, int, int]] = {
-    "multiple choice, answers of 8 tokens": ("arc_easy", 32, 8, 0),
-    "multiple choice behind 5 worked examples": ("arc_easy", 32, 8, 5),
-    "open answers of very different lengths": ("gsm8k", 32, 192, 0),
+    "multiple choice, answers of 8 tokens": ("ARC-Easy", 16, 8, 0),
+    "multiple choice behind 5 worked examples": ("ARC-Easy", 16, 8, 5),
+    "open answers of very different lengths": ("gsm8k", 16, 128, 0),
 }
 
 
