@@ -1,4 +1,4 @@
-"""Rows per second of `eval`'s decoding against the library's plain `generate` on the same length-sorted batches.
+"""Rows per second of `eval`'s decoding against the library's plain `generate` on the same sorted batches.
 
     NEUROADA_DATA=folder python benchmarks/evaluation.py    # rewrites benchmarks/results/evaluation.json
 
