@@ -44,6 +44,12 @@ def eval_(
     out: Annotated[Path | None, typer.Option("--out", help="Results folder; default TARGET/eval.")] = None,
     overrides: SetOption = [],  # noqa: B006
     data_dir: DataDirOption = None,
+    forgetting: Annotated[
+        str | None,
+        typer.Option(
+            "--forgetting", metavar="SOURCE", help="Loss on this general text, before and after tuning."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows a task.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows at once.")] = None,
     max_new_tokens: Annotated[
@@ -61,8 +67,9 @@ def eval_(
 
     \b
     neuroada eval out/ --tasks boolq,piqa
-    neuroada eval runs/llama7b_math --limit 200
+    neuroada eval runs/llama7b_math --limit 200 --set eval.decoding=sampling
     neuroada eval runs/llama7b_math --processes 8
+    neuroada eval runs/llama7b_math --forgetting general.txt
     neuroada eval --predictions theirs.jsonl --protocol reft
     """
     names = tuple(split(tasks))
@@ -78,8 +85,6 @@ def eval_(
         return
     if target is None:
         raise RecipeError("nothing to score", "eval", "name a model folder, a run folder or a hub id")
-    if overrides and recipe is None:
-        raise RecipeError("has nothing to override without a recipe", "--set", "add --recipe RECIPE")
     loaded = load(recipe, overrides, data_dir) if recipe is not None else None
     if trust_remote_code:
         kernels.let_in()
@@ -91,6 +96,8 @@ def eval_(
         command.run(
             target,
             recipe=loaded,
+            forgetting=forgetting,
+            overrides=overrides if loaded is None else (),
             tasks=names,
             protocol=protocol,
             out=out,

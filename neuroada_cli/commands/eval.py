@@ -14,6 +14,9 @@ from rich.console import Console
 
 from neuroada_cli import files, hub, stopping
 from neuroada_cli.adapter import load as adapted
+from neuroada_cli.adapter.beside import Loading
+from neuroada_cli.adapter.forgetting import NAME as FORGETTING
+from neuroada_cli.adapter.forgetting import measure
 from neuroada_cli.data.sources import refuse_foreign
 from neuroada_cli.errors import DataError, ModelError, OutputError, RecipeError, Stopped
 from neuroada_cli.evaluation import display, foreign
@@ -24,7 +27,7 @@ from neuroada_cli.evaluation.scoring import Settings, about, score
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.ranks.place import refuse_strangers
-from neuroada_cli.recipe.load import load_recipe
+from neuroada_cli.recipe.load import load_recipe, with_overrides
 from neuroada_cli.recipe.schema import DataSection, Recipe
 from neuroada_cli.show.notes import tell
 from neuroada_cli.tasks import metrics
@@ -57,6 +60,8 @@ def run(
     quiet: bool = False,
     trust_remote_code: bool = False,
     ranks: Ranks = ALONE,
+    overrides: Sequence[str] = (),
+    forgetting: str | None = None,
 ) -> EvalResult:
     """Score `target` (base, adapter, run or merged folder, hub id, or a recipe: its base) on tasks.
 
@@ -65,6 +70,8 @@ def run(
     trust_remote_code  run code that the model's folder brings; a recipe that comes with the target cannot say
                        so, nor can it have rows fetched from places of its own
     ranks  processes that share the batches, each with the whole model: rank 0 locks, writes and speaks
+    overrides  "key=value" of the recipe that an adapter or merged folder was trained with
+    forgetting  general text: its loss before and after tuning. Without `tasks` nothing else is measured
     Raises UserErrors before the model loads wherever that is possible, Stopped when interrupted.
     """
     refuse_strangers(ranks.alone, "scores")
@@ -75,22 +82,40 @@ def run(
         target = recipe.model.path
     found = adapted.find_target(target)
     named, trained = recipe, adapted.recipe_of(found)
-    recipe = named or trained
+    recipe = named or _overridden(trained, overrides, target)
     trusted = trust_remote_code or (recipe is not None and recipe.model.trust_remote_code)
     settings = _settings(recipe, trained, protocol, batch_size, max_new_tokens)
-    chosen = _chosen_tasks(tasks, recipe, found)
     device = device or (recipe.device if recipe else None)
     device = hub.choose_device(device, None if ranks.alone else ranks.local)
+    text = forgetting or (recipe.eval.forgetting if recipe else None)
+    if forgetting is None and text is not None and named is None and trained is not None:
+        _refuse_foreign(trained, data_dir, "test", text if text == trained.eval.forgetting else None)
+    chosen = [] if forgetting and not tasks else _chosen_tasks(tasks, recipe, found)
     records = Records(Path(out) if out is not None else _default_folder(found))
-    if not overwrite:
-        ranks.first_does(lambda: records.refuse_finished([task.name for task in chosen]))
     data_dir = data_dir or (recipe.data.data_dir if recipe else None)
     limit = limit or (recipe.eval.limit if recipe else None)
+    result = EvalResult({}, {}, records.folder)
+
+    def forgotten(text: str) -> None:
+        how = Loading(dtype, device, trust_remote_code=trusted)
+        told = measure(
+            found, trained, how, text, settings.max_length, records, console, data_dir, limit, overwrite,
+            ranks,
+        )  # fmt: skip
+        result.predictions[FORGETTING], result.results[FORGETTING] = told
+
+    if text is not None and not chosen:
+        forgotten(text)
+        return result
+    if not overwrite:
+        ranks.first_does(lambda: records.refuse_finished([task.name for task in chosen]))
     data = _data_of(recipe, trained, found)
     learnt = _learnt(trained, named, data_dir, console)
     if trained is not None and named is None and any("test" not in task.sets for task in chosen):
-        _refuse_foreign(trained, data_dir, "validation", trained.data.validation)
-        _refuse_foreign(trained, data_dir, "train", trained.data.train)
+        for split in ("validation", "train"):
+            source = getattr(trained.data, split)
+            if recipe is not None and source == getattr(recipe.data, split):
+                _refuse_foreign(trained, data_dir, split, source)
     jobs = ranks.all_do(
         lambda: [
             prepare(
@@ -112,7 +137,9 @@ def run(
     display.tell_unscored([job.task for job in jobs], settings.rules.name, console)
 
     with console.status("loading the model"):
-        subject = ranks.all_do(lambda: _load(found, recipe, trained, chosen[0], device, dtype, trusted))
+        subject = ranks.all_do(
+            lambda: _load(found, recipe, trained, chosen[0], device, dtype, trusted, named is not None)
+        )
     if not ranks.alone:
         rows_of = {job.task.name: job.rows.sha256 for job in jobs}
         ranks.refuse_differences({"model": subject.identity, "set of rows": rows_of})
@@ -127,7 +154,6 @@ def run(
         remark = hub.endings(subject.tokenizer).remark
     if remark is not None and jobs[0].task.kind == "generation":
         console.print(shown(remark), highlight=False, soft_wrap=True)
-    result = EvalResult({}, {}, records.folder)
     with contextlib.ExitStack() as held:
         ranks.first_does(lambda: held.enter_context(files.Lock(records.folder)))
         held.enter_context(_stoppable())
@@ -146,7 +172,11 @@ def run(
             )
             result.predictions[job.task.name], result.results[job.task.name] = rows, scores
             display.tell_unasked(scores, rows, console)
+            display.tell_cut(scores, settings.max_length, console)
     console.print(display.table(result.results, f"{shown(target)}   protocol {settings.rules.name}"))
+    if text is not None:
+        del subject  # before its base is loaded beside it
+        forgotten(text)
     console.print(f"predictions and results: {shown(records.folder)}", soft_wrap=True)
     return result
 
@@ -208,14 +238,21 @@ def _settings(
     )
 
 
+def _overridden(trained: Recipe | None, overrides: Sequence[str], target: str) -> Recipe | None:
+    """What was trained, scored otherwise. Raises RecipeError."""
+    if not overrides:
+        return trained
+    if trained is None:
+        _refuse_missing(adapted.find_target(target))
+        raise RecipeError(
+            f"has nothing to override: {target} comes with no recipe", "--set", "add --recipe RECIPE"
+        )
+    return with_overrides(trained, overrides)
+
+
 def _chosen_tasks(names: Sequence[str], recipe: Recipe | None, target: adapted.Target) -> list[Task]:
     if not names and recipe is None:
-        if target.adapter is None and not Path(target.name).expanduser().exists():
-            raise ModelError(
-                "no such folder",
-                target.name,
-                "check the path; of a model on the hub name the tasks with --tasks",
-            )
+        _refuse_missing(target)
         raise RecipeError("no task to score", fix="add --tasks boolq,piqa (or a recipe)")
     chosen = expand(names) if names or recipe is None else scored_tasks(recipe.eval.tasks, recipe.data.task)
     chosen = [labelled(task, recipe.data.labels if recipe else ()) for task in chosen]
@@ -224,6 +261,16 @@ def _chosen_tasks(names: Sequence[str], recipe: Recipe | None, target: adapted.T
     for task in chosen:
         metrics.require(task.metrics if task.kind != "generation" else ())
     return chosen
+
+
+def _refuse_missing(target: adapted.Target) -> None:
+    """Raises ModelError for a name that is no folder here."""
+    if target.adapter is None and not Path(target.name).expanduser().exists():
+        raise ModelError(
+            "no such folder",
+            target.name,
+            "check the path; of a model on the hub name the tasks with --tasks",
+        )
 
 
 def _learnt(
@@ -300,14 +347,16 @@ def _load(
     device: str,
     dtype: str | None,
     trusted: bool,
+    named: bool,
 ) -> adapted.Adapted:
-    """Whatever was trained knows its data type; a base gets the recipe's."""
+    """Whatever was trained knows its data type; a base gets that of a recipe which the user named."""
     model = recipe.model if recipe else None
-    named = model.dtype if model and recipe is not trained and target.adapter is None else None
+    said = named or (model is not None and trained is not None and model.dtype != trained.model.dtype)
+    own = model.dtype if model and said and target.adapter is None else None
     return adapted.load(
         target,
         task.work,
-        dtype or (recipe.eval.dtype if recipe else None) or named,
+        dtype or (recipe.eval.dtype if recipe else None) or own,
         device,
         task.num_labels,
         attention=model.attention if model else None,

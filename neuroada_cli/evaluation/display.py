@@ -11,10 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from neuroada_cli.evaluation.run import Prediction, TaskResult
-from neuroada_cli.tasks import answers
-from neuroada_cli.tasks.task import Task
+from neuroada_cli.foreign_text import shown
+from neuroada_cli.tasks import answers, metrics
+from neuroada_cli.tasks.task import BY_LOSS, Task
 
-HEADINGS = ("rows", "score", "metric", "strict", "majority", "no answer", "leaked", "rows/s")
+HEADINGS = (
+    "rows", "score", "metric", "loss", "ROUGE-L", "ROUGE-1", "strict", "majority", "no answer", "leaked",
+    "rows/s",
+)  # fmt: skip
 
 
 class Bar:
@@ -28,7 +32,8 @@ class Bar:
     def advance(self, batch: Sequence[Prediction]) -> None:
         self._rows += len(batch)
         self._correct += sum(prediction.correct for prediction in batch)
-        share = f"{self._correct / self._rows:.1%} correct" if self._rows else ""
+        by_loss = any(prediction.loss is not None for prediction in batch)
+        share = f"{self._correct / self._rows:.1%} correct" if self._rows and not by_loss else ""
         self._progress.update(self._task, completed=self._rows, accuracy=share)
 
 
@@ -42,10 +47,33 @@ def bar(console: Console, name: str, total: int) -> Iterator[Bar]:
 
 
 def tell_unscored(tasks: Sequence[Task], protocol: str, console: Console) -> None:
-    """One line where the strict column of numbers will be missing, since it needs a package."""
+    """One line for each column that will be missing, since it needs a package."""
     scorers = [task.scoring[protocol].strict for task in tasks if task.kind == "generation"]
     if answers.strict_number in scorers and not answers.can_verify():
         console.print("no strict column for numbers: pip install 'neuroada-cli[strict]'", markup=False)
+    if any("rouge_l" in task.metrics for task in tasks) and not metrics.can_rouge():
+        console.print("no ROUGE columns: pip install 'neuroada-cli[rouge]'", markup=False)
+
+
+def tell_cut(result: TaskResult, max_length: int, console: Console) -> None:
+    """One line where texts are longer than what is scored of them."""
+    if result.cut:
+        console.print(
+            f"{result.task}: {result.cut:,} of {result.n:,} rows are longer than data.max_length="
+            f"{max_length}, and scored up to there",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def tell_forgetting(result: TaskResult, source: str, console: Console) -> None:
+    before, after = result.metrics["loss_before"], result.metrics["loss_after"]
+    console.print(
+        f"forgetting: {result.score:+.4f}, from {before:.4f} of the base to {after:.4f} (loss per token of "
+        f"{result.n:,} rows of {shown(source)})",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def tell_unasked(result: TaskResult, found: Sequence[Prediction], console: Console) -> None:
@@ -79,7 +107,7 @@ def table(results: dict[str, TaskResult], title: str) -> Table:
     for name, cells in rows.items():
         style = "yellow" if results[name].clean is False else None
         shown.add_row(name, *(cells[heading] for heading in headings), style=style)
-    if len(results) > 1:
+    if len(results) > 1 and not any(result.metric in BY_LOSS for result in results.values()):
         _add_means(shown, list(results.values()))
     return shown
 
@@ -88,11 +116,14 @@ def _cells(result: TaskResult) -> dict[str, str]:
     speed = f"{result.n / result.seconds:.1f}" if result.seconds else ""
     texts = (
         f"{result.n:,}",
-        _percent(result.score),
+        _percent(result.score) if result.metric not in BY_LOSS else f"{result.score:.3f}",
         result.metric,
+        f"{result.metrics['loss']:.4f}" if "loss" in result.metrics else "",
+        _percent(result.metrics.get("rouge_l")),
+        _percent(result.metrics.get("rouge_1")),
         _percent(result.strict),
         _percent(result.majority),
-        str(result.unparsed),
+        "" if result.metric in BY_LOSS else str(result.unparsed),
         _leaked(result),
         speed,
     )

@@ -31,7 +31,7 @@ class Progress:
     tokens: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        return {**vars(self), "done": [dataclasses.asdict(row) for row in self.done.values()]}
+        return {**vars(self), "done": [row.as_json() for row in self.done.values()]}
 
     @classmethod
     def of(cls, told: dict[str, Any]) -> Progress:
@@ -110,7 +110,7 @@ class Records:
 
         One line per batch, so that going on cuts the remaining rows into the same batches.
         """
-        rows = [dataclasses.asdict(prediction) for prediction in batch]
+        rows = [prediction.as_json() for prediction in batch]
         files.append_jsonl(
             self._partial_file(task), {"rows": rows, "seconds": round(seconds, 3), "tokens": tokens}
         )
@@ -121,7 +121,7 @@ class Records:
         Predictions of an earlier evaluation go first: a kill must not leave them beside other scores.
         """
         self._clean()
-        lines = [json.dumps(dataclasses.asdict(p), ensure_ascii=False) + "\n" for p in predictions]
+        lines = [json.dumps(p.as_json(), ensure_ascii=False) + "\n" for p in predictions]
         entry = dataclasses.asdict(result) | about | {"settings": _key(about)}
         results = self._results()
         with files.explained(self.folder):

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from neuroada_cli.data.batch import Batch, Encoded, Example, collate, listed, told_of
-from neuroada_cli.data.encoding import answer_in, end_texts
-from neuroada_cli.data.inputs import aligned_padding, encode_for, features_for, prompts_for
+from neuroada_cli.data.encoding import answer_in, end_ids, end_texts
+from neuroada_cli.data.inputs import aligned_padding, encode_for, features_for, padding_for, prompts_for
 from neuroada_cli.data.seams import Coder
 from neuroada_cli.evaluation.generate import context_of, generate
 from neuroada_cli.evaluation.rounds import in_rounds
 from neuroada_cli.hub.reader import Reader
-from neuroada_cli.loop.loss import row_logits
+from neuroada_cli.loop.loss import row_logits, token_loss
 from neuroada_cli.loop.numerics import not_numbers
 from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.ranks.group import ALONE, Ranks
-from neuroada_cli.tasks.metrics import METRICS
+from neuroada_cli.tasks.metrics import METRICS, can_rouge, rouge
 from neuroada_cli.tasks.task import PROTOCOLS, Decoding, Scoring, Task, decoding_of
 
 CLEAN_BELOW = 0.01  # a task counts as clean while less than so much of it was trained on
@@ -34,6 +36,8 @@ class Prediction:
     leaked     whether its question was trained on; None where the training set is not known
     asked      False: its prompt alone fills the model's context, so it was not answered
     credit     the share of a point that it gets, under rules that give parts of one
+    loss       of a row that is scored by it: summed over its `targets` tokens; before: the same of its base
+    cut        of such a row: only its first tokens were looked at
     """
 
     row: int
@@ -46,16 +50,26 @@ class Prediction:
     leaked: bool | None = None
     asked: bool = True
     credit: float | None = None
+    loss: float | None = None
+    targets: int | None = None
+    before: float | None = None
+    cut: bool | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is kept: what few tasks have is there only where it is known."""
+        rare = ("credit", "loss", "targets", "before", "cut")
+        return {key: value for key, value in asdict(self).items() if value is not None or key not in rare}
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Scores of one task; shares from 0 to 1 (correlations from -1 to 1).
+    """Scores of one task; shares from 0 to 1 (correlations from -1 to 1; perplexity from 1, lower is better).
 
     unparsed  rows in which no answer was found: they count as wrong, and are shown
     majority  accuracy of always giving the most frequent reference (not for free numbers)
     leaked    rows whose question was trained on, by training_set; both None where that is not known
     unasked   rows whose prompt alone fills the model's context: they count as wrong
+    cut       rows that are scored by their loss, and longer than what was looked at
     """
 
     task: str
@@ -71,6 +85,7 @@ class TaskResult:
     leaked: int | None = None
     training_set: str | None = None
     unasked: int = 0
+    cut: int = 0
 
     @property
     def clean(self) -> bool | None:
@@ -80,6 +95,42 @@ class TaskResult:
 
 # (rows just scored, tokens generated for them)
 OnRows = Callable[[list[Prediction], int], None]
+
+
+def likelihoods(
+    model: nn.Module,
+    reader: Reader,
+    examples: Sequence[Example],
+    max_length: int,
+    on_rows: OnRows | None = None,
+    ranks: Ranks = ALONE,
+) -> list[Prediction]:
+    """How likely texts are by the model: what is learnt of each in training is scored here, cut at max_length
+    tokens. A row at a time, so that each has a loss of its own and none is padded.
+
+    Raises DataError as `encode` does, NumericsError for a loss that is not finite.
+    """
+    rows, _ = encode_for(reader, examples, max_length)
+    pad, device = padding_for(reader), next(model.parameters()).device
+    ends = end_ids(reader.tokenizer)
+    found: list[Prediction] = []
+
+    def loss_of(row: Encoded) -> tuple[float, int]:
+        loss, targets = token_loss(model, collate([row], pad).to(device))
+        return float(loss), targets
+
+    with evaluating(model), torch.inference_mode():
+        for row, (loss, targets) in in_rounds(rows, loss_of, ranks):
+            if not math.isfinite(loss):
+                raise not_numbers(model, f"the loss of row {row.row} is not finite", "try --dtype fp32")
+            answer, told = str(examples[len(found)].answer), f"{loss / max(1, targets):.6f}"
+            cut = (len(row) == max_length and row.input_ids[-1] not in ends) or None
+            found.append(
+                Prediction(row.row, "", told, told, answer, False, loss=loss, targets=targets, cut=cut)
+            )
+            if on_rows is not None:
+                on_rows(found[-1:], 0)
+    return found
 
 
 def predict(
@@ -105,6 +156,8 @@ def predict(
     """
     if task.kind != "generation":
         return _classify(model, reader, task, examples, batch_size, max_length, on_rows, ranks), 0
+    if task.by_loss:
+        return likelihoods(model, reader, examples, max_length, on_rows, ranks), 0
     scoring, coder = task.scoring[protocol], Coder(reader.tokenizer)
     ends = end_texts(reader.tokenizer)
     prompts, context = prompts_for(reader, examples, task.published), context_of(model)
@@ -248,8 +301,12 @@ def _labelled(example: Example, value: int | float) -> Prediction:
 def summarise(task: Task, predictions: Sequence[Prediction], seconds: float, tokens: int) -> TaskResult:
     """The scores of a task from its rows."""
     n = len(predictions)
-    if task.kind == "generation":
+    if task.by_loss:
+        metrics = _likelihood(predictions)
+    elif task.kind == "generation":
         metrics = {"accuracy": sum(p.correct for p in predictions) / n}
+        if "rouge_l" in task.metrics and can_rouge():
+            metrics |= rouge([p.extracted for p in predictions], [p.reference for p in predictions])
         if all(p.credit is not None for p in predictions):
             metrics["vqa_accuracy"] = sum(p.credit or 0.0 for p in predictions) / n
     else:
@@ -269,7 +326,14 @@ def summarise(task: Task, predictions: Sequence[Prediction], seconds: float, tok
         tokens=tokens,
         metrics=metrics,
         unasked=sum(not p.asked for p in predictions),
+        cut=sum(bool(p.cut) for p in predictions),
     )
+
+
+def _likelihood(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """Loss per token over all rows, and its exponential."""
+    loss = sum(p.loss or 0.0 for p in predictions) / max(1, sum(p.targets or 0 for p in predictions))
+    return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss}
 
 
 def _majority(task: Task, predictions: Sequence[Prediction]) -> float | None:

@@ -42,7 +42,7 @@ class Settings:
 
 def about(job: TaskRows, settings: Settings, model: nn.Module, identity: dict[str, Any]) -> About:
     """Everything a reader needs to know what a score means, and whether two of them may be compared."""
-    scoring = job.task.scoring.get(settings.rules.name)
+    scoring = None if job.task.by_loss else job.task.scoring.get(settings.rules.name)
     decoding = settings.decoding_of(job.task)
     seed = f", seed {settings.seed}" if decoding.temperature is not None else ""
     some = next(model.parameters())

@@ -74,6 +74,15 @@ def recipe_from(values: dict[str, Any], where: str = "recipe") -> Recipe:
     return _validate(values, where, {}, {})
 
 
+def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe that was read, with "section.key=value" strings applied as `load_recipe` does."""
+    values: dict[str, Any] = recipe.model_dump(mode="json")
+    given: dict[tuple[str, ...], str] = {}
+    for override in overrides:
+        _apply_override(values, override, given)
+    return _validate(values, "the run's recipe", {}, given)
+
+
 def to_yaml(recipe: Recipe) -> str:
     """The resolved recipe, every default written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

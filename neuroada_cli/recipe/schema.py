@@ -290,6 +290,9 @@ class EvalSection(Section):
         "beams). sampling: reft's alternative, drawn by `seed`.",
     )
     limit: int | None = Field(None, ge=1, description="Score only the first N rows of each task.")
+    forgetting: str | None = Field(
+        None, description="General text (rows with `text`, or a .txt file): its loss before and after tuning."
+    )
     dtype: Literal["bf16", "fp16", "fp32"] | None = Field(
         None, description="Score with the weights rounded to this; empty: as they were trained."
     )

@@ -39,7 +39,10 @@ def run(folder: Path, score: str | None) -> None:
 
         began = (folder / RUN / "recipe.yaml").is_file()
         result = train.run(recipe, resume=began)
-        files.write_json(folder / TRAINED, _trained(result, recipe.train.batch_size))
+        told = _trained(result, recipe.train.batch_size)
+        if recipe.eval.forgetting is not None:
+            told["forgetting"] = _forgotten(folder, recipe)
+        files.write_json(folder / TRAINED, told)
     if score is not None and unscored:
         found = _loss(folder / RUN, recipe) if score == "loss" else _scores(folder, recipe)
         files.write_json(folder / SCORED[score], found)
@@ -49,7 +52,8 @@ def _scores(folder: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Task -> TaskResult of the run's best checkpoint, with what it means: loss mask, decoding, rows."""
     from neuroada_cli.commands import eval as command
 
-    found = command.run(str(folder / RUN), recipe=recipe, out=folder / "eval", overwrite=False)
+    plain = recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"forgetting": None})})
+    found = command.run(str(folder / RUN), recipe=plain, out=folder / "eval", overwrite=False)
     written = files.read_json(folder / "eval" / "results.json")
     return {
         task: dataclasses.asdict(result) | {key: written[task][key] for key in ABOUT}
@@ -107,6 +111,15 @@ def _loss(run: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
             "data": {"source": job.rows.label, "rows": job.part, "sha256": job.rows.sha256},
         }
     return found
+
+
+def _forgotten(folder: Path, recipe: Recipe) -> float:
+    """What the loss per token of `eval.forgetting` has risen by, by the run's best checkpoint."""
+    from neuroada_cli.commands import eval as command
+
+    source, out = recipe.eval.forgetting, folder / "forgetting"
+    found = command.run(str(folder / RUN), recipe=recipe, out=out, overwrite=True, forgetting=source)
+    return found.results["forgetting"].score
 
 
 def _trained(result: Any, batch_size: int) -> dict[str, Any]:

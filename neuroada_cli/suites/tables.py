@@ -65,6 +65,7 @@ def leaked(found: Found, label: str, task: str) -> bool:
 
 def rows(found: Found) -> tuple[list[str], list[list[str]]]:
     """(headings, one row per variant). An average is over columns, of the means; its spread over seeds.
+    Forgetting is what the loss per token of general text has risen by (`eval.forgetting`).
 
     Columns whose questions were trained on say so, and the clean ones get an average of their own.
     """
@@ -87,17 +88,19 @@ def rows(found: Found) -> tuple[list[str], list[list[str]]]:
     averages = {"average": places} if len(places) > 1 and not validation else {}
     if averages and 0 < len(spoilt) < len(places):
         averages["clean average"] = [place for place in places if place not in spoilt]
+    forgets = any("forgetting" in (run["trained"] or {}) for run in found["runs"])
     heading = [
         "variant",
         *heads,
         *averages,
+        *(["forgetting"] if forgets else []),
         "trained",
         "rows/s",
         "peak GB",
     ]
     if suite["tune"]:
         heading.append("tuned")
-    lines = []
+    lines: list[list[str]] = []
     for variant in suite["variants"]:
         by_place = {place: scores(found, *place, variant) for place in places}
         line = [variant, *(_shown(values, digits) for values in by_place.values())]
@@ -108,6 +111,8 @@ def rows(found: Found) -> tuple[list[str], list[list[str]]]:
             line.append(_shown(means, digits))
         runs = [run for label in suite["recipes"] for run in _runs(found, label, variant)]
         trained = [run["trained"] for run in runs]
+        if forgets:
+            line.append(_shown([t["forgetting"] for t in trained if "forgetting" in t], 4))
         line.append(_range([100 * t["trainable"] / t["total"] for t in trained], "{:.3f}", " %"))
         line.append(_range([t["rows_per_second"] for t in trained], "{:.1f}"))
         line.append(_range([t["peak_bytes"] / 1e9 for t in trained], "{:.2f}"))

@@ -18,7 +18,7 @@ from neuroada_cli.tasks.chat_template import ChatTemplate, today
 from neuroada_cli.tasks.columns import recognise
 from neuroada_cli.tasks.conversation import conversation_of, history_of, is_chat, pair_as_conversation
 from neuroada_cli.tasks.notes import Notes, as_text, optional_text, renamed
-from neuroada_cli.tasks.task import Protocol, Scoring, Task
+from neuroada_cli.tasks.task import BY_LOSS, Protocol, Scoring, Task
 from neuroada_cli.tasks.templates import alpaca
 
 Shape = Callable[[Row, int], Example]
@@ -93,7 +93,11 @@ def shaped(task: Task, rows: Rows, habits: Habits, tokenizer: Any) -> Task:
         columns = _columns_of(form, first, rows.source, habits.notes)
     habits.notes.forms.add(form)
     shape = _chat_shape(tokenizer, habits) if form == "chat" else _plain_shape(form, habits.notes)
-    return replace(task, example=lambda row, number, protocol: shape(renamed(row, columns), number))
+    return replace(
+        task,
+        example=lambda row, number, protocol: shape(renamed(row, columns), number),
+        metrics=BY_LOSS if form == "text" else task.metrics,
+    )
 
 
 def _columns_of(form: str, first: Row, source: str, notes: Notes) -> dict[str, str]:
@@ -157,5 +161,6 @@ TASKS = [
         scoring={
             protocol: Scoring(answers.whole, answers.same_text, 256) for protocol in ("reft", "llm-adapters")
         },
+        metrics=("accuracy", "rouge_l", "rouge_1"),
     )
 ]

@@ -1,7 +1,11 @@
-"""Scores of classifiers and regressors, by scikit-learn and SciPy (extra `glue`)."""
+"""Scores of classifiers and regressors, by scikit-learn and SciPy (extra `glue`); of texts, by rouge-score
+(extra `rouge`).
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -53,6 +57,36 @@ METRICS: dict[str, Callable[[Numbers, Numbers], float]] = {
     "pearson": pearson,
     "spearman": spearman,
 }
+
+
+class _Words:
+    """Words of any script, in lower case; of Chinese and Japanese every character. What rouge-score takes
+    for words by itself are runs of a-z and 0-9: any two texts in other letters score 0.
+    """
+
+    SINGLE = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    WORD = re.compile(rf"[{SINGLE}]|(?:(?![{SINGLE}])[^\W_])+")
+
+    def tokenize(self, text: str) -> list[str]:
+        return self.WORD.findall(text.lower())
+
+
+def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Mean F1 over the rows: of the longest common subsequence of words, and of the words they share.
+
+    Raises ImportError without the package rouge-score.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL", "rouge1"], tokenizer=_Words())
+    pairs = zip(references, predictions, strict=True)
+    scores = [scorer.score(reference, prediction) for reference, prediction in pairs]
+    names = {"rouge_l": "rougeL", "rouge_1": "rouge1"}
+    return {ours: sum(s[theirs].fmeasure for s in scores) / len(scores) for ours, theirs in names.items()}
+
+
+def can_rouge() -> bool:
+    return importlib.util.find_spec("rouge_score") is not None
 
 
 def require(names: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.hub.kinds import Work
 from neuroada_cli.tasks.notes import Notes
 
+BY_LOSS = ("perplexity", "loss")  # metrics of rows that are learnt as a whole; lower is better
 Kind = Literal["generation", "classification", "regression"]
 Split = Literal["train", "validation", "test"]
 
@@ -94,7 +95,7 @@ class Task:
     example     (row, number, protocol name) -> Example
     sets        split -> default source ("set" or "set:split") of the rows
     scoring     protocol name -> Scoring, for generation
-    metrics     names in `evaluation.metrics`, the first one ranks checkpoints (not for generation)
+    metrics     names in `tasks.metrics`, the first one ranks checkpoints (not for generation)
     num_labels  classes; 1 for regression, None for generation
     published   a benchmark of the papers: rows are tokenised and answers decoded by their code's rules
     pictures    its rows come with pictures
@@ -111,6 +112,11 @@ class Task:
     labels: tuple[str, ...] = ()
     published: bool = False
     pictures: bool = False
+
+    @property
+    def by_loss(self) -> bool:
+        """Scored by how likely its rows are, not by what is written: plain text has no question."""
+        return self.metrics[0] in BY_LOSS
 
     @property
     def work(self) -> Work:

@@ -102,7 +102,7 @@ def test_a_wrong_recipe_is_refused_before_anything_heavy_is_imported(tmp_path: P
         (["validate", "quickstart", "--set", "data.task=due_date"], 2, "error: due_date is not a task"),
         (["validate", "quickstart", "--set", "select.criterion=big"], 2, "select.criterion=big is not known"),
         (["eval"], 2, "error: eval: nothing to score"),
-        (["eval", "x", "--set", "a=1"], 2, "error: --set: has nothing to override without a recipe"),
+        (["eval", "x", "--set", "a=1"], 4, "error: x: no such folder"),
         (["eval", "--predictions", "x.jsonl"], 3, "error: x.jsonl: no such file"),
         (["eval", "x", "--predictions", "x.jsonl"], 2, "error: --predictions: takes no TARGET; leave it out"),
         (["eval", "--predictions", "x", "--limit", "3", "--set", "a=1"], 2, "takes no --limit, --set; leave"),
