@@ -44,6 +44,10 @@ def train(
     overrides: SetOption = [],  # noqa: B006
     data_dir: DataDirOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    extend: Annotated[
+        bool,
+        typer.Option("--extend", help="With --resume: to more steps or epochs, whatever the schedule."),
+    ] = False,
     overwrite: OverwriteOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, show size, steps and memory; train nothing.")
@@ -78,6 +82,7 @@ def train(
     neuroada train my.yaml --preview 3
     neuroada train llama7b_math --data-dir ~/data --set optim.lr=1e-3
     neuroada train llama7b_math --resume
+    neuroada train llama7b_math --resume --extend --set train.epochs=5
     neuroada train llama2_70b_commonsense_k1 --processes 8
     neuroada train llama2_70b_commonsense_k1 --processes 32 --dry-run
     torchrun --nnodes 4 --nproc-per-node 8 … -m neuroada_cli train llama2_70b_commonsense_k1
@@ -102,6 +107,7 @@ def train(
             loaded,
             selection=selection,
             resume=resume,
+            extend=extend,
             overwrite=overwrite,
             dry_run=dry_run,
             show_rows=preview,

@@ -316,6 +316,8 @@ def _reader_of(target: adapted.Target, work: hub.Work, recipe: Recipe | None, tr
 def _default_folder(target: adapted.Target) -> Path:
     """Beside what we wrote ourselves; nothing is ever put into a foreign model folder."""
     place = Path(target.name)
+    if place.resolve().parent.name == "snapshots":  # the hub's cache, which is not ours to fill
+        return Path("eval") / place.resolve().parents[1].name
     if target.adapter is not None:
         checkpoint = target.adapter.folder.resolve()
         in_run = (checkpoint.parent / "metrics.jsonl").is_file()  # where pruning removes old checkpoints

@@ -12,11 +12,12 @@ from rich.console import Console
 
 from neuroada_cli import files
 from neuroada_cli.adapter.folder import AdapterFolder, open_adapter
-from neuroada_cli.errors import ResourceError
+from neuroada_cli.errors import RecipeError, ResourceError
 from neuroada_cli.files.lock import LOCK
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.ranks.place import refuse_strangers
+from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.show.notes import tell
 from neuroada_cli.training import dry_run as preview
@@ -42,6 +43,7 @@ def run(
     as_json: bool = False,
     full: bool = False,
     origins: Mapping[str, str] | None = None,
+    extend: bool = False,
 ) -> TrainResult:
     """Train as the recipe says, into its run folder.
 
@@ -52,6 +54,7 @@ def run(
     show_rows  show so many rows as they will be learnt, and end there
     recipe_file  where the recipe came from: a run that would remove it is refused
     ranks      the processes that train together: rank 0 locks, writes and speaks
+    extend     with `resume`: go on to another train.max_steps or train.epochs, whatever the schedule
     processes  how many of them a dry run is about, which is one process itself
     quiet      say only what is not as it should be
     as_json    for programs: steps, evaluations and the end as JSON objects, a line each, on standard output
@@ -64,6 +67,8 @@ def run(
     if selection is not None:
         section = recipe.select.model_copy(update={"file": str(selection)})
         recipe = recipe.model_copy(update={"select": section})
+    if extend and not resume:
+        raise RecipeError("goes on with a run", "--extend", "add --resume")
     run_dir, stream = recipe.run_path, sys.stdout if as_json else None
     if not (dry_run or show_rows):
         ranks.first_does(lambda: run_folder.check(run_dir, resume, overwrite, recipe_file))
@@ -100,7 +105,7 @@ def run(
         ranks.first_does(lambda: held.enter_context(files.Lock(run_dir)))
         ranks.all_do(lambda: _see(run_dir, ranks))
         ranks.first_does(lambda: run_folder.check(run_dir, resume, overwrite, recipe_file))
-        source = _source(checked, run_dir, resume, console, ranks)
+        source = _source(checked, run_dir, resume, console, ranks, extend)
         result = fit(checked, source, console, ranks, stream)
     if ranks.first:
         outcome.tell(result, console, stream)
@@ -108,7 +113,7 @@ def run(
 
 
 def _source(
-    checked: Checked, run_dir: Path, resume: bool, console: Console, ranks: Ranks
+    checked: Checked, run_dir: Path, resume: bool, console: Console, ranks: Ranks, extend: bool
 ) -> AdapterFolder | None:
     """The checkpoint to go on from: found by rank 0, opened by all. Raises ModelError, OutputError."""
     if not resume:
@@ -123,7 +128,10 @@ def _source(
         )
         files.clean_stale(run_dir)  # what a killed run left half written; a fresh start clears it anyway
         if found is not None:
-            check_unchanged(found.folder, checked.recipe.model_dump(mode="json"), checked.rows.hashes)
+            recipe, steps = checked.recipe.model_dump(mode="json"), checked.plan.steps
+            if check_unchanged(found.folder, recipe, checked.rows.hashes, steps, extend):
+                console.print(f"the run goes on to step {steps}", highlight=False)
+                files.write_text(run_dir / run_folder.RECIPE, to_yaml(checked.recipe))
         return found
 
     found = ranks.first_does(find)

@@ -131,8 +131,18 @@ def _check(folder: Path, name: str, entry: dict[str, Any]) -> None:
 
 def _stay_inside(folder: Path, name: str) -> None:
     inside = os.path.realpath(folder)
-    if os.path.commonpath([inside, os.path.realpath(folder / name)]) != inside:
+    file = os.path.realpath(folder / name)
+    if os.path.commonpath([inside, file]) != inside and os.path.dirname(file) != _blobs_of(inside):
         raise ModelError(f"{name} is a link that leaves the folder", str(folder), "copy the file there")
+
+
+def _blobs_of(folder: str) -> str | None:
+    """Where the files of a snapshot in the hub's cache lie: `snapshots/<revision>` links into `../../blobs`.
+    None for any other folder, and where `blobs` itself leads elsewhere.
+    """
+    repository, kind = os.path.split(os.path.dirname(folder))
+    blobs = os.path.join(repository, "blobs")
+    return blobs if kind == "snapshots" and os.path.realpath(blobs) == blobs else None
 
 
 def _check_content(folder: Path, name: str, entry: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ last -> checkpoint-N     best -> checkpoint-M
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,7 @@ FREE_KEYS = (
     "data.data_dir",
     "device",
 )
+LENGTH_KEYS = ("train.max_steps", "train.epochs")  # how long a run is: it may become longer
 SHOWN = 4  # changes told at once
 
 
@@ -197,15 +198,30 @@ def newest_opened(
     return None
 
 
-def check_unchanged(checkpoint: Path, recipe: Mapping[str, Any], data: Mapping[str, str]) -> None:
-    """Raises OutputError showing what differs from the run that wrote `checkpoint`.
+def check_unchanged(
+    checkpoint: Path,
+    recipe: Mapping[str, Any],
+    data: Mapping[str, str],
+    steps: int | None = None,
+    extend: bool = False,
+) -> bool:
+    """Whether a run that goes on at `checkpoint` has become longer or shorter than the one that wrote it.
 
-    Only keys that leave the course of the training alone may differ (FREE_KEYS). Raises ModelError for a
-    checkpoint that is none.
+    steps   of the run as it is now
+    extend  it may, whatever its learning rate has been so far
+    Only keys that leave the course of the training alone may differ (FREE_KEYS), and its length where the
+    steps so far are those of the longer run, too: under a constant learning rate.
+    Raises OutputError showing what differs, with both values; ModelError for a checkpoint that is none.
     """
     saved = read_state(checkpoint)
     moved = [change for change in _differences(saved.recipe, recipe) if not _is_free(change[0])]
+    lengths = [change for change in moved if change[0] in LENGTH_KEYS]
+    moved = [change for change in moved if change not in lengths]
     moved += [(f"data hash of {key}", old, new) for key, old, new in _differences(saved.data, data)]
+    if lengths and not moved:
+        _check_length(lengths, saved, checkpoint, recipe, steps, extend)
+        return True
+    moved += lengths
     changes = [f"{key[:60]}: {str(old)[:40]} -> {str(new)[:40]}" for key, old, new in moved[:SHOWN]]
     if changes:
         more = f"; and {len(moved) - SHOWN} more" if len(moved) > SHOWN else ""
@@ -214,6 +230,44 @@ def check_unchanged(checkpoint: Path, recipe: Mapping[str, Any], data: Mapping[s
             str(checkpoint),
             "undo the change, or start again with --overwrite",
         )
+    return False
+
+
+def _check_length(
+    lengths: Sequence[tuple[str, Any, Any]],
+    saved: SavedState,
+    checkpoint: Path,
+    recipe: Mapping[str, Any],
+    steps: int | None,
+    extend: bool,
+) -> None:
+    """Raises OutputError for a length that this checkpoint cannot go on to, or only when it is wished."""
+    told = "; ".join(f"{key}: {old} -> {new}" for key, old, new in lengths)
+    if steps is not None and steps < saved.progress.step:
+        raise OutputError(
+            f"the run has done {saved.progress.step} steps, and would be {steps} long now ({told})",
+            str(checkpoint),
+            "choose more, or start again with --overwrite",
+        )
+    why = _depends_on_length(recipe)
+    if why is not None and not extend:
+        raise OutputError(
+            f"the run is of another length now ({told}), and {why}",
+            str(checkpoint),
+            "add --extend to go on by the new length from here, or start again with --overwrite",
+        )
+
+
+def _depends_on_length(recipe: Mapping[str, Any]) -> str | None:
+    """Why the steps of a run depend on how long it is; None where they do not."""
+    optim, train = recipe.get("optim") or {}, recipe.get("train") or {}
+    if optim.get("schedule") != "constant":
+        return f"its learning rate follows the whole run (optim.schedule={optim.get('schedule')})"
+    if optim.get("warmup_ratio"):
+        return f"its warmup is a share of the whole run (optim.warmup_ratio={optim['warmup_ratio']})"
+    if train.get("reselect_every") is not None:
+        return "connections are not chosen anew at its last step (train.reselect_every)"
+    return None
 
 
 def _is_free(key: str) -> bool:

@@ -420,6 +420,29 @@ def test_a_changed_recipe_or_data_is_shown_and_refused(llama_folder: Path, tmp_p
     assert tree(tmp_path / "run") == before
 
 
+def test_a_longer_run_goes_on_as_if_it_had_been_that_long(llama_folder: Path, tmp_path: Path) -> None:
+    """Under a constant rate bit for bit; else by the new schedule, when that is wished."""
+    constant = {"schedule": "constant", "warmup_ratio": 0.0}
+
+    def recipe(folder: str, steps: int, **optim: Any) -> Recipe:
+        train = {"max_steps": steps, "eval_every": 2, "save_every": 2}
+        return tiny_recipe(llama_folder, tmp_path / folder, train=train, optim=optim)
+
+    go(recipe("whole", 4, **constant))
+    go(recipe("parts", 2, **constant))
+    result = go(recipe("parts", 4, **constant), resume=True)
+    assert result.steps == 4
+    assert hashes(tmp_path / "parts/checkpoint-4") == hashes(tmp_path / "whole/checkpoint-4")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert "max_steps: 4" in (tmp_path / "parts/recipe.yaml").read_text()
+    go(recipe("linear", 2))
+    with pytest.raises(OutputError, match=r"train.max_steps: 2 -> 3.*optim.schedule=linear"):
+        go(recipe("linear", 3), resume=True)
+    assert go(recipe("linear", 3), resume=True, extend=True).steps == 3
+    with pytest.raises(RecipeError, match="goes on with a run"):
+        go(recipe("other", 3), extend=True)
+
+
 def start(recipe: Recipe, *options: str) -> subprocess.Popen[str]:
     file = recipe.run_path.with_suffix(".yaml")
     file.write_text(to_yaml(recipe), encoding="utf-8")

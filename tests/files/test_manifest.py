@@ -138,3 +138,32 @@ def test_a_file_that_was_changed_after_it_was_written_is_sealed_as_it_is(tmp_pat
         os.utime(folder / "x.safetensors", ns=(1, 1))
         (folder / "x.safetensors").write_bytes(data)
     files.verify_folder(tmp_path / "out", needed=("x.safetensors",))
+
+
+def test_links_of_the_hubs_cache_are_read_and_no_others(sealed: Path, tmp_path: Path) -> None:
+    """snapshots/<revision>/<file> -> ../../blobs/<hash>, also of files in folders."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    repository = cache / "models--a--b"
+    snapshot, blobs = repository / "snapshots" / "1234", repository / "blobs"
+    snapshot.parent.mkdir(parents=True)
+    blobs.mkdir()
+    sealed.rename(snapshot)
+    for number, file in enumerate(file for file in sorted(snapshot.rglob("*")) if file.is_file()):
+        (blobs / str(number)).write_bytes(file.read_bytes())
+        file.unlink()
+        file.symlink_to(os.path.relpath(blobs / str(number), file.parent))
+    assert files.verify_folder(snapshot)["files"]
+    (repository / "secret").write_text((snapshot / "a.txt").read_text())
+    (snapshot / "a.txt").unlink()
+    (snapshot / "a.txt").symlink_to("../../secret")
+    assert "a.txt is a link that leaves the folder" in refusal(snapshot)
+    (blobs / "out").symlink_to("../secret")
+    (snapshot / "a.txt").unlink()
+    (snapshot / "a.txt").symlink_to("../../blobs/out")
+    assert "a.txt is a link that leaves the folder" in refusal(snapshot)
+    blobs.rename(cache / "elsewhere")
+    blobs.symlink_to(cache / "elsewhere")
+    (snapshot / "a.txt").unlink()
+    (snapshot / "a.txt").symlink_to("../../blobs/0")
+    assert "is a link that leaves the folder" in refusal(snapshot)

@@ -4,6 +4,7 @@ resume.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable
@@ -99,8 +100,6 @@ def saved(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 @pytest.mark.parametrize(
     ("recipe", "data", "told"),
     [
-        ({"train": {"max_steps": 5, "epochs": 2, "keep": 3}}, {}, "train.max_steps: None -> 5"),
-        ({"train": {"max_steps": None, "epochs": 3, "keep": 3}}, {}, "train.epochs: 2 -> 3"),
         ({"seed": 2}, {}, "seed: 1 -> 2"),
         ({"optim": {"eps": 1.0}}, {}, "optim: None -> "),
         ({}, {"train tokens": "3" * 64}, "data hash of train tokens: 222"),
@@ -114,6 +113,42 @@ def test_what_would_change_the_course_is_refused(
     with pytest.raises(OutputError, match="the recipe or data changed") as caught:
         check_unchanged(saved, RECIPE | recipe, DATA | data)
     assert told in caught.value.line()
+
+
+CONSTANT = {"schedule": "constant", "warmup_ratio": 0.0}
+LONGER = {"max_steps": 5, "epochs": 2, "keep": 3}
+
+
+@pytest.mark.parametrize(
+    ("optim", "why"),
+    [
+        ({"schedule": "linear"}, "optim.schedule=linear"),
+        (CONSTANT | {"warmup_ratio": 0.1}, "optim.warmup_ratio=0.1"),
+        (CONSTANT, None),
+    ],
+)
+def test_another_length_needs_a_schedule_or_a_word_that_permits_it(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, optim: dict[str, Any], why: str | None
+) -> None:
+    from neuroada_cli.training import checkpoint
+
+    state = checkpoint.read_state(saved)
+    before = RECIPE | {"optim": optim}
+    monkeypatch.setattr(checkpoint, "read_state", lambda _: dataclasses.replace(state, recipe=before))
+    assert not check_unchanged(saved, before, DATA)
+    longer = before | {"train": LONGER}
+    if why is None:
+        assert check_unchanged(saved, longer, DATA, steps=5)
+    else:
+        with pytest.raises(OutputError, match=r"train.max_steps: None -> 5") as caught:
+            check_unchanged(saved, longer, DATA, steps=5)
+        assert why in caught.value.line()
+        assert "--extend" in caught.value.line()
+    assert check_unchanged(saved, longer, DATA, steps=5, extend=True)
+    with pytest.raises(OutputError, match="has done 1 steps, and would be 0 long"):
+        check_unchanged(saved, longer, DATA, steps=0, extend=True)
+    with pytest.raises(OutputError, match=r"seed: 1 -> 2; train.max_steps: None -> 5"):
+        check_unchanged(saved, longer | {"seed": 2}, DATA, steps=5, extend=True)
 
 
 def test_what_leaves_the_course_alone_may_change(saved: Path) -> None:
