@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,22 +10,18 @@ from pathlib import Path
 from rich.console import Console
 
 from neuroada_cli import files
-from neuroada_cli.adapter.folder import AdapterFolder, open_adapter
-from neuroada_cli.errors import RecipeError, ResourceError
-from neuroada_cli.files.lock import LOCK
-from neuroada_cli.foreign_text import shown
+from neuroada_cli.errors import RecipeError
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.ranks.place import refuse_strangers
-from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.show.notes import tell
 from neuroada_cli.training import dry_run as preview
 from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training import forecast, outcome, space
-from neuroada_cli.training.checkpoint import check_unchanged, newest_opened
 from neuroada_cli.training.fit import TrainResult, fit
 from neuroada_cli.training.parallel import decide
-from neuroada_cli.training.preflight import Checked, check
+from neuroada_cli.training.preflight import check
+from neuroada_cli.training.resuming import see, where_to_go_on
 
 
 def run(
@@ -103,50 +98,10 @@ def run(
     ranks.first_does(lambda: space.require(checked))
     with contextlib.ExitStack() as held:
         ranks.first_does(lambda: held.enter_context(files.Lock(run_dir)))
-        ranks.all_do(lambda: _see(run_dir, ranks))
+        ranks.all_do(lambda: see(run_dir, ranks))
         ranks.first_does(lambda: run_folder.check(run_dir, resume, overwrite, recipe_file))
-        source = _source(checked, run_dir, resume, console, ranks, extend)
+        source = where_to_go_on(checked, run_dir, resume, console, ranks, extend)
         result = fit(checked, source, console, ranks, stream)
     if ranks.first:
         outcome.tell(result, console, stream)
     return result
-
-
-def _source(
-    checked: Checked, run_dir: Path, resume: bool, console: Console, ranks: Ranks, extend: bool
-) -> AdapterFolder | None:
-    """The checkpoint to go on from: found by rank 0, opened by all. Raises ModelError, OutputError."""
-    if not resume:
-        return None
-
-    def find() -> AdapterFolder | None:
-        found = newest_opened(
-            run_dir,
-            lambda name, why: console.print(
-                f"{shown(name)} is passed over: {shown(why)}", style="yellow", soft_wrap=True, highlight=False
-            ),
-        )
-        files.clean_stale(run_dir)  # what a killed run left half written; a fresh start clears it anyway
-        if found is not None:
-            recipe, steps = checked.recipe.model_dump(mode="json"), checked.plan.steps
-            if check_unchanged(found.folder, recipe, checked.rows.hashes, steps, extend):
-                console.print(f"the run goes on to step {steps}", highlight=False)
-                files.write_text(run_dir / run_folder.RECIPE, to_yaml(checked.recipe))
-        return found
-
-    found = ranks.first_does(find)
-    name = ranks.shared(None if found is None else found.folder.name)
-    if name is None:
-        console.print("no checkpoint yet: training starts at the beginning")
-        return None
-    return ranks.all_do(lambda: found or open_adapter(run_dir / name))
-
-
-def _see(run_dir: Path, ranks: Ranks) -> None:
-    """Raises ResourceError where a process does not see the run folder that rank 0 holds."""
-    if not (run_dir / LOCK).exists():
-        raise ResourceError(
-            f"process {ranks.number} on {socket.gethostname()} does not see what process 0 wrote there",
-            str(run_dir),
-            "name a folder that all machines share with --out",
-        )
