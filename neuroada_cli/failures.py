@@ -11,6 +11,7 @@ from neuroada_cli.errors import UserError, limit_reached, out_of_memory
 from neuroada_cli.foreign_text import printable, public
 
 USAGE = 2
+MODEL = 4
 RESOURCES = 6
 BUG = 70
 INTERRUPTED = 130  # where no handler of ours is installed (`stopping`)
@@ -22,6 +23,12 @@ RESOURCE_ERRNOS = frozenset(
 LESS_MEMORY = (
     "lower train.micro_batch_size, data.max_length or eval.batch_size, or set train.gradient_checkpointing"
 )
+
+# What to do about an error of a model's own code
+OWN_CODE = "see whether its settings and inputs suit it in transformers alone, or run again with --debug"
+# Where code of a model lies: transformers' own, and what came in a model's folder
+MODEL_CODE = (f"transformers{os.sep}models{os.sep}", "transformers_modules")
+OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 def report(error: BaseException, debug: bool = False, speaks: bool = True) -> int:
@@ -64,7 +71,24 @@ def explain(error: BaseException) -> tuple[str, int]:
     if remedy is not None:
         return _line(f"{str(error)[:300]}; {remedy}"), RESOURCES
     text = public(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+    place = _in_model_code(error)
+    if place is not None:
+        return _line(f"{place}: the model's own code fails ({text}); {OWN_CODE}"), MODEL
     return _line(f"this is a bug in neuroada ({text}); run again with --debug and report it"), BUG
+
+
+def _in_model_code(error: BaseException) -> str | None:
+    """`file:line` of a model's code where the error rose in it, or in what it calls. An error in a layer
+    that we have put into the model is ours.
+    """
+    place = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if file.startswith(OURS):
+            place = None
+        elif any(part in file for part in MODEL_CODE):
+            place = f"{os.path.basename(file)}:{line}"
+    return place
 
 
 def _line(text: str) -> str:

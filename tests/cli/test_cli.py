@@ -6,15 +6,20 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import typer.main
+from conftest import pico_llama
 from tiny_run import tiny_llama_folder
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from neuroada_cli import __version__, failures
 from neuroada_cli.cli import app as cli
 from neuroada_cli.cli.options import parse_bytes, parse_counts
+from neuroada_cli.delta.model import attach
 from neuroada_cli.errors import DataError, RecipeError, Stopped
 from neuroada_cli.recipe.load import load_recipe
 
@@ -171,6 +176,31 @@ def test_every_failure_has_a_line_and_a_code(error: BaseException, code: int, ex
     assert found == code
     assert line.startswith(expected)
     assert "\n" not in line
+
+
+def raised_by(act: Callable[[], object]) -> BaseException:
+    with pytest.raises(Exception) as caught:
+        act()
+    return caught.value
+
+
+def test_an_error_of_the_models_own_code_is_the_models() -> None:
+    config = CONFIG_MAPPING["codegen"](vocab_size=9, n_embd=32, n_layer=1, n_head=4, rotary_dim=64)
+    model = AutoModelForCausalLM.from_config(config)
+    line, code = failures.explain(raised_by(lambda: model(input_ids=torch.zeros(1, 3, dtype=torch.int64))))
+    assert code == 4
+    assert re.match(
+        r"error: modeling_codegen.py:\d+: the model's own code fails \(RuntimeError: The size", line
+    )
+    assert "bug in neuroada" not in line
+
+
+def test_an_error_of_our_layers_in_a_model_is_ours() -> None:
+    model = pico_llama()
+    attach(model, {"lm_head": torch.zeros(96, 1, dtype=torch.int32)})
+    model.lm_head.weight = None  # type: ignore[assignment]
+    line, code = failures.explain(raised_by(lambda: model(input_ids=torch.zeros(1, 3, dtype=torch.int64))))
+    assert code == 70, line
 
 
 def test_terminal_escapes_of_foreign_files_are_not_passed_on() -> None:
