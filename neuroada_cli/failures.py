@@ -71,9 +71,9 @@ def explain(error: BaseException) -> tuple[str, int]:
     if remedy is not None:
         return _line(f"{str(error)[:300]}; {remedy}"), RESOURCES
     text = public(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
-    place = _in_model_code(error)
-    if place is not None:
-        return _line(f"{place}: the model's own code fails ({text}); {OWN_CODE}"), MODEL
+    raised_at = _in_model_code(error)
+    if raised_at is not None:
+        return _line(f"{raised_at}: the model's own code fails ({text}); {OWN_CODE}"), MODEL
     return _line(f"this is a bug in neuroada ({text}); run again with --debug and report it"), BUG
 
 
