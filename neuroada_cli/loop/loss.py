@@ -33,7 +33,7 @@ def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     Logits are computed at the N target positions only: a hook hands the output embedding [1, N, H] instead
     of [B, S, H], so that what a model does to its logits afterwards (scaling, soft capping) still happens.
     Where it does nothing and the output embedding is frozen, they are computed a slice at a time instead.
-    Raises ModelError when the model has no output embedding that its forward calls.
+    Raises ModelError when the model has no output embedding that its forward calls with one state per token.
     """
     wanted, targets_N = _targets(batch)
     if not len(targets_N):
@@ -41,7 +41,7 @@ def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     head = model.get_output_embeddings()  # type: ignore[operator]
     sliced = head is not None and is_frozen_linear(head) and logits_are_final(model, batch.tokens_BS)
     tell_prompts(model, batch.prompts_B)
-    with _only_at(model, wanted, keep=sliced) as hidden:
+    with _only_at(model, wanted, batch.labels_BS.shape, keep=sliced) as hidden:
         output = model(use_cache=False, **inputs_of(model, batch))
     if sliced:
         return linear_cross_entropy(hidden[0], head, targets_N), len(targets_N)
@@ -118,11 +118,14 @@ _FINAL: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 @contextmanager
-def _only_at(model: nn.Module, wanted: Tensor, keep: bool = False) -> Iterator[list[Tensor]]:
+def _only_at(
+    model: nn.Module, wanted: Tensor, shape: torch.Size, keep: bool = False
+) -> Iterator[list[Tensor]]:
     """Inside, the output embedding sees only the hidden states that are wanted.
 
     wanted  bool [B, S-1], which a device has to count first, or int64 [N]: places in [B x S]
-    keep  it sees just one of them, and all are put into the list that is yielded, as [N, H]
+    shape   (B, S)
+    keep    it sees just one of them, and all are put into the list that is yielded, as [N, H]
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
     if head is None:
@@ -134,6 +137,12 @@ def _only_at(model: nn.Module, wanted: Tensor, keep: bool = False) -> Iterator[l
         nonlocal calls
         calls += 1
         hidden_BSH, *rest = args
+        if (seen := hidden_BSH.shape[:-1]) != shape:
+            raise ModelError(
+                f"hands its output embeddings states of {tuple(seen)}, not one per row and token, so what it "
+                "predicts at which place is not known",
+                type(model).__name__,
+            )
         if wanted.dtype == torch.bool:
             hidden_NH = hidden_BSH[:, :-1][wanted]
         else:

@@ -42,7 +42,17 @@ from swept_types import SWEPT, Swept, write_sets  # noqa: E402
 
 YES, REFUSED, MODEL, WRONG = "yes", "refused: ", "the model: ", "wrong: "
 BUG = 70
-SHARED = ("neuroada_cli", "transformers", "torch", "datasets", "bitsandbytes", "matplotlib", "accelerate", "PIL", "rich")
+SHARED = (
+    "neuroada_cli",
+    "transformers",
+    "torch",
+    "datasets",
+    "bitsandbytes",
+    "matplotlib",
+    "accelerate",
+    "PIL",
+    "rich",
+)
 DTYPES = {"equal, fp32": torch.float32, "equal, bf16": torch.bfloat16}
 LABELS = {"sequence-classification": 2, "image-classification": 9}
 Check = Callable[[str], None]
@@ -88,7 +98,9 @@ def swept(one: Swept) -> dict[str, str]:
         found[column] = runs or equal(lambda dtype=dtype: oracles.equal_at_zero(loaded, chosen, dtype))
     found["train"] = cell(("train", "recipe.yaml"), lambda said: oracles.trained(Path("run"), said))
     if found["train"] == YES:
-        found["merge"] = cell(("merge", "run", "out"), lambda _: oracles.merged(loaded, Path("run"), Path("out")))
+        found["merge"] = cell(
+            ("merge", "run", "out"), lambda _: oracles.merged(loaded, Path("run"), Path("out"))
+        )
         found["eval"] = evaluated()
     found["nf4"] = cell(
         ("train", "recipe.yaml", "--set", "model.quantization=nf4", "--out", "run-nf4"),
@@ -97,7 +109,9 @@ def swept(one: Swept) -> dict[str, str]:
     if found["nf4"] == YES:
         found["nf4"] = cell(("eval", "run-nf4", "--out", "eval-nf4"))
     packing = ("--set", "train.packing=true", "--out", "run-packed")
-    found["packed"] = cell(("train", "recipe.yaml", *packing), lambda said: oracles.trained(Path("run-packed"), said))
+    found["packed"] = cell(
+        ("train", "recipe.yaml", *packing), lambda said: oracles.trained(Path("run-packed"), said)
+    )
     found["dry run"] = cell(("train", "recipe.yaml", "--dry-run", "--out", "dry"), predicted)
     return found
 
@@ -124,7 +138,9 @@ def evaluated() -> str:
     first = cell(("eval", "run", "--out", "eval-run"))
     if first != YES:
         return first
-    return cell(("eval", "out", "--out", "eval-out"), lambda _: oracles.answered(Path("eval-run"), Path("eval-out")))
+    return cell(
+        ("eval", "out", "--out", "eval-out"), lambda _: oracles.answered(Path("eval-run"), Path("eval-out"))
+    )
 
 
 def predicted(said: str) -> None:
@@ -196,7 +212,9 @@ def main() -> None:
         for column, said in cells.items():
             if said != YES:
                 print(f"    {column}: {said}", flush=True)
-    wrong = [row["type"] for row in rows.values() if any(said.startswith(WRONG) for said in row["cells"].values())]
+    wrong = [
+        row["type"] for row in rows.values() if any(said.startswith(WRONG) for said in row["cells"].values())
+    ]
     if wrong:
         sys.exit(f"wrong: {', '.join(wrong)}")
 

@@ -1,13 +1,13 @@
 """The model types that are swept, and how a tiny model of each is made from its config.
 
-Sizes are given by the names that most configs share; what a type calls otherwise, or needs beside them, stands
-with it. Where a type has layers of several kinds (experts, state-space, attention) there is one of each.
+Sizes are given by the names that most configs share; what a type calls otherwise, or needs beside them,
+stands with it. Where a type has layers of several kinds (experts, state-space, attention) there is one each.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from tiny_pairs import pairs_tokenizer
 from tiny_pictures import WRITERS, ViTImageProcessorPil, tiny_writer_folder
 from tiny_run import tiny_tokenizer
 from transformers import CONFIG_MAPPING, PreTrainedModel
-from transformers.models.auto import modeling_auto
 
 VOCABULARY, SIDE = 259, 32
 LOADERS = {
@@ -33,7 +32,7 @@ TASKS = {"sequence-classification": "rte", "image-classification": "shapes"}
 
 @dataclass(frozen=True)
 class Swept:
-    """task  the class that loads it;  sizes  of its config;  pictures  whether its rows have some, and words."""
+    """task  the class that loads it;  sizes  of its config;  pictures  whether its rows hold some and words"""
 
     name: str
     task: str
@@ -97,6 +96,10 @@ def write_sets(folder: Path) -> None:
 TEXT: dict[str, Any] = {**SIZES, "vocab_size": VOCABULARY, "max_position_embeddings": 256}
 
 
+def alike(names: str, sizes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return dict.fromkeys(names.split(), sizes)
+
+
 def without(*names: str) -> dict[str, Any]:
     return {name: value for name, value in TEXT.items() if name not in names}
 
@@ -105,7 +108,13 @@ LATENT = {
     "kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
     "num_key_value_heads": 4,
 }  # fmt: skip
-ROUTED = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "n_shared_experts": 1}
+ROUTED = {
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+}
 STATES = {
     "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 16,
     "mamba_expand": 2,
@@ -116,14 +125,15 @@ GATED = {
 }  # fmt: skip
 SLIDING = {"layer_types": ["sliding_attention", "full_attention"]}
 PLAIN = """
-    afmoe apertus arcee aria_text biogpt bitnet bloom cohere cohere2 cohere2_moe cwm diffllama doge ernie4_5
-    ernie4_5_moe exaone4 exaone_moe falcon_mamba flex_olmo gemma gemma2 gemma3_text glm glm4 glm4_moe gpt-sw3
-    gpt2 gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss granite granitemoe granitemoeshared helium
-    hunyuan_v1_dense hunyuan_v1_moe jetmoe llama llama4_text mamba minimax minimax_m2 ministral mistral mixtral
-    modernbert-decoder mpt nanochat nemotron olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt persimmon phi phi3
-    phimoe qwen2 qwen2_moe qwen3 qwen3_moe rwkv seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xlm
-""".split()
-WRITES: dict[str, dict[str, Any]] = {name: TEXT for name in PLAIN} | {
+    afmoe apertus arcee aria_text biogpt bitnet bloom cohere cohere2 cohere2_moe cwm diffllama doge
+    ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon_mamba flex_olmo gemma gemma2 gemma3_text glm glm4
+    glm4_moe gpt-sw3 gpt2 gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss granite granitemoe
+    granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe jetmoe llama llama4_text mamba minimax
+    minimax_m2 ministral mistral mixtral modernbert-decoder mpt nanochat nemotron olmo olmo2 olmo3
+    olmo_hybrid olmoe openai-gpt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe rwkv seed_oss
+    smollm3 solar_open stablelm starcoder2 vaultgemma xlm
+"""
+WRITES: dict[str, dict[str, Any]] = alike(PLAIN, TEXT) | {
     "bamba": TEXT | STATES | {"attn_layer_indices": [1]},
     "codegen": TEXT | {"rotary_dim": 4},
     "ctrl": TEXT | {"dff": 48},
@@ -144,13 +154,17 @@ WRITES: dict[str, dict[str, Any]] = {name: TEXT for name in PLAIN} | {
     },
     "gpt_neo": TEXT | {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
     "gptj": TEXT | {"rotary_dim": 4},
-    "granitemoehybrid": TEXT | STATES | {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 16},
+    "granitemoehybrid": TEXT | STATES | {
+        "layer_types": ["mamba", "attention"], "shared_intermediate_size": 16,
+    },
     "jamba": TEXT | {
         "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "mamba_dt_rank": 4,
     },
     "lfm2": TEXT | {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": TEXT | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
-    "mamba2": TEXT | {"num_heads": 8, "head_dim": 8, "expand": 2, "n_groups": 1, "state_size": 8, "chunk_size": 16},
+    "mamba2": TEXT | {
+        "num_heads": 8, "head_dim": 8, "expand": 2, "n_groups": 1, "state_size": 8, "chunk_size": 16,
+    },
     "nemotron_h": TEXT | {
         "layers_block_type": ["mamba", "attention", "moe", "mlp"], "num_hidden_layers": 4,
         "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 1, "ssm_state_size": 8, "chunk_size": 16,
@@ -191,7 +205,7 @@ T5: dict[str, Any] = {
     "vocab_size": VOCABULARY, "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0,
 }  # fmt: skip
 TRANSLATES: dict[str, dict[str, Any]] = {
-    **{name: PAIR for name in "bart blenderbot blenderbot-small m2m_100 marian mbart mvp pegasus plbart".split()},
+    **alike("bart blenderbot blenderbot-small m2m_100 marian mbart mvp pegasus plbart", PAIR),
     **{name: T5 for name in ("longt5", "mt5", "t5", "umt5")},
     "bigbird_pegasus": PAIR | {"attention_type": "original_full"},
     "fsmt": {name: value for name, value in PAIR.items() if name != "vocab_size"} | {
@@ -208,7 +222,9 @@ TRANSLATES: dict[str, dict[str, Any]] = {
         "hidden_size": 32, "num_encoder_layers": 2, "num_decoder_layers": 2, "num_encoder_attention_heads": 4,
         "num_decoder_attention_heads": 4,
     },
-    "switch_transformers": T5 | {"num_experts": 4, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+    "switch_transformers": T5 | {
+        "num_experts": 4, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1,
+    },
     "t5gemma": {
         "encoder": TEXT, "decoder": TEXT, "vocab_size": VOCABULARY, "pad_token_id": 0, "eos_token_id": 2,
         "bos_token_id": 1, "decoder_start_token_id": 1,
@@ -224,18 +240,19 @@ ENCODER: dict[str, Any] = {
 }  # fmt: skip
 NARROW = ENCODER | {"embedding_size": 16}
 READS = """
-    bert big_bird camembert data2vec-text deberta deberta-v2 ernie esm eurobert fnet layoutlm megatron-bert
-    modernbert mpnet nomic_bert nystromformer roberta xlm-roberta xlm-roberta-xl
-""".split()
+    bert big_bird camembert data2vec-text deberta deberta-v2 ernie esm eurobert fnet layoutlm
+    megatron-bert modernbert mpnet nomic_bert nystromformer roberta xlm-roberta xlm-roberta-xl
+"""
 SORTS: dict[str, dict[str, Any]] = {
-    **{name: ENCODER for name in READS},
+    **alike(READS, ENCODER),
     **{name: NARROW for name in ("albert", "convbert", "electra", "mobilebert", "rembert", "roformer")},
     "distilbert": {
         "vocab_size": VOCABULARY, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4,
         "max_position_embeddings": 256, "pad_token_id": 0,
     },
     "funnel": {
-        "vocab_size": VOCABULARY, "d_model": 32, "d_inner": 48, "n_head": 4, "d_head": 8, "block_sizes": [1, 1],
+        "vocab_size": VOCABULARY, "d_model": 32, "d_inner": 48, "n_head": 4, "d_head": 8,
+        "block_sizes": [1, 1],
     },
     "longformer": ENCODER | {"attention_window": 8},
     "squeezebert": ENCODER | {"embedding_size": 32},
@@ -249,7 +266,7 @@ VISION: dict[str, Any] = {
     "num_attention_heads": 4, "initializer_range": 0.2,
 }  # fmt: skip
 LOOKS: dict[str, dict[str, Any]] = {
-    **{name: VISION for name in "beit data2vec-vision dinov2 dinov2_with_registers ijepa vit vit_msn".split()},
+    **alike("beit data2vec-vision dinov2 dinov2_with_registers ijepa vit vit_msn", VISION),
     "clip": {"vision_config": VISION, "text_config": ENCODER},
     "convnext": {
         "image_size": SIDE, "hidden_sizes": [16, 32], "depths": [1, 1], "num_stages": 2, "patch_size": 4,
@@ -289,8 +306,12 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "qwen2_vl": {"vision_config": TOWER | {"hidden_size": 32, "mlp_ratio": 2}, "text_config": QWEN},
     "qwen3_vl": {"vision_config": TOWER | {"deepstack_visual_indexes": [0]}, "text_config": QWEN},
     "qwen3_vl_moe": {"vision_config": TOWER | {"deepstack_visual_indexes": [0]}, "text_config": QWEN},
-    "llama4": {"text_config": TEXT, "vision_config": VISION | {"vision_output_dim": 32, "projector_input_dim": 32,
-               "projector_output_dim": 32}},
+    "llama4": {
+        "text_config": TEXT,
+        "vision_config": VISION | {
+            "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32,
+        },
+    },
 }  # fmt: skip
 
 SWEPT = [

@@ -14,9 +14,17 @@ from tiny_run import one_thread  # noqa: F401
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Gemma2Config, Gemma2ForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+    ProphetNetConfig,
+    ProphetNetForConditionalGeneration,
+)
 
-from neuroada_cli.data.batch import IGNORED, Batch
+from neuroada_cli.data.batch import IGNORED, Batch, Encoded, collate
 from neuroada_cli.delta.linear import DeltaLinear
 from neuroada_cli.delta.model import attach
 from neuroada_cli.delta.targets import find_targets
@@ -259,6 +267,18 @@ def test_rows_without_a_target_give_zero_and_no_nan() -> None:
 def test_a_model_that_cannot_predict_tokens_is_refused() -> None:
     with pytest.raises(ModelError, match="no output embeddings"):
         token_loss(pico_llama().model, padded_rows())
+
+
+def test_a_model_that_predicts_several_tokens_at_a_place_is_refused() -> None:
+    sizes = {
+        "vocab_size": 96, "hidden_size": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "ngram": 2,
+        "num_encoder_layers": 1, "num_decoder_layers": 1, "num_encoder_attention_heads": 4,
+        "num_decoder_attention_heads": 4,
+    }  # fmt: skip
+    model = ProphetNetForConditionalGeneration(ProphetNetConfig(**sizes)).eval()
+    batch = collate([Encoded([5, 6, 7], [1, 8, 9], 0, decoder=[1, 8, 9])], pad=0)
+    with pytest.raises(ModelError, match=r"states of \(1, 2, 3\), not one per row and token"):
+        token_loss(model, batch)
 
 
 def test_classes_and_scores() -> None:
