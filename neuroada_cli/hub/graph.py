@@ -150,7 +150,7 @@ def described(model: Any) -> dict[str, Any]:
     names = {id(module): name for name, module in model.named_modules()}
     return {
         "prefix": str(model.base_model_prefix),
-        "input": names.get(id(model.get_input_embeddings())),
+        "input": names.get(id(_input_of(model))),
         "output": names.get(id(model.get_output_embeddings())),
         "stacks": stacks_of(model),
         "config": _plain(config) | {"num_labels": config.num_labels},
@@ -163,6 +163,15 @@ def described(model: Any) -> dict[str, Any]:
         "tensors": tensors,
         "ties": ties,
     }
+
+
+def _input_of(model: Any) -> nn.Module | None:
+    """What looks tokens up or cuts pictures; None where a model cannot name it (ConvNeXt)."""
+    try:
+        found: nn.Module | None = model.get_input_embeddings()
+        return found
+    except NotImplementedError:
+        return None
 
 
 def _shape(tensor: Tensor | None) -> tuple[list[int] | None, str | None]:

@@ -18,6 +18,8 @@ from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.weights import Weights
 
 LAYERS = re.compile(r"(num_|n_)?(hidden_|encoder_|decoder_)*(layers?|blocks)|depth")
+# in the names of what tokens are looked up in, and of what places or patches are
+TOKENS, PLACES = re.compile(r"embed|wte|tok|word|vocab|shared|lm_head"), re.compile(r"position|patch|type")
 NUMBERED = re.compile(r"(?:^|\.)(\d+)\.")
 # A few models share one stored block among many layers (ALBERT), so only far more layers are impossible.
 TIMES, MORE = 4, 64
@@ -30,15 +32,18 @@ MEND = "download config and weights once more"
 def refuse_impossible(config: Mapping[str, Any], weights: Weights) -> None:
     """Raises ModelError for a config, or a nested part of one, that asks for far more layers than the files
     hold, for a vocabulary that none of their tensors has, or for counts that no model has.
+
+    Files without embeddings of tokens need no vocabulary: BEiT's configs name that of its pretraining.
     """
     blocks = _blocks(weights)
     longest = max((max(weights.info(name).shape, default=0) for name in weights), default=0)
+    reads = any(_of_tokens(name) and len(weights.info(name).shape) == 2 for name in weights)
     for key, count in _counts(config):
         name = key.rpartition(".")[2]
         said = None
         if LAYERS.fullmatch(name) and count > TIMES * blocks + MORE:
             said = f"the files hold {blocks:,} numbered blocks"
-        elif name == "vocab_size" and count > longest:
+        elif name == "vocab_size" and count > longest and reads:
             said = f"the largest stored tensor has {longest:,} rows"
         elif count > MOST.get(name, count):
             said = "no model has so many"
@@ -89,6 +94,10 @@ def bounded(weights: Weights) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def _of_tokens(name: str) -> bool:
+    return bool(TOKENS.search(name)) and not PLACES.search(name)
 
 
 def _blocks(weights: Weights) -> int:

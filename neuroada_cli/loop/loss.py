@@ -39,6 +39,10 @@ def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     if not len(targets_N):
         return torch.zeros((), device=batch.tokens_BS.device), 0
     head = model.get_output_embeddings()  # type: ignore[operator]
+    if isinstance(head, nn.Embedding):  # FSMT looks tokens up in it, too
+        logits_BSV = model(use_cache=False, **inputs_of(model, batch)).logits
+        logits_NV = logits_BSV[:, :-1][wanted_BS]
+        return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum"), len(targets_N)
     sliced = head is not None and is_frozen_linear(head) and logits_are_final(model, batch.tokens_BS)
     tell_prompts(model, batch.prompts_B)
     with _only_at(model, wanted, batch.labels_BS.shape, keep=sliced) as hidden:

@@ -28,7 +28,11 @@ GRADIENTS = 1e-3  # of a layer's largest: sums in another order
 
 
 class Loaded:
-    """A type's model as transformers loads it from `base`, and what it gives for inputs that never change."""
+    """A type's model as transformers loads it from `base`, and what it gives for inputs that never change.
+
+    Frozen, as a base is: torch chooses another product of matrices for weights that require gradients, even
+    where none is made (`findings/linear-and-requires-grad.sh`).
+    """
 
     def __init__(self, swept: Swept, labels: int | None) -> None:
         self.swept, self.labels = swept, labels
@@ -36,7 +40,8 @@ class Loaded:
     def model(self, folder: str = "base", dtype: torch.dtype = torch.float32) -> Any:
         torch.manual_seed(0)  # a fresh head is the same each time
         more = {} if self.labels is None else {"num_labels": self.labels, "ignore_mismatched_sizes": True}
-        return loader(self.swept.task).from_pretrained(folder, dtype=dtype, **more).eval()
+        model = loader(self.swept.task).from_pretrained(folder, dtype=dtype, **more).eval()
+        return model.requires_grad_(False)
 
     def outputs(self, model: nn.Module) -> Tensor:
         """Of two rows."""

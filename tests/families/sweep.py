@@ -119,7 +119,7 @@ def swept(one: Swept) -> dict[str, str]:
 def runs_alone(loaded: oracles.Loaded) -> str | None:
     """Why the model cannot go forward and backward by itself, if so."""
     try:
-        loaded.outputs(loaded.model()).square().sum().backward()
+        loaded.outputs(loaded.model().requires_grad_(True)).square().sum().backward()
     except Exception as error:
         return f"{MODEL}{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return None

@@ -32,7 +32,7 @@ TASKS = {"sequence-classification": "rte", "image-classification": "shapes"}
 
 @dataclass(frozen=True)
 class Swept:
-    """task  the class that loads it;  sizes  of its config;  pictures  whether its rows hold some and words"""
+    """task  the class that loads it;  sizes  of its config;  pictures  whether its rows hold some"""
 
     name: str
     task: str

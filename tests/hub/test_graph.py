@@ -12,6 +12,8 @@ from torch import nn
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
+    ConvNextConfig,
+    ConvNextForImageClassification,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -64,6 +66,18 @@ def test_a_rebuilt_graph_says_what_the_model_says(name: str) -> None:
     again = rebuilt(json.loads(json.dumps(described(model))))
     assert facts(again) == facts(model)
     assert all(parameter.is_meta for parameter in again.parameters())
+
+
+def test_a_model_that_cannot_name_its_input_embeddings_has_none() -> None:
+    sizes = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}
+    model = ConvNextForImageClassification(ConvNextConfig(**sizes))
+    with pytest.raises(NotImplementedError):
+        model.get_input_embeddings()
+    again = rebuilt(described(model))
+    assert again.get_input_embeddings() is None  # type: ignore[operator]
+    assert list(find_targets(again, heads=hub.default_exclude(again))) == [
+        f"convnext.encoder.stages.{stage}.layers.0.pwconv{n}" for stage in (0, 1) for n in (1, 2)
+    ]
 
 
 def save(model: PreTrainedModel, folder: Path) -> Path:

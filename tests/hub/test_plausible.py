@@ -11,7 +11,17 @@ import torch
 from conftest import pico_bert, pico_gpt2, pico_llama
 from tiny_run import tiny_recipe
 from torch import nn
-from transformers import AlbertConfig, AlbertForMaskedLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
+    BeitConfig,
+    BeitForImageClassification,
+    CLIPConfig,
+    CLIPForImageClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 
 from neuroada_cli import hub
 from neuroada_cli.commands import select
@@ -29,6 +39,17 @@ def edit(folder: Path, **changes: Any) -> Path:
 def folder(tmp_path: Path) -> Path:
     pico_llama().save_pretrained(tmp_path / "base")
     return tmp_path / "base"
+
+
+def test_a_vocabulary_is_not_missed_in_files_that_only_look(tmp_path: Path) -> None:
+    """BEiT's configs name the vocabulary that its pretraining guessed, CLIP's the one of its other half."""
+    sizes = {"image_size": 16, "patch_size": 8, "hidden_size": 8, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "intermediate_size": 8}
+    beit = BeitForImageClassification(BeitConfig(**sizes))
+    clip = CLIPForImageClassification(CLIPConfig(vision_config=sizes, text_config={"vocab_size": 999}))
+    for name, model in {"beit": beit, "clip": clip}.items():
+        model.save_pretrained(tmp_path / name)
+        assert hub.resolve_model(str(tmp_path / name)) == tmp_path / name
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
+    FSMTConfig,
+    FSMTForConditionalGeneration,
     Gemma2Config,
     Gemma2ForCausalLM,
     OPTConfig,
@@ -267,6 +269,30 @@ def test_rows_without_a_target_give_zero_and_no_nan() -> None:
 def test_a_model_that_cannot_predict_tokens_is_refused() -> None:
     with pytest.raises(ModelError, match="no output embeddings"):
         token_loss(pico_llama().model, padded_rows())
+
+
+def test_an_output_embedding_that_looks_tokens_up_as_well_is_left_alone() -> None:
+    torch.manual_seed(0)
+    sizes = {
+        "src_vocab_size": 96, "tgt_vocab_size": 96, "langs": ["en", "de"], "d_model": 32, "init_std": 0.2,
+        "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "pad_token_id": 1,
+    }  # fmt: skip
+    model = FSMTForConditionalGeneration(FSMTConfig(**sizes)).eval()
+    assert isinstance(model.get_output_embeddings(), nn.Embedding)
+    rows = [
+        Encoded([5, 6, 7], [-100, 8, 9, 2], 0, decoder=[2, 8, 9, 2]),
+        Encoded([4], [-100, 6], 1, decoder=[2, 6]),
+    ]
+    loss, targets = token_loss(model, collate(rows, pad=1))
+    apart = torch.zeros(())
+    for row in rows:
+        assert isinstance(row.labels, list)
+        tokens, begun = torch.tensor([row.input_ids]), torch.tensor([row.decoder])
+        logits_SV = model(input_ids=tokens, decoder_input_ids=begun, use_cache=False).logits[0, :-1]
+        apart = apart + F.cross_entropy(logits_SV, torch.tensor(row.labels[1:]), reduction="sum")
+    assert targets == 4
+    assert_close(loss, apart, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_that_predicts_several_tokens_at_a_place_is_refused() -> None:
