@@ -40,8 +40,7 @@ def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         return torch.zeros((), device=batch.tokens_BS.device), 0
     head = model.get_output_embeddings()  # type: ignore[operator]
     if isinstance(head, nn.Embedding):  # FSMT looks tokens up in it, too
-        logits_BSV = model(use_cache=False, **inputs_of(model, batch)).logits
-        logits_NV = logits_BSV[:, :-1][wanted_BS]
+        logits_NV = _picked(model(use_cache=False, **inputs_of(model, batch)).logits, wanted)
         return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum"), len(targets_N)
     sliced = head is not None and is_frozen_linear(head) and logits_are_final(model, batch.tokens_BS)
     tell_prompts(model, batch.prompts_B)
@@ -59,6 +58,13 @@ def _targets(batch: Batch) -> tuple[Tensor, Tensor]:
         return batch.places_N, batch.labels_BS.flatten().index_select(0, batch.places_N + 1)
     wanted_BS = batch.labels_BS[:, 1:] != IGNORED
     return wanted_BS, batch.labels_BS[:, 1:][wanted_BS]
+
+
+def _picked(states_BSX: Tensor, wanted: Tensor) -> Tensor:
+    """[N, X] of hidden states or logits, at the places that `_only_at` takes."""
+    if wanted.dtype == torch.bool:
+        return states_BSX[:, :-1][wanted]
+    return states_BSX.flatten(0, 1).index_select(0, wanted)
 
 
 def inputs_of(model: nn.Module, batch: Batch) -> dict[str, Tensor | None]:
@@ -147,10 +153,7 @@ def _only_at(
                 "predicts at which place is not known",
                 type(model).__name__,
             )
-        if wanted.dtype == torch.bool:
-            hidden_NH = hidden_BSH[:, :-1][wanted]
-        else:
-            hidden_NH = hidden_BSH.flatten(0, 1).index_select(0, wanted)
+        hidden_NH = _picked(hidden_BSH, wanted)
         if keep:
             kept.append(hidden_NH)
             hidden_NH = hidden_NH[:1].detach()
