@@ -20,6 +20,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 TEMPLATED = ("chat_template", "chat_template_kwargs", "date")
 OWN_ROWS = ("format", "columns", "learn", *TEMPLATED)
 PICTURE_TALKS = ("image_text", "shapes_vqa", "textvqa")  # whose prompts a chat template writes, too
+NEED_GRADIENTS = ("gradient", "snip", "gallop")  # criteria that look at gradients of weights
 MOST_EPOCHS = 1_000_000  # beyond, the count of steps would leave the range of numbers
 
 
@@ -43,15 +44,15 @@ class SelectSection(Section):
     criterion: str = Field(
         "magnitude",
         description="Which connections are chosen: magnitude (the paper's), lift, reverse, random; or "
-        "gradient, snip, activation, which look at training rows first.",
+        "gradient, snip, gallop, activation, which look at training rows first.",
     )
     lift_rank: int = Field(128, ge=1, description="Rank of the approximation that `lift` looks at.")
     calibration_batches: int | None = Field(
         8,
         ge=1,
-        description="Micro-batches of training rows that gradient, snip and activation look at; null: one "
-        "pass over all rows (the paper's ablation). Gradients are of the loss summed over all of them, so "
-        "every target counts once; their size is taken of the sum.",
+        description="Micro-batches of training rows that gradient, snip, gallop and activation look at; "
+        "null: one pass over all rows (the paper's ablation). Gradients are of the loss summed over all of "
+        "them, so every target counts once; their size is taken of the sum.",
     )
     coverage: Literal["neuron", "matrix", "block", "model"] = Field(
         "neuron",
@@ -218,7 +219,7 @@ class Recipe(Section):
             raise ValueError("optim.warmup_ratio and optim.warmup_steps exclude each other; keep one")
         if self.train.reselect_every is not None:
             self._check_reselection()
-        if self.model.quantization is not None and self.select.criterion in ("gradient", "snip"):
+        if self.model.quantization is not None and self.select.criterion in NEED_GRADIENTS:
             raise ValueError(
                 f"select.criterion={self.select.criterion} needs gradients of weights, which "
                 f"model.quantization={self.model.quantization} has not; choose another criterion"

@@ -19,6 +19,7 @@ from neuroada_cli.delta import native
 
 # Rows are handled in blocks so that the scores of a 100k-row matrix never stand in full beside the weight.
 BLOCK_ELEMENTS = 1 << 22
+SMALLEST = 1e-8  # of weights that something is divided by
 
 
 def by_magnitude(weight_OI: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -64,6 +65,13 @@ def by_snip(weight_OI: Tensor, grad_OI: Tensor) -> Tensor:
     return (weight_OI.float() * grad_OI).abs()
 
 
+def by_gallop(weight_OI: Tensor, grad_OI: Tensor) -> Tensor:
+    """|G| / |W|: large gradients on small weights (GaLLoP, arXiv:2510.19778). A weight of 0 counts as
+    SMALLEST, so that its score is finite, and ranks by its gradient among those that are.
+    """
+    return grad_OI.abs() / weight_OI.float().abs().clamp(min=SMALLEST)
+
+
 def by_activation(weight_OI: Tensor, norm_I: Tensor) -> Tensor:
     """|W| * ||x_i||: the norm of every input over the calibration tokens (Wanda, arXiv:2306.11695)."""
     return weight_OI.float().abs() * norm_I
@@ -73,6 +81,7 @@ def by_activation(weight_OI: Tensor, norm_I: Tensor) -> Tensor:
 DATA_CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gradient": by_gradient,
     "snip": by_snip,
+    "gallop": by_gallop,
     "activation": by_activation,
 }
 

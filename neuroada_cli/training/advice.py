@@ -10,6 +10,7 @@ from typing import Literal
 from neuroada_cli import files
 from neuroada_cli.errors import NumericsError, PeerError, ResourceError, out_of_memory
 from neuroada_cli.ranks.group import gone, has_gone
+from neuroada_cli.recipe.schema import NEED_GRADIENTS
 from neuroada_cli.training.plan import largest_step, predicted_memory
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.settings import dtype_of
@@ -75,7 +76,7 @@ def _of_weights(checked: Checked) -> tuple[str, str]:
 def _may_quantize(checked: Checked) -> bool:
     """Whether the recipe would still be one (`recipe/schema.py` says what does not go together)."""
     recipe = checked.recipe
-    gradients = recipe.select.criterion in ("gradient", "snip")
+    gradients = recipe.select.criterion in NEED_GRADIENTS
     fits = checked.plan.facts.quantized and not gradients and recipe.train.reselect_every is None
     return fits and recipe.model.quantization is None
 

@@ -158,7 +158,7 @@ def test_gradients_and_choosing_anew_are_described_as_they_are(write) -> None:
     told = {key.name: key.description for key in described_keys()}
     assert "every target counts once" in told["select.calibration_batches"]
     assert "SpIEL" in told["train.reselect_every"]
-    for criterion in ("gradient", "snip", "activation"):
+    for criterion in ("gradient", "snip", "gallop", "activation"):
         refused = message(write(GOOD), "train.reselect_every=5", f"select.criterion={criterion}")
         assert "train.reselect_every goes with magnitude, lift, reverse" in refused
 

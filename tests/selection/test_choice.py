@@ -95,7 +95,7 @@ def test_lift_with_rows_of_unequal_length_goes_by_the_whole_approximation(tmp_pa
         assert expected != best(weight_OI.abs(), choice.counts[name].tolist())
 
 
-@pytest.mark.parametrize("criterion", ["gradient", "snip", "activation"])
+@pytest.mark.parametrize("criterion", ["gradient", "snip", "gallop", "activation"])
 def test_rows_of_unequal_length_go_by_their_own_evidence(criterion: str) -> None:
     """The same columns as the neuron gets where all have as many as it has."""
     model, name = pico_llama(), "model.layers.1.mlp.up_proj"

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from neuroada_cli.delta.native import top_k_available
+from neuroada_cli.recipe.schema import NEED_GRADIENTS
 from neuroada_cli.selection.criteria import CRITERIA, DATA_CRITERIA, choose, choose_by, low_rank
 
 
@@ -84,9 +85,22 @@ def test_every_row_goes_by_its_own_evidence(criterion: str) -> None:
     evidence, scores = {
         "gradient": (grad_OI, grad_OI.abs()),
         "snip": (grad_OI, (weight_OI * grad_OI).abs()),
+        "gallop": (grad_OI, grad_OI.abs() / weight_OI.abs()),
         "activation": (norm_I, weight_OI.abs() * norm_I),
     }[criterion]
     assert torch.equal(choose_by(weight_OI, 3, criterion, evidence), obvious(scores, 3))
+
+
+def test_gallop_takes_weights_that_are_zero_by_their_gradients() -> None:
+    weight_OI = torch.tensor([[0.0, 0.0, 1.0, 0.5, 0.0], [1.0, 2.0, -1.0, 0.5, -4.0]], dtype=torch.bfloat16)
+    grad_OI = torch.tensor([[1.0, -3.0, 9.0, 9.0, 0.0], [1.0, 4.0, -3.0, 1.0, 4.0]])
+    assert choose_by(weight_OI, 1, "gallop", grad_OI).tolist() == [[1], [2]]
+    assert choose_by(weight_OI, 2, "gallop", grad_OI).tolist() == [[0, 1], [1, 2]], "of equal ones the lower"
+    assert choose_by(weight_OI[:1], 3, "gallop", grad_OI[:1]).tolist() == [[0, 1, 3]]
+
+
+def test_what_needs_gradients_is_told_alike_by_recipes_and_criteria() -> None:
+    assert {*NEED_GRADIENTS, "activation"} == set(DATA_CRITERIA)
 
 
 def test_lift_goes_by_the_best_approximation_of_low_rank() -> None:

@@ -100,6 +100,7 @@ def test_equals_the_dense_way_however_the_layers_are_grouped(name: str, criterio
         score_OI = {
             "gradient": grads[layer].abs(),
             "snip": (weight_OI * grads[layer]).abs(),
+            "gallop": grads[layer].abs() / weight_OI.abs(),
             "activation": weight_OI.abs() * norms[layer],
         }[criterion]
         # nearly equal scores may change places between two ways of adding up
@@ -141,6 +142,7 @@ def test_weights_of_a_matrix_block_or_model_compete_by_the_dense_score(coverage:
             score_OI = {
                 "gradient": grads[name].abs(),
                 "snip": (weight_OI * grads[name]).abs(),
+                "gallop": grads[name].abs() / weight_OI.abs(),
                 "activation": weight_OI.abs() * norms[name],
             }[criterion]
             mask_OI = torch.zeros_like(score_OI, dtype=torch.bool)
