@@ -31,7 +31,7 @@ from neuroada_cli.recipe.load import load_recipe, with_overrides
 from neuroada_cli.recipe.schema import DataSection, Recipe
 from neuroada_cli.show.notes import tell
 from neuroada_cli.tasks import metrics
-from neuroada_cli.tasks.registry import expand, get_protocol, get_task, labelled, scored_tasks
+from neuroada_cli.tasks.registry import expand, get_protocol, get_task, said_of, scored_tasks
 from neuroada_cli.tasks.task import Task, under
 
 
@@ -255,7 +255,7 @@ def _chosen_tasks(names: Sequence[str], recipe: Recipe | None, target: adapted.T
         _refuse_missing(target)
         raise RecipeError("no task to score", fix="add --tasks boolq,piqa (or a recipe)")
     chosen = expand(names) if names or recipe is None else scored_tasks(recipe.eval.tasks, recipe.data.task)
-    chosen = [labelled(task, recipe.data.labels if recipe else ()) for task in chosen]
+    chosen = [said_of(task, recipe.data if recipe else None) for task in chosen]
     if len({(task.work, task.num_labels) for task in chosen}) > 1:
         raise RecipeError("these tasks need different heads", "--tasks", "evaluate them one by one")
     for task in chosen:

@@ -337,7 +337,7 @@ def _likelihood(predictions: Sequence[Prediction]) -> dict[str, float]:
 
 
 def _majority(task: Task, predictions: Sequence[Prediction]) -> float | None:
-    if task.kind == "regression" or task.family not in ("commonsense", "glue"):
+    if task.kind == "regression" or task.family not in ("commonsense", "glue", "classes"):
         return None
     references = [p.reference for p in predictions]
     return max(references.count(reference) for reference in set(references)) / len(references)

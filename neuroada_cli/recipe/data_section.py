@@ -15,12 +15,12 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 COLUMNS = (  # our names of the columns of rows of one's own
     "prompt", "completion", "instruction", "input", "output", "text", "system", "history", "messages",
-    "tools",
+    "tools", "label", "pair",
 )  # fmt: skip
 
 
 class DataSection(Section):
-    task: str = Field(description="What the rows are: commonsense, math, gsm8k, rte, instruct, …")
+    task: str = Field(description="What the rows are: commonsense, math, rte, instruct, text_classes, …")
     protocol: str = Field(
         "reft", description="Prompts, loss mask and scoring rules: reft (the paper's) or llm-adapters."
     )
@@ -28,11 +28,14 @@ class DataSection(Section):
         None, description="Row format, for task `instruct` only; empty recognises it from the first row."
     )
     labels: list[str] = Field(
-        [], description="Names of the classes, in the order of their numbers, for task `image_classes` only."
+        [],
+        description="Names of the classes, in the order of their numbers, for tasks `image_classes` and "
+        "`text_classes`; empty: of texts those in the training rows.",
     )
     columns: dict[str, str] = Field(
         {},
-        description="Our names of columns -> theirs, for `instruct`: {prompt: question, completion: answer}.",
+        description="Our names of columns -> theirs, for `instruct`: {prompt: question, completion: answer}; "
+        "for `text_classes`: {text: review, label: stars}.",
     )
     learn: Literal["last", "assistant", "all"] | None = Field(
         None,

@@ -19,6 +19,7 @@ __all__ = ["DataSection", "Recipe", "Section"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 TEMPLATED = ("chat_template", "chat_template_kwargs", "date")
 OWN_ROWS = ("format", "columns", "learn", *TEMPLATED)
+OWN_CLASSES = ("text_classes", "image_classes")
 PICTURE_TALKS = ("image_text", "shapes_vqa", "textvqa")  # whose prompts a chat template writes, too
 NEED_GRADIENTS = ("gradient", "snip", "gallop")  # criteria that look at gradients of weights
 MOST_EPOCHS = 1_000_000  # beyond, the count of steps would leave the range of numbers
@@ -229,10 +230,11 @@ class Recipe(Section):
         for key in OWN_ROWS:
             given = getattr(self.data, key) != DataSection.model_fields[key].default
             written = key in TEMPLATED and self.data.task in PICTURE_TALKS
-            if given and self.data.task != "instruct" and not written:
+            named = key == "columns" and self.data.task == "text_classes"
+            if given and self.data.task != "instruct" and not (written or named):
                 raise ValueError(f"data.{key} goes with data.task: instruct; remove it")
-        if self.data.labels and self.data.task != "image_classes":
-            raise ValueError("data.labels goes with data.task: image_classes; remove it")
+        if self.data.labels and self.data.task not in OWN_CLASSES:
+            raise ValueError(f"data.labels goes with data.task: {' or '.join(OWN_CLASSES)}; remove it")
         if len(set(self.data.labels)) < len(self.data.labels):
             raise ValueError("data.labels names a class twice")
         return self

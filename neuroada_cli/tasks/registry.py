@@ -6,12 +6,22 @@ from collections.abc import Sequence
 
 from neuroada_cli.errors import RecipeError, nearest
 from neuroada_cli.recipe.schema import DataSection
-from neuroada_cli.tasks import arithmetic, commonsense, due_dates, glue, gsm8k, image_text, instruct, pictures
+from neuroada_cli.tasks import (
+    arithmetic,
+    classes,
+    commonsense,
+    due_dates,
+    glue,
+    gsm8k,
+    image_text,
+    instruct,
+    pictures,
+)
 from neuroada_cli.tasks.task import PROTOCOLS, Protocol, Task
 
 TASKS: dict[str, Task] = {
     task.name: task
-    for family in (commonsense, arithmetic, gsm8k, glue, instruct, due_dates, pictures, image_text)
+    for family in (commonsense, arithmetic, gsm8k, glue, instruct, due_dates, pictures, image_text, classes)
     for task in family.TASKS
 }
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -41,8 +51,17 @@ def get_task(name: str) -> Task:
 
 
 def recipe_task(section: DataSection) -> Task:
-    """The task of a recipe, with what the recipe says of it. Raises RecipeError."""
-    return labelled(get_task(section.task), section.labels)
+    """The task of a recipe, with what the recipe says of it, or its rows. Raises RecipeError, DataError."""
+    return said_of(get_task(section.task), section)
+
+
+def said_of(task: Task, section: DataSection | None) -> Task:
+    """`task`; where its classes are one's own, with those of a recipe. Raises RecipeError, DataError."""
+    if task.name == classes.OWN:
+        if section is None:
+            raise RecipeError(f"the classes of {task.name} are not known", fix="add --recipe RECIPE")
+        return classes.with_labels(task, section)
+    return labelled(task, section.labels if section is not None else ())
 
 
 def labelled(task: Task, labels: Sequence[str]) -> Task:

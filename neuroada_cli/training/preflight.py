@@ -20,6 +20,7 @@ from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.choice import Choice, choice_of
 from neuroada_cli.selection.file import Selection, check_base, check_shapes, read_selection
 from neuroada_cli.tasks.chat_template import use_template
+from neuroada_cli.tasks.classes import OWN
 from neuroada_cli.tasks.registry import get_protocol, recipe_task, scored_tasks
 from neuroada_cli.tasks.task import Task
 from neuroada_cli.training import folder as run_folder
@@ -55,6 +56,9 @@ def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE, processes: int 
     _check_processes(recipe, max(processes, ranks.size))
     device = hub.choose_device(recipe.device, None if ranks.alone else ranks.local)
     task = recipe_task(recipe.data)
+    if task.name == OWN and not recipe.data.labels:  # found in the rows: kept, so that `eval` knows them
+        data = recipe.data.model_copy(update={"labels": list(task.labels)})
+        recipe = recipe.model_copy(update={"data": data})
     get_protocol(recipe.data.protocol)
     if recipe.train.packing and task.kind != "generation":
         raise RecipeError(f"train.packing is for tasks that generate, not {task.name}", fix="remove it")
