@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from neuroada_cli import files
+from neuroada_cli import files, hub
 from neuroada_cli.adapter.config import CONFIG
 from neuroada_cli.adapter.folder import AdapterFolder, open_adapter
 from neuroada_cli.errors import ModelError
@@ -54,9 +54,12 @@ def find_adapter(path: str | os.PathLike[str]) -> Path:
 def open_found(path: str | os.PathLike[str]) -> AdapterFolder:
     """The adapter folder that `path` means, opened, and kept from being removed while it is in use.
 
+    path  a folder, or the id of an adapter on the hub
     A training removes old checkpoints and names a better one `best`; where that came in between, the run is
     looked at again. Raises ModelError as `find_adapter` and `open_adapter` do.
     """
+    if not os.path.exists(path):
+        path = hub.adapter_of_hub(os.fspath(path)) or path
     for look in range(1, LOOKS + 1):
         folder = find_adapter(path)
         reading = files.Reading(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -62,11 +63,12 @@ class Target:
 
 def find_target(name: str) -> Target:
     """Raises ModelError for an adapter folder that is not what was written."""
+    shared = None if os.path.exists(name) else hub.adapter_of_hub(name)
     try:
-        find_adapter(name)
+        find_adapter(shared or name)
     except ModelError:
         return Target(name, None)
-    return Target(name, open_found(name))
+    return Target(name, open_found(shared or name))
 
 
 def recipe_of(target: Target) -> Recipe | None:

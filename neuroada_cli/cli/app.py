@@ -31,6 +31,7 @@ from neuroada_cli.cli.options import (
     refuse_idle,
     split,
 )
+from neuroada_cli.cli.push import push
 from neuroada_cli.cli.recipes import recipes_app
 from neuroada_cli.cli.train import train
 from neuroada_cli.errors import RecipeError, ResourceError
@@ -157,6 +158,7 @@ app.command()(chat)
 app.command(name="bench")(bench)
 app.command(name="convert")(convert)
 app.command(name="export")(export)
+app.command()(push)
 
 
 @app.command()

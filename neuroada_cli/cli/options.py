@@ -158,7 +158,11 @@ def refuse_idle(context: typer.Context, by: str, *used: str) -> None:
 
 
 def merged_default(folder: Path) -> Path:
-    """Inside a run folder; beside an adapter folder, whose manifest tells all that may be in it."""
+    """Inside a run folder; beside an adapter folder, whose manifest tells all that may be in it; here, for an
+    adapter of the hub.
+    """
+    if not folder.exists():
+        return Path(f"{folder.name}-merged")
     if (folder / "adapter_config.json").is_file():
         return folder.with_name(f"{folder.name}-merged")
     return folder / "merged"

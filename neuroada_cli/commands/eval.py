@@ -318,6 +318,8 @@ def _default_folder(target: adapted.Target) -> Path:
     place = Path(target.name)
     if place.resolve().parent.name == "snapshots":  # the hub's cache, which is not ours to fill
         return Path("eval") / place.resolve().parents[1].name
+    if target.adapter is not None and not place.exists():  # of the hub
+        return Path("eval") / place.name
     if target.adapter is not None:
         checkpoint = target.adapter.folder.resolve()
         in_run = (checkpoint.parent / "metrics.jsonl").is_file()  # where pruning removes old checkpoints

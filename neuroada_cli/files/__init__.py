@@ -13,7 +13,7 @@ No pickle is read or written here.
 from neuroada_cli.files.atomic import atomic_file, atomic_folder, atomic_link, clean_stale, remove_folder
 from neuroada_cli.files.disk import explained, require_space
 from neuroada_cli.files.lock import Lock, Reading
-from neuroada_cli.files.manifest import MANIFEST, is_ours, own_file, take_stock, verify_folder
+from neuroada_cli.files.manifest import MANIFEST, is_ours, manifest_text, own_file, take_stock, verify_folder
 from neuroada_cli.files.tensors import read_tensors, stream_tensors, write_tensors
 from neuroada_cli.files.text import (
     append_jsonl,
@@ -41,6 +41,7 @@ __all__ = [
     "cut",
     "explained",
     "is_ours",
+    "manifest_text",
     "open_log",
     "own_file",
     "read_json",

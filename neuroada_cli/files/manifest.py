@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,16 @@ def seal(folder: Path) -> None:
         fsync(file)
         if name not in UNVERIFIED:
             entries[name] = {"bytes": file.stat().st_size, "sha256": _hash(file)}
-    text = json.dumps({"format": FORMAT, "files": entries}, indent=1) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    (folder / MANIFEST).write_text(manifest_text(entries), encoding="utf-8")
     fsync(folder / MANIFEST)
     for inner in [entry for entry in folder.iterdir() if entry.is_dir()]:
         fsync(inner)
     fsync(folder)
+
+
+def manifest_text(entries: Mapping[str, Any]) -> str:
+    """What the file holds. entries  name -> {"bytes", "sha256"}"""
+    return json.dumps({"format": FORMAT, "files": entries}, indent=1) + "\n"
 
 
 def verify_folder(path: str | os.PathLike[str], needed: tuple[str, ...] = ()) -> dict[str, Any]:

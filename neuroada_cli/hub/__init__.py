@@ -34,6 +34,7 @@ from neuroada_cli.hub.loading import (
 from neuroada_cli.hub.parts import left_out, parts_of
 from neuroada_cli.hub.reader import Reader, decoder_start, load_reader
 from neuroada_cli.hub.resolve import is_hub_id, local_folder, read_config, resolve_model
+from neuroada_cli.hub.sharing import adapter_of_hub, upload
 from neuroada_cli.hub.weights import (
     INDEX,
     Weights,
@@ -56,6 +57,7 @@ __all__ = [
     "TensorInfo",
     "Weights",
     "Work",
+    "adapter_of_hub",
     "choose_device",
     "decoder_start",
     "default_exclude",
@@ -82,5 +84,6 @@ __all__ = [
     "resolve_model",
     "shard_name",
     "skeleton",
+    "upload",
     "what_differs",
 ]

@@ -10,11 +10,12 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from neuroada_cli.errors import ModelError, ResourceError, unreadable
 
 MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = 16 << 20, 32
+Found = TypeVar("Found", bound=Path | None)
 PROBE_SECONDS = 1.5
 ANSWER_SECONDS = 10  # for the hub to say what a model consists of
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
@@ -160,16 +161,18 @@ def _from_hub(hub_id: str, revision: str | None, trust_remote_code: bool) -> Pat
 
     def download() -> Path:
         files = _wanted_files(hub_id, revision, trust_remote_code)
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=files))
+        place = snapshot_download(hub_id, revision=revision, allow_patterns=files)
+        return Path(place)
 
     if constants.HF_HUB_OFFLINE:
-        return _ask_hub(hub_id, cached, "HF_HUB_OFFLINE is set")
+        return ask_hub(hub_id, cached, "HF_HUB_OFFLINE is set")
     if not hub_answers(constants.ENDPOINT):
-        return _ask_hub(hub_id, cached, f"{constants.ENDPOINT} cannot be reached")
-    return _ask_hub(hub_id, download, f"{constants.ENDPOINT} did not answer")
+        return ask_hub(hub_id, cached, f"{constants.ENDPOINT} cannot be reached")
+    return ask_hub(hub_id, download, f"{constants.ENDPOINT} did not answer")
 
 
-def _ask_hub(hub_id: str, ask: Callable[[], Path], unreachable: str) -> Path:
+def ask_hub(hub_id: str, ask: Callable[[], Found], unreachable: str) -> Found:
+    """What the hub gives. Raises ModelError and ResourceError for each of the ways in which it does not."""
     from huggingface_hub import errors
 
     try:

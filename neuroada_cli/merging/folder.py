@@ -170,6 +170,9 @@ def model_card(
 """
     more = f"| merged onto | {merge.onto} |\n" if merge.onto else ""
     more += f"| sum of | {', '.join(f'{weight:g} × {name}' for weight, name in parts)} |\n" if parts else ""
+    if merge.onto is None:
+        largest = f"{stats.largest_difference:.3g} at most" if merge.target != merge.trained else "none"
+        more += f"| difference to what was trained | {largest} |\n"
     more += f"| day told to the chat template | {day.isoformat()} |\n" if day else ""
     return f"""{head}
 
