@@ -1,23 +1,36 @@
-"""Everything that needs a GPU, in one run of under nine minutes on an H100: check, tune, measure.
+"""Everything that needs a GPU, in one run of under nine minutes on an H100: check, measure, tune.
 
-    python3 benchmarks/gpu.py                # LLaMA-7B with random bf16 weights; nothing is downloaded
-    python3 benchmarks/gpu.py --smoke        # the same route on a tiny model, on a CPU if need be
+    python3 benchmarks/gpu.py --results out           # LLaMA shapes, random bf16 weights, no download
+    python3 benchmarks/gpu.py --adopt out/gpu.tar.gz  # elsewhere: lay the results where the pages look
+    python3 benchmarks/gpu.py --smoke --results out   # the same route on a tiny model, on a CPU if need be
 
-    check    every back-end of the sampled gradient against the dense oracle
-    tiles    the Triton kernel's tile sizes on LLaMA-7B's projections
-    op       back-ends by shape and K; rewrites the table that chooses between them
-    steps    whole training steps: time over the floor, memory, the largest batch in 80 GB
+    check          every CUDA kernel against the oracle
+    llama-7b       time and memory of floor, K=1, K=20 and LoRA r8, 8 x 512 tokens; -8192: twice as many
+    budget         the largest batch in 80 GB and its samples per second, for NeuroAda, mask and LoRA
+    mask           peak memory beside the mask-based method at one batch
+    recipe, ...    rows as real runs have them: padded, packed, a number of tokens that is no multiple of 16,
+                   gradient checkpointing, Llama-3 with its vocabulary of 128k
+    nf4            over a base in 4 bits
+    op, tiles      the gradient alone by shape and K, and the tiles of its kernel
 
-Phases come in this order, each writes its result file when it ends, and one that would outrun the clock is
-left out and named. Needs torch with Triton, transformers, peft, rich and matplotlib.
+The phases come in order of what they are worth. Each is caught by itself and writes its result when it ends;
+all results so far are packed into gpu.tar.gz after each. One that would outrun the clock is left out and
+named. Needs torch with Triton, transformers, peft and psutil; neither pydantic, typer nor rich.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import signal
 import sys
+import tarfile
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,49 +39,165 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import op
 import torch
 from common import RESULTS
+from gpu_loads import BUDGET, Load, Models, steps
 
 from neuroada_cli import files
-from neuroada_cli.commands import bench
 from neuroada_cli.delta import sampled_grad, triton_grad
-from neuroada_cli.errors import ResourceError
+from neuroada_cli.delta.triton_grad import Tile
 from neuroada_cli.machine.load import machine
 from neuroada_cli.selection.criteria import choose
 
 SECONDS = 9 * 60 - 20
-BUDGET = 80_000_000_000  # what the paper's throughput is compared in
-LLAMA = ((4096, 4096, 4096), (4096, 4096, 11008), (4096, 11008, 4096))  # (T, I, O)
-# (T, I, O, K)
-CHECKS = (
-    (1, 1, 1, 1),
-    (7, 5, 3, 5),
-    (257, 130, 66, 1),
-    (300, 64, 129, 64),
-    (1024, 512, 384, 20),
-)  # T, I, O, K
+PACK = "gpu.tar.gz"
+LLAMA = ((8192, 4096, 4096), (8192, 4096, 11008), (8192, 11008, 4096))  # (T, I, O)
+KS = (1, 20)
+# (T, I, O, K); each is a kernel to compile
+CHECKS = {
+    torch.bfloat16: (
+        (1, 1, 1, 1),
+        (7, 5, 3, 5),
+        (257, 130, 66, 1),
+        (1024, 512, 384, 20),
+        (509, 4096, 512, 4),
+    ),
+    torch.float16: ((1024, 512, 384, 20), (509, 4096, 512, 1)),
+    torch.float32: ((300, 64, 129, 64), (257, 130, 66, 1)),
+}
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
+TILES = (
+    Tile(),
+    Tile(16, 512, 8),
+    Tile(8, 512, 4, 128),
+    Tile(8, 512, 4, 64),
+    Tile(16, 256, 4),
+    Tile(8, 1024, 4, 128),
+)
+OTHERS = {"gpu_check": 50.0, "op_cuda": 35.0, "gpu_tiles": 25.0}  # seconds that they may take
+# name -> (what is trained, seconds it may take)
+STEPS: dict[str, tuple[Load, float]] = {
+    "llama-7b": (Load(), 50),
+    "llama-7b-8192": (Load(batch=16), 40),
+    "llama-7b-budget": (Load(compare=("lora", "mask"), batch=1, budget=BUDGET, rounds=3), 100),
+    "llama-7b-mask": (Load(compare=("mask",), k=(1,), batch=4, rounds=3), 25),
+    "llama-7b-recipe": (Load(batch=16, rows="padded"), 20),
+    "llama-7b-packed": (Load(batch=16, rows="packed"), 20),
+    "llama-7b-unaligned": (Load(sequence=509), 25),
+    "llama-7b-checkpointing": (Load(recomputes=True, rounds=5), 30),
+    "llama3-8b": (Load(model="llama3-8b", rounds=5), 45),
+    "llama-7b-nf4": (Load(packed_weights="nf4", rounds=4), 45),
+}
 
 
-class Clock:
-    """What is left of the run. Phases ask before they start."""
+class OutOfTimeError(Exception):
+    """A phase ran longer than it may."""
 
-    def __init__(self, seconds: float) -> None:
+
+class Run:
+    """The phases of one run: what they wrote, what failed, what was left out."""
+
+    def __init__(self, results: Path, seconds: float) -> None:
+        self.results = results
         self._end = time.monotonic() + seconds
         self.left_out: list[str] = []
+        self.failed: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        self.failed_checks = 0
 
-    def has(self, seconds: float, phase: str) -> bool:
-        if time.monotonic() + seconds <= self._end:
-            print(f"== {phase} ({self._end - time.monotonic():.0f} s left)", flush=True)
-            return True
-        self.left_out.append(phase)
-        print(f"== {phase}: left out, no time", flush=True)
-        return False
+    @property
+    def left(self) -> float:
+        return self._end - time.monotonic()
+
+    def phase(self, name: str, seconds: float, work: Callable[[Path], None]) -> None:
+        """Run `work` with the file that it writes, if there is time for it; what it raises ends only it."""
+        if self.left < seconds:
+            self.left_out.append(name)
+            print(
+                f"== {name}: left out, {self.left:.0f} s are left of the {seconds:.0f} it may take",
+                flush=True,
+            )
+            return
+        print(f"== {name} ({self.left:.0f} s left)", flush=True)
+        started = time.monotonic()
+        target = self.results / f"{name}.json"
+        try:
+            with _limit(min(self.left, 2 * seconds)):
+                work(target)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.failed[name] = reason
+            print("".join(traceback.format_exception(error)[-3:]), flush=True)
+            files.write_json(target, [{"machine": machine(), "failed": reason}])
+        self.seconds[name] = round(time.monotonic() - started, 1)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.note()
+
+    def note(self) -> None:
+        """What is known of the run, and all results so far in one file."""
+        files.write_json(
+            self.results / "gpu_run.json",
+            {"machine": machine(), "left_out": self.left_out, "failed": self.failed, "seconds": self.seconds,
+             "failed_checks": self.failed_checks},
+        )  # fmt: skip
+        partial = self.results / f"{PACK}.part"
+        with tarfile.open(partial, "w:gz") as packed:
+            for name in sorted(self.results.glob("*.json")):
+                if name.stem in ("gpu_run", "gpu_check", "gpu_tiles", "op_cuda") or name.stem.startswith(
+                    "step_gpu"
+                ):
+                    packed.add(name, name.name)
+        os.replace(partial, self.results / PACK)
+
+
+@contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise OutOfTimeError(f"took more than {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(1.0, seconds))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def compile_ahead(
+    device: torch.device, shapes: Sequence[tuple[int, int, int]], tiles: Sequence[Tile]
+) -> None:
+    """Every kernel that the run will need, compiled side by side: most of it is done by ptxas, a process."""
+    if not triton_grad.available(device):
+        return
+    work: list[Callable[[], Any]] = []
+    for _, inputs, outputs in shapes:
+        for k in KS:
+            x_TI, grad_TO = (
+                torch.zeros(512, n, device=device, dtype=torch.bfloat16) for n in (inputs, outputs)
+            )
+            index_OK = torch.zeros(outputs, k, device=device, dtype=torch.int32)
+            given = grad_TO, x_TI, index_OK
+            if triton_grad.rows_fit(inputs, torch.bfloat16, device):
+                work.append(lambda given=given: triton_grad.triton_rows(*given))
+            for tile in tiles if (inputs, outputs) == shapes[0][1:] else tiles[:1]:
+                work.append(
+                    lambda given=given, tile=tile: triton_grad.triton_grad(
+                        *given, tile, triton_grad.transposed(given[1], tile.tokens)
+                    )
+                )
+    work[0]()  # alone: the driver's own part is built once
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        failed = [error for job in [pool.submit(one) for one in work] if (error := job.exception())]
+    for error in failed[:3]:  # the phases that need it will say so
+        print(f"  does not compile: {error}", flush=True)
+    print(f"  {len(work) - len(failed)} of {len(work)} kernels compiled", flush=True)
 
 
 def check(device: torch.device) -> list[dict[str, Any]]:
     """Largest difference to the fp32 oracle, relative to its largest entry, per back-end, dtype and shape."""
     rows = []
     for dtype, tolerance in TOLERANCE.items():
-        for tokens, inputs, outputs, k in CHECKS:
+        for tokens, inputs, outputs, k in CHECKS[dtype]:
             generator = torch.Generator(device=device).manual_seed(tokens)
             grad_TO, x_TI = (
                 torch.randn(tokens, n, device=device, dtype=dtype, generator=generator)
@@ -77,25 +206,59 @@ def check(device: torch.device) -> list[dict[str, Any]]:
             score_OI = torch.rand(outputs, inputs, device=device, generator=generator)
             index_OK = choose(score_OI, k)
             expected_OK = sampled_grad.dense_oracle(grad_TO.double().float(), x_TI.double().float(), index_OK)
-            for name in sampled_grad.usable(device, dtype):
-                triton_grad.last_transpose.clear()
-                got_OK = sampled_grad.BACKENDS[name](grad_TO, x_TI, index_OK)
-                again_OK = sampled_grad.BACKENDS[name](grad_TO, x_TI, index_OK)
-                scale = float(expected_OK.abs().max()) or 1.0
-                error = float((got_OK - expected_OK).abs().max()) / scale
-                rows.append(
-                    {
-                        "backend": name, "dtype": str(dtype).removeprefix("torch."),
-                        "shape_TIOK": [tokens, inputs, outputs, k], "error": error,
-                        "repeatable": torch.equal(got_OK, again_OK),
-                        "ok": error <= tolerance and got_OK.dtype == torch.float32,
-                    }
-                )  # fmt: skip
+            scale = float(expected_OK.abs().max()) or 1.0
+            for name in sampled_grad.usable_for(inputs, dtype, device):
+                row = {
+                    "backend": name,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "shape_TIOK": [tokens, inputs, outputs, k],
+                }
+                try:
+                    triton_grad.last_transpose.clear()
+                    got_OK = sampled_grad.BACKENDS[name](grad_TO, x_TI, index_OK)
+                    again_OK = sampled_grad.BACKENDS[name](grad_TO, x_TI, index_OK)
+                    error = float((got_OK - expected_OK).abs().max()) / scale
+                    fine = error <= tolerance and got_OK.dtype == torch.float32
+                    row |= {"error": error, "repeatable": torch.equal(got_OK, again_OK), "ok": fine}
+                except Exception as failure:
+                    reason = f"{type(failure).__name__}: {failure}".splitlines()[0]
+                    row |= {"error": None, "repeatable": False, "ok": False, "failed": reason}
+                rows.append(row)
     return rows
 
 
-def tiles(shapes: Sequence[tuple[int, int, int]], device: torch.device, rounds: int) -> list[dict[str, Any]]:
-    """Every tile of the Triton kernel per shape and K, as a ratio to that layer's forward + dx."""
+def updates(device: torch.device) -> dict[str, Any]:
+    """The one launch for clip, AdamW and refold beside torch's own steps: how far deltas differ."""
+    from neuroada_cli.delta import triton_update
+    from neuroada_cli.delta.fold import fold_entries
+    from neuroada_cli.delta.layout import Layout
+
+    torch.manual_seed(0)
+    layout = Layout(4096, 1024)
+    weight = torch.randn(4096, 1024, device=device, dtype=torch.bfloat16)
+    index_OK = choose(weight, 20)
+    base_OK = layout.take(weight, index_OK)
+    ours, theirs = (torch.nn.Parameter(torch.zeros(4096, 20, device=device)) for _ in range(2))
+    optimizers = [torch.optim.AdamW([p], lr=1e-2, weight_decay=0.1, fused=True) for p in (ours, theirs)]
+    for _ in range(3):
+        ours.grad = torch.randn_like(ours)
+        theirs.grad = ours.grad.clone()
+        norm = torch.nn.utils.get_total_norm([ours.grad])
+        update = triton_update.prepared(optimizers[0], [(weight, index_OK, base_OK, ours, layout)])
+        if update is None:
+            return {"ok": False, "failed": "the kernel does not take this layer"}
+        update(norm, 1.0)
+        torch.nn.utils.clip_grads_with_norm_([theirs], 1.0, norm)
+        optimizers[1].step()
+    error = float((ours - theirs).detach().abs().max())
+    folded = torch.equal(layout.take(weight, index_OK), fold_entries(base_OK, ours.detach(), weight.dtype))
+    return {"ok": error <= 1e-6 and folded, "error": error, "folded_exactly": folded}
+
+
+def tile_rows(
+    shapes: Sequence[tuple[int, int, int]], device: torch.device, rounds: int
+) -> list[dict[str, Any]]:
+    """Some tiles of the kernel by columns per shape and K, as ratios to that layer's forward + dx."""
     rows = []
     for tokens, inputs, outputs in shapes:
         generator = torch.Generator(device=device).manual_seed(0)
@@ -108,22 +271,21 @@ def tiles(shapes: Sequence[tuple[int, int, int]], device: torch.device, rounds: 
             torch.nn.functional.linear(x_TI, weight_OI)
             grad_TO @ weight_OI
 
-        for k in (1, 20):
+        for k in KS:
             index_OK = choose(weight_OI, k)
             runs: dict[str, Callable[[], Any]] = {"floor": floor}
-            for block_o in (4, 8, 16, 32):
-                for block_t in (128, 256, 512):
-                    for warps in (4, 8):
-                        run = _tile(grad_TO, x_TI, index_OK, block_o, block_t, warps)
-                        run()  # compiles
-                        runs[f"{block_o} x {block_t}, {warps} warps"] = run
+            for tile in TILES:
+                x_IT = triton_grad.transposed(x_TI, tile.tokens)
+                run = _tile(grad_TO, x_TI, index_OK, tile, x_IT)
+                run()  # compiles
+                runs[f"{tile.neurons} x {tile.tokens}, {tile.warps} warps, {tile.registers} registers"] = run
+            runs["transpose"] = lambda x_TI=x_TI: triton_grad.transposed(x_TI)
             ratios, seconds = op.interleave(runs, rounds, device)
-            best = min(ratios, key=lambda name: ratios[name])
+            best = min((name for name in ratios if name != "transpose"), key=lambda name: ratios[name])
             rows.append(
                 {
                     "tokens": tokens, "inputs": inputs, "outputs": outputs, "k": k, "best": best,
                     "best_ratio": ratios[best], "floor_seconds": seconds, "ratios": ratios,
-                    "default": f"{triton_grad.BLOCK_O} x {triton_grad.BLOCK_T}, {triton_grad.WARPS} warps",
                 }
             )  # fmt: skip
             print(f"  T={tokens} I={inputs} O={outputs} K={k}: {best} {ratios[best]:.4f}", flush=True)
@@ -131,92 +293,87 @@ def tiles(shapes: Sequence[tuple[int, int, int]], device: torch.device, rounds: 
 
 
 def _tile(
-    grad_TO: torch.Tensor, x_TI: torch.Tensor, index_OK: torch.Tensor, block_o: int, block_t: int, warps: int
+    grad_TO: torch.Tensor, x_TI: torch.Tensor, index_OK: torch.Tensor, tile: Tile, x_IT: torch.Tensor
 ) -> Callable[[], torch.Tensor]:
-    return lambda: triton_grad.triton_grad(grad_TO, x_TI, index_OK, block_o, block_t, warps)
+    return lambda: triton_grad.triton_grad(grad_TO, x_TI, index_OK, tile, x_IT)
 
 
-# name -> (settings of `neuroada bench`, seconds it may take). mask and full have runs of their own, with the
-# floor and K=1 beside them, because their dense state fills the device.
-STEPS: dict[str, tuple[dict[str, Any], float]] = {
-    "llama-7b": ({"compare": ("lora", "scatter"), "batch": 8, "sequence": 512, "k": (1, 20)}, 80),
-    "llama-7b-mask": ({"compare": ("mask",), "batch": 2, "sequence": 512, "k": (1,)}, 60),
-    "llama-7b-budget": (
-        {"compare": ("lora", "mask"), "batch": 1, "sequence": 512, "k": (1,), "memory_budget": BUDGET},
-        90,
-    ),
-    "llama-7b-full": ({"compare": ("full",), "batch": 1, "sequence": 512, "k": (1,)}, 60),
-}
+def adopt(packed: Path) -> None:
+    """Lay a run's results under benchmarks/results, and choose back-ends by what it measured."""
+    with tarfile.open(packed) as archive:
+        archive.extractall(RESULTS, filter="data")
+    path = RESULTS / "op_cuda.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "rows" in result:
+        op.write_table(result["rows"], result["machine"]["gpu"])
 
 
-def steps(clock: Clock, model: str, dtype: str, device: str, results: Path, smoke: bool) -> None:
-    for name, (settings, seconds) in STEPS.items():
-        if not clock.has(seconds, f"steps {name}"):
+def run_all(run: Run, device: torch.device, smoke: bool) -> None:
+    shapes = ((64, 32, 48),) if smoke else LLAMA
+    rounds = 3 if smoke else 15
+    models = Models("fp32" if smoke else "bf16", str(device))
+
+    def checked(target: Path) -> None:
+        compile_ahead(device, shapes, TILES)
+        rows = check(device)
+        run.failed_checks = sum(not row["ok"] for row in rows)
+        result: dict[str, Any] = {"machine": machine(), "rows": rows}
+        if triton_grad.available(device):
+            result["update"] = updates(device)
+            run.failed_checks += not result["update"]["ok"]
+        files.write_json(target, result)
+        print(f"  {run.failed_checks} of {len(rows)} comparisons with the oracle fail", flush=True)
+
+    def ops(target: Path) -> None:
+        rows = list(op.table(shapes, (1, 4, 20), ["fp32" if smoke else "bf16"], device, rounds))
+        files.write_json(target, {"machine": machine(), "rows": rows})
+
+    def tuned(target: Path) -> None:
+        files.write_json(target, {"machine": machine(), "rows": tile_rows(shapes[:2], device, rounds)})
+
+    run.phase("gpu_check", OTHERS["gpu_check"], checked)
+    for name, (load, seconds) in STEPS.items():
+        if load.packed_weights and smoke:
             continue
-        settings = dict(settings)
-        if smoke:
-            settings |= {"sequence": 32, "batch": 2}
-            settings |= {"memory_budget": 2_000_000} if "memory_budget" in settings else {}
-        target = results / f"step_gpu_{name}.json"
-        try:
-            bench.run(
-                model=model, dtype=dtype, device=device, rounds=2 if smoke else 8, warmup=1 if smoke else 3,
-                json_out=target, plot_out=target.with_suffix(".png"), **settings,
-            )  # fmt: skip
-        except ResourceError as error:
-            print(f"  {name}: {error.line()}", flush=True)
-            files.write_json(target, [{"settings": settings, "machine": machine(), "failed": error.line()}])
-        if device != "cpu":
-            torch.cuda.empty_cache()
+
+        def stepped(target: Path, load: Load = load) -> None:
+            steps(models, load, target, lambda text: print(f"  {text}", flush=True), smoke)
+
+        run.phase(f"step_gpu_{name}", seconds, stepped)
+    models.forget()
+    run.phase("op_cuda", OTHERS["op_cuda"], ops)
+    if triton_grad.available(device):
+        run.phase("gpu_tiles", OTHERS["gpu_tiles"], tuned)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Check, tune and measure on one GPU.")
+    parser = argparse.ArgumentParser(description="Check, measure and tune on one GPU.")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes; results go to --results only")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of all results")
     parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--adopt", type=Path, metavar=PACK, help="take over what a run elsewhere measured")
     given = parser.parse_args()
+    if given.adopt is not None:
+        adopt(given.adopt)
+        return
     if not torch.cuda.is_available() and not given.smoke:
         sys.exit("bench-gpu: there is no CUDA device here; nothing was measured")
     if given.smoke and given.results == RESULTS:
         parser.error("--smoke needs --results: its figures must not replace measured ones")
     given.results.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    clock = Clock(given.seconds)
-    failed = _kernels(clock, device, given.results, given.smoke)
-    model, dtype = ("pico", "fp32") if given.smoke else ("llama-7b", "bf16")
-    steps(clock, model, dtype, str(device), given.results, given.smoke)
-    about = {"machine": machine(), "left_out": clock.left_out, "failed_checks": failed}
-    files.write_json(given.results / "gpu_run.json", about)
-    if failed:
-        sys.exit(f"bench-gpu: {failed} checks against the oracle failed, see gpu_check.json")
-
-
-def _kernels(clock: Clock, device: torch.device, results: Path, smoke: bool) -> int:
-    """The phases on the op alone; returns the number of failed checks."""
-    failed = 0
-    shapes = ((64, 32, 48),) if smoke else LLAMA
-    rounds = 3 if smoke else 20
-    if clock.has(60, "check"):
-        rows = check(device)
-        failed = sum(not row["ok"] for row in rows)
-        files.write_json(results / "gpu_check.json", {"machine": machine(), "rows": rows})
-        worst = max(row["error"] for row in rows)
-        print(f"  {len(rows) - failed} of {len(rows)} checks hold, largest relative error {worst:.1e}")
-    if triton_grad.available(device) and clock.has(90, "tiles"):
-        rows = tiles(shapes, device, rounds)
-        files.write_json(results / "gpu_tiles.json", {"machine": machine(), "rows": rows})
-    if clock.has(90, "op"):
-        dtypes = ["fp32"] if smoke else ["bf16", "fp32"]
-        rows = list(op.table(shapes, (1, 4, 20), dtypes, device, rounds))
-        files.write_json(results / f"op_{device.type}.json", {"machine": machine(), "rows": rows})
-        if not smoke:
-            op.write_table(rows, machine()["gpu"])
-            sampled_grad._table.cache_clear()  # the steps below choose by what was just measured
-            sampled_grad.pick_backend.cache_clear()
-        for row in rows:
-            print(f"  {row['kind']} I={row['inputs']} O={row['outputs']} K={row['k']}: {row['ratios']}")
-    return failed
+    run = Run(given.results, given.seconds)
+    run_all(run, device, given.smoke)
+    run.note()
+    print(f"all results: {given.results / PACK}")
+    for name in run.left_out:
+        print(f"left out: {name}")
+    for name, reason in run.failed.items():
+        print(f"failed: {name}: {reason}")
+    if run.failed_checks or run.failed:
+        sys.exit(
+            f"bench-gpu: {run.failed_checks} checks against the oracle and {len(run.failed)} phases failed"
+        )
 
 
 if __name__ == "__main__":

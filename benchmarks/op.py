@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import RESULTS
 
 from neuroada_cli import files
-from neuroada_cli.delta.sampled_grad import BACKENDS, TABLE, usable
+from neuroada_cli.delta.sampled_grad import BACKENDS, TABLE, usable_for
 from neuroada_cli.machine.load import machine
 from neuroada_cli.selection.criteria import choose
 
@@ -61,7 +61,7 @@ def measure(
     runs: dict[str, Callable[[], Any]] = {"floor": floor}
     hopeless: dict[str, float] = {}
     floor_seconds = min(seconds(floor, device) for _ in range(3))
-    for name in ("dense_oracle", *usable(device, dtype)):
+    for name in ("dense_oracle", *usable_for(inputs, dtype, device)):
         run = _bound(name, grad_TO, x_TI, index_OK)
         run()
         trial = seconds(run, device) / floor_seconds

@@ -18,6 +18,7 @@ import performance_page
 import pictures
 import reliability_page
 import results_page
+import scale_page
 
 DOCS = Path(__file__).parents[1]
 
@@ -28,6 +29,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "performance": performance_page.page,
     "reliability": reliability_page.page,
     "results": results_page.page,
+    "scale": scale_page.page,
 }
 
 

@@ -226,26 +226,44 @@ def gpu_section() -> str:
     command = "make bench-gpu"
     if about is None:
         return (
-            "\n## On a GPU\n\nNot measured. The Triton kernel is tested against the oracle in Triton's "
-            f"interpreter only; `{command}` (one GPU, under nine minutes) checks, tunes and measures it.\n"
+            "\n## On a GPU\n\nNot measured. The CUDA kernels are held to the oracle in Triton's interpreter, "
+            "and compiled for an H100 (sm_90), where their loads are seen to be vectors of 16 bytes; "
+            f"`{command}` (one GPU, under nine minutes) checks, measures and tunes them.\n"
         )
+    text = "\n## On a GPU: checks\n\n"
     checks = load("gpu_check")
-    held = sum(row["ok"] for row in checks["rows"])
-    worst = max(row["error"] for row in checks["rows"])
-    text = f"\n## On a GPU: checks\n\n{held} of {len(checks['rows'])} comparisons with the oracle hold; the largest "
-    text += f"relative difference is {worst:.1e}.\n{machine_line(checks['machine'], command)}"
+    if checks is None or "rows" not in checks:
+        text += "The check did not end.\n"
+    else:
+        errors = [row["error"] for row in checks["rows"] if row["error"] is not None]
+        held = sum(row["ok"] for row in checks["rows"])
+        text += f"{held} of {len(checks['rows'])} comparisons with the oracle hold; the largest relative "
+        text += f"difference is {max(errors):.1e}.\n"
+    text += machine_line(about["machine"], command)
     if about["left_out"]:
         text += f"\nLeft out for lack of time: {', '.join(about['left_out'])}.\n"
-    text += op_section("On a GPU: the op", "op_cuda", command)
-    targets = {("neuroada", 1): 1.05, ("neuroada", 20): 1.15}
-    text += step_section("On a GPU: LLaMA-7B", "step_gpu_llama-7b", command, targets)
-    for name, title in (
-        ("mask", "beside the mask-based method"),
-        ("budget", "the largest batch"),
-        ("full", "beside full fine-tuning"),
-    ):
-        text += step_section(f"On a GPU: LLaMA-7B, {title}", f"step_gpu_llama-7b-{name}", command)
+    targets = {("neuroada", 1): 1.05, ("neuroada", 20): 1.12}
+    for name, title in GPU_STEPS.items():
+        if load(f"step_gpu_{name}") is not None:
+            wanted = targets if name in ("llama-7b", "llama-7b-8192") else None
+            text += step_section(f"On a GPU: {title}", f"step_gpu_{name}", command, wanted)
+    if load("op_cuda") is not None and "rows" in load("op_cuda"):
+        text += op_section("On a GPU: the op", "op_cuda", command)
     return text
+
+
+GPU_STEPS = {
+    "llama-7b": "LLaMA-7B",
+    "llama-7b-8192": "LLaMA-7B, 8192 tokens",
+    "llama-7b-budget": "LLaMA-7B, the largest batch",
+    "llama-7b-mask": "LLaMA-7B, beside the mask-based method",
+    "llama-7b-recipe": "LLaMA-7B, rows of a recipe, padded",
+    "llama-7b-packed": "LLaMA-7B, rows of a recipe, packed",
+    "llama-7b-unaligned": "LLaMA-7B, a number of tokens that is no multiple of 16",
+    "llama-7b-checkpointing": "LLaMA-7B, gradient checkpointing",
+    "llama3-8b": "Llama-3-8B",
+    "llama-7b-nf4": "LLaMA-7B over nf4",
+}
 
 
 def rest_section() -> str:

@@ -10,6 +10,7 @@ import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from neuroada_cli.benchmarking.steps import (
     Contender,
     RealRows,
     Timing,
+    clock_of,
     contender,
     flow_to_embeddings,
     interleave,
@@ -230,3 +232,24 @@ def _row(
         largest_batch=memory.fits,
         largest_batch_samples_per_s=memory.fits_samples_per_s,
     )
+
+
+def settings_of(subject: Subject, plan: BenchPlan, dtype: str) -> dict[str, Any]:
+    """What is written beside every row. dtype: its name in a recipe."""
+    return {
+        "model": subject.name,
+        "layers": subject.layers,
+        "of_layers": subject.depth,
+        "parameters": subject.parameters,
+        "targets": len(subject.targets),
+        "dtype": dtype,
+        "device": plan.device,
+        "batch": plan.batch,
+        "sequence": plan.sequence,
+        "rows": plan.real.source if plan.real else "random tokens",
+        "rounds": plan.rounds,
+        "warmup": plan.warmup,
+        "memory_budget": plan.budget,
+        "optimizer": "AdamW, clipped to norm 1",
+        "clock": clock_of(torch.device(plan.device))[0],
+    }

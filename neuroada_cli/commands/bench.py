@@ -14,9 +14,9 @@ from rich.console import Console
 
 from neuroada_cli import files, hub
 from neuroada_cli.benchmarking import peers, shapes, tables
-from neuroada_cli.benchmarking.measure import BenchPlan, Subject, all_targets, measure
+from neuroada_cli.benchmarking.measure import BenchPlan, Subject, all_targets, measure, settings_of
 from neuroada_cli.benchmarking.rows import BenchRow, as_json
-from neuroada_cli.benchmarking.steps import RealRows, clock_of
+from neuroada_cli.benchmarking.steps import RealRows
 from neuroada_cli.errors import OutputError, RecipeError, ResourceError
 from neuroada_cli.hub.stored import own_dtype
 from neuroada_cli.machine.load import machine
@@ -89,7 +89,7 @@ def run(
         tell("building the model")
         subject = _from_recipe(recipe, layers, plan) if recipe else _built_in(model, layers, plan)
         rows = measure(subject, plan, tell)
-    settings = _settings(subject, plan, dtype) | {"quantization": quantization}
+    settings = settings_of(subject, plan, dtype) | {"quantization": quantization}
     result = BenchResult(rows, settings, machine())
     if not quiet:
         _show(result, subject)
@@ -176,26 +176,6 @@ def _check_length(plan: BenchPlan, longest: int | None) -> None:
         raise RecipeError(
             f"{plan.sequence} tokens per row, but the model has {longest} positions", "--seq", "give fewer"
         )
-
-
-def _settings(subject: Subject, plan: BenchPlan, dtype: str) -> dict[str, Any]:
-    return {
-        "model": subject.name,
-        "layers": subject.layers,
-        "of_layers": subject.depth,
-        "parameters": subject.parameters,
-        "targets": len(subject.targets),
-        "dtype": dtype,
-        "device": plan.device,
-        "batch": plan.batch,
-        "sequence": plan.sequence,
-        "rows": plan.real.source if plan.real else "random tokens",
-        "rounds": plan.rounds,
-        "warmup": plan.warmup,
-        "memory_budget": plan.budget,
-        "optimizer": "AdamW, clipped to norm 1",
-        "clock": clock_of(torch.device(plan.device))[0],
-    }
 
 
 def _title(settings: dict[str, Any]) -> str:
