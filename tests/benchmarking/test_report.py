@@ -32,7 +32,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     yield load
     for name in set(sys.modules) - before:
-        if name in ("common", "op"):
+        if name in ("common", "op", "gpu_kernels", "gpu_loads"):
             del sys.modules[name]
 
 
