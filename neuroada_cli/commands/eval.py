@@ -281,12 +281,18 @@ def _learnt(
     if recipe is None:
         return None
     try:
-        if trained is not None and (named is None or named.data.train != trained.data.train):
-            _refuse_foreign(trained, data_dir, "train", trained.data.train)
+        if trained is not None and (named is None or _sources(named) != _sources(trained)):
+            for source in _sources(trained):
+                _refuse_foreign(trained, data_dir, "train", source)
         return learnt_by(recipe, data_dir)
     except (DataError, RecipeError) as error:
         console.print(f"which rows were trained on is not known: {error}", markup=False, soft_wrap=True)
         return None
+
+
+def _sources(recipe: Recipe) -> tuple[str | None, ...]:
+    """What the rows are read from that a recipe trains on."""
+    return (recipe.data.train, *recipe.data.also)
 
 
 def _refuse_foreign(recipe: Recipe, data_dir: str | None, split: str, source: str | None) -> None:

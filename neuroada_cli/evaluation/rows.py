@@ -53,7 +53,9 @@ def learnt_by(recipe: Recipe, data_dir: str | None) -> Learnt:
     scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
     found = training_set(section, recipe_task(section), recipe.seed, scored)
     rows = found.rows.subset(found.learnt)
-    return Learnt(rows.label, leakage.questions(rows))
+    sets = [rows, *(each.rows.subset(each.learnt) for each in found.also)]
+    asked = frozenset().union(*map(leakage.questions, sets))
+    return Learnt(" + ".join(each.label for each in sets), asked)
 
 
 def prepare(

@@ -11,6 +11,7 @@ from neuroada_cli.errors import nearest
 from neuroada_cli.foreign_text import HAS_SECRETS, INSTEAD, has_secrets
 from neuroada_cli.recipe.section import Section
 
+MOST_OFTEN = 100  # times that an epoch shows a row
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 COLUMNS = (  # our names of the columns of rows of one's own
@@ -57,6 +58,11 @@ class DataSection(Section):
         description="Training rows: known set, file, folder, hub id or URL; or a folder with a folder of "
         "pictures for each class.",
     )
+    also: dict[str, float] = Field(
+        {},
+        description="Further training rows: source -> how often an epoch shows each of them (3: three times; "
+        "0.25: a quarter of them, chosen by seed). Those of `train` are shown once.",
+    )
     validation: str | None = Field(None, description="Validation rows, likewise.")
     validation_rows: Count | Share = Field(
         0,
@@ -102,6 +108,16 @@ class DataSection(Section):
             if ours not in COLUMNS:
                 raise ValueError(f"data.columns: {ours[:40]} is none of our names; {nearest(ours, COLUMNS)}")
         return columns
+
+    @field_validator("also")
+    @classmethod
+    def _are_weights(cls, also: dict[str, float]) -> dict[str, float]:
+        for source, weight in also.items():
+            if has_secrets(source):
+                raise ValueError(f"data.also {HAS_SECRETS}; {INSTEAD}")
+            if not 0 < weight <= MOST_OFTEN:
+                raise ValueError(f"data.also: {weight:g} is not above 0 and at most {MOST_OFTEN}")
+        return also
 
     @field_validator("train", "validation")
     @classmethod

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from neuroada_cli.data.batch import Example
 from neuroada_cli.data.reading import Row
-from neuroada_cli.data.sources import load_rows, require_source
+from neuroada_cli.data.sources import Rows, load_rows, require_source
 from neuroada_cli.errors import DataError, RecipeError, nearest
 from neuroada_cli.recipe.schema import DataSection
 from neuroada_cli.tasks.notes import renamed
@@ -36,8 +36,19 @@ def labels_of(section: DataSection) -> list[str]:
 
     Raises DataError for rows without a label, and for more labels than classes could be.
     """
-    source = require_source(section.train, "data.train")
-    rows = load_rows(source, "train", section.data_dir)
+    source, found = require_source(section.train, "data.train"), set[str]()
+    for each in (source, *section.also):
+        found |= _labels_in(load_rows(each, "train", section.data_dir, section.field), section)
+    if len(found) > MOST:
+        raise DataError(
+            f"label holds {len(found):,} different values, which are no classes",
+            source,
+            "name the classes in data.labels, if they are",
+        )
+    return _ordered(found)
+
+
+def _labels_in(rows: Rows, section: DataSection) -> set[str]:
     column = section.columns.get("label", "label")
     missing = [number for number, row in enumerate(rows.rows) if row.get(column) is None]
     if missing:
@@ -47,14 +58,7 @@ def labels_of(section: DataSection) -> list[str]:
             rows.source,
             "say which column it is: data.columns: {text: review, label: stars}",
         )
-    found = _ordered({label_text(row[column]) for row in rows.rows})
-    if len(found) > MOST:
-        raise DataError(
-            f"{column} holds {len(found):,} different values, which are no classes",
-            rows.source,
-            "name the classes in data.labels, if they are",
-        )
-    return found
+    return {label_text(row[column]) for row in rows.rows}
 
 
 def label_text(value: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from neuroada_cli.data.sources import Rows, load_rows, require_source, take
 from neuroada_cli.errors import DataError
@@ -21,13 +21,32 @@ class TrainingSet:
     learnt: list[int]
     held_out: list[int]
     dropped: list[int]
+    also: tuple[Further, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """All of it in words."""
+        return " + ".join(
+            [self.rows.source, *(f"{each.rows.source} x {each.weight:g}" for each in self.also)]
+        )
+
+
+@dataclass(frozen=True)
+class Further:
+    """Rows of a further source, and the places of those that are learnt: one for each time."""
+
+    rows: Rows
+    weight: float
+    learnt: list[int]
+    dropped: int = 0
 
 
 def training_set(section: DataSection, task: Task, seed: int, scored: Collection[Task] = ()) -> TrainingSet:
     """Load the training rows and part them.
 
     The last `data.validation_rows` (of GSM8K by itself, 300) are held out; `data.drop_leaked` drops those
-    that the test sets of the tasks `scored` ask, too; `data.limit` chooses among the rest by seed.
+    that the test sets of the tasks `scored` ask, too; `data.limit` chooses among the rest by seed, also of
+    those of `data.also`, of which each counts as often as it is shown.
     Raises DataError or RecipeError, with counts and places.
     """
     source = section.train or require_source(task.sets.get("train"), "data.train")
@@ -41,14 +60,35 @@ def training_set(section: DataSection, task: Task, seed: int, scored: Collection
         )
     first = len(rows) - held_out
     dropped: list[int] = []
+    seen: Collection[str] = ()
     if section.drop_leaked:
         seen = leakage.questions_of_tests(scored, section.data_dir)
         dropped = leakage.leaked(rows, seen, first)
     kept = sorted({*range(first)} - {*dropped})
     if not kept:
         raise DataError(f"all {first} rows are test questions", rows.source, "set data.drop_leaked: false")
-    learnt = [kept[place] for place in take(kept, section.limit, seed)]
-    return TrainingSet(rows, learnt, list(range(first, len(rows))), dropped)
+    also = [_further(name, weight, section, seen, seed) for name, weight in section.also.items()]
+    all_places = [(0, place) for place in kept]
+    all_places += [(n, place) for n, each in enumerate(also, 1) for place in each.learnt]
+    chosen = [all_places[at] for at in take(all_places, section.limit, seed)]
+    taken: list[list[int]] = [[] for _ in range(1 + len(also))]
+    for number, place in chosen:
+        taken[number].append(place)
+    limited = tuple(replace(each, learnt=taken[n]) for n, each in enumerate(also, 1))
+    return TrainingSet(rows, taken[0], list(range(first, len(rows))), dropped, limited)
+
+
+def _further(name: str, weight: float, section: DataSection, seen: Collection[str], seed: int) -> Further:
+    """Each row as often as the weight says; of the part of a time a choice by seed."""
+    rows = load_rows(name, "train", section.data_dir, section.field)
+    dropped = set(leakage.leaked(rows, seen)) if seen else set()
+    kept = [place for place in range(len(rows)) if place not in dropped]
+    whole, part = divmod(weight, 1)
+    some = take(kept, round(part * len(kept)), seed) if part else []
+    places = kept * int(whole) + [kept[at] for at in some]
+    if not places:
+        raise DataError(f"gives no rows with the weight {weight:g}", rows.source, "raise it in data.also")
+    return Further(rows, weight, places, len(dropped))
 
 
 def held_out_of(section: DataSection, rows: int) -> int:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from neuroada_cli.data import sources
 from neuroada_cli.data.batch import Encoded, Example
@@ -87,6 +87,8 @@ def prepare(
     hashes = {"train": rows.sha256, "train tokens": _hash_of(train_encoded)}
     if validation_rows is not None:
         hashes |= {"validation": validation_rows.sha256, "validation tokens": _hash_of(held)}
+    for number, each in enumerate(found.also, start=2):
+        hashes[f"train {number}"] = each.rows.sha256
     if section.drop_leaked:  # they depend on the test sets, which may change
         hashes["dropped"] = hashlib.sha256(json.dumps(found.dropped).encode()).hexdigest()
     return PreparedRows(
@@ -94,10 +96,10 @@ def prepare(
         report,
         held_report,
         max_length,
-        rows.source,
+        found.source,
         validation_rows.source if validation_rows else None,
         hashes,
-        len(found.dropped),
+        len(found.dropped) + sum(each.dropped for each in found.also),
         task.published,
         (*_where_they_lay(rows, validation_rows), *habits.notes.lines()),
         habits.day if habits.notes.day else None,
@@ -118,6 +120,12 @@ class _Reading:
     section: DataSection
     habits: instruct.Habits
     reader: Reader
+
+    def further(self, rows: Rows) -> list[Example]:
+        """Of a source beside the first: its columns may have other names, and then speak for themselves."""
+        if not set(self.habits.columns.values()) & rows.rows[0].keys():
+            return replace(self, habits=replace(self.habits, columns={})).examples(rows)
+        return self.examples(rows)
 
     def examples(self, rows: Rows) -> list[Example]:
         task = self.task
@@ -153,7 +161,13 @@ def _split(
     else:
         validation, validation_rows = _own_validation(section, task, reading)
     chosen = sources.take(validation, section.validation_limit, seed)
-    return [examples[i] for i in found.learnt], [validation[i] for i in chosen], validation_rows
+    train = [examples[i] for i in found.learnt]
+    before = len(examples)
+    for each in found.also:  # their numbers go on where those of the rows before them end
+        further = [replace(example, row=before + example.row) for example in reading.further(each.rows)]
+        train += [further[place] for place in each.learnt]
+        before += len(further)
+    return train, [validation[i] for i in chosen], validation_rows
 
 
 def _own_validation(section: DataSection, task: Task, reading: _Reading) -> tuple[list[Example], Rows | None]:
