@@ -113,6 +113,11 @@ class TrainSection(Section):
         "neuroada",
         description=f"What trains: {', '.join(facts.about for facts in METHODS.values() if facts.about)}.",
     )
+    start_from: str | None = Field(
+        None,
+        description="A run or adapter folder to begin with: its connections and what they have learnt; the "
+        "optimizer and the schedule begin anew.",
+    )
     delta_dtype: Literal["fp32", "bf16"] = Field(
         "fp32", description="Type of neuroada's deltas and their optimizer state (published code: bf16)."
     )

@@ -58,6 +58,7 @@ class RunCheckpoints:
     log_position  bytes of metrics.jsonl so far; cut_log puts it back there
     keep          newest checkpoints kept; the best one is kept too
     source        the checkpoint to go on from, None for a fresh run
+    start         the adapter whose values a fresh run begins with
     ranks         all save and restore together; rank 0 writes
     """
 
@@ -71,6 +72,7 @@ class RunCheckpoints:
     log_position: Callable[[], int]
     cut_log: Callable[[int], None]
     source: AdapterFolder | None = None
+    start: AdapterFolder | None = None
     ranks: Ranks = ALONE
 
     def save(
@@ -113,20 +115,15 @@ class RunCheckpoints:
         Raises ModelError for a checkpoint that is broken or of another run.
         """
         if self.source is None:
+            if self.start is not None:
+                self._begin_with(self.start, model, method)
             return Progress()
         folder = self.source.folder
         saved = read_state(folder)
-        adapter = read_adapter(self.source)
-        file = files.own_file(folder, EXACT)  # not every method writes one, and nobody may slip one in
-        exact = files.read_tensors(file)[0] if file is not None else {}
         optimizer_tensors = files.read_tensors(folder / OPTIMIZER)[0]
         rng_tensors = files.read_tensors(folder / RNG)[0]
         try:
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in exact.values()):
-                raise ValueError(f"{EXACT} holds NaN or infinity")
-            method.load_state(
-                model, MethodState(adapter.deltas, adapter.whole, exact, adapter.selection.indices)
-            )
+            method.load_state(model, _learnt(self.source))
             rows = method.rows(model) if isinstance(method, Shards) else None
             optimizer_state.load(optimizer, optimizer_tensors, saved.progress.step, rows, self.ranks)
             rng.restore(rng_tensors, saved.rng, self.ranks)
@@ -139,6 +136,12 @@ class RunCheckpoints:
 
         self.ranks.first_does(go_back)
         return saved.progress
+
+    def _begin_with(self, start: AdapterFolder, model: nn.Module, method: Method) -> None:
+        try:
+            method.load_state(model, _learnt(start))
+        except (KeyError, ValueError, TypeError) as error:
+            raise ModelError(f"this run cannot begin with it: {error}", str(start.folder)) from error
 
     def _link(self, progress: Progress) -> None:
         files.atomic_link(self.run_dir / "last", f"checkpoint-{progress.step}")
@@ -160,6 +163,16 @@ class RunCheckpoints:
             if step != progress.best_step:
                 with suppress(OSError):
                     files.remove_folder(folder, unless_read=True)
+
+
+def _learnt(source: AdapterFolder) -> MethodState:
+    """What a checkpoint, or an adapter, has learnt. Raises ValueError for numbers that are none."""
+    adapter = read_adapter(source)
+    file = source.file(EXACT)  # not every method writes one, and nobody may slip one in
+    exact = files.read_tensors(file)[0] if file is not None else {}
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in exact.values()):
+        raise ValueError(f"{EXACT} holds NaN or infinity")
+    return MethodState(adapter.deltas, adapter.whole, exact, adapter.selection.indices)
 
 
 def newest_complete(run_dir: Path) -> Path | None:

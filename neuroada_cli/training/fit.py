@@ -113,6 +113,7 @@ def fit(
         log_position=log.settled,
         cut_log=log.cut,
         source=source,
+        start=checked.start,
         ranks=ranks,
     )
     device = torch.device(checked.device)

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from neuroada_cli import hub
+from neuroada_cli.adapter.folder import AdapterFolder
 from neuroada_cli.delta.targets import shapes_of, target_of, targets_of
 from neuroada_cli.errors import ModelError, RecipeError
 from neuroada_cli.methods import facts_of
@@ -28,11 +29,14 @@ from neuroada_cli.training import trackers
 from neuroada_cli.training.plan import Plan, make_plan
 from neuroada_cli.training.rows import PreparedRows, prepare
 from neuroada_cli.training.settings import with_own_dtype
+from neuroada_cli.training.starting import started_from
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Everything that is known before a weight is read. given is a finished selection, if there is one."""
+    """Everything that is known before a weight is read. given is a finished selection, if there is one; start
+    the adapter whose values the run begins with.
+    """
 
     recipe: Recipe
     task: Task
@@ -43,6 +47,7 @@ class Checked:
     given: Selection | None
     device: str
     plan: Plan
+    start: AdapterFolder | None = None
 
 
 def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE, processes: int = 1) -> Checked:
@@ -89,15 +94,16 @@ def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE, processes: int 
     choice = choice_of(recipe.select, base, recipe.seed)
     if recipe.select.file is None:
         choice.check()
-    given = _given_selection(recipe, base, choice, overwrite)
-    if given is not None and recipe.select.file is not None:  # a named file is the last word
+    start = started_from(recipe, base)
+    given = start[1] if start else _given_selection(recipe, base, choice, overwrite)
+    if given is not None and (start or recipe.select.file is not None):  # what is named is the last word
         targets = {name: target_of(base.graph, name) for name in given.indices}
         choice = dataclasses.replace(choice, targets=targets)
         section = recipe.select.model_copy(update={"k": given.k, "criterion": given.criterion})
         recipe = recipe.model_copy(update={"select": section})
     _check_layers(recipe, choice)
     plan = make_plan(recipe, base, choice, given, rows)
-    return Checked(recipe, task, base, reader, choice, rows, given, device, plan)
+    return Checked(recipe, task, base, reader, choice, rows, given, device, plan, start[0] if start else None)
 
 
 def _check_kind(recipe: Recipe, model_task: hub.ModelTask, where: str) -> None:

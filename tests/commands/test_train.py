@@ -443,6 +443,35 @@ def test_a_longer_run_goes_on_as_if_it_had_been_that_long(llama_folder: Path, tm
         go(recipe("other", 3), extend=True)
 
 
+def test_a_run_begins_with_what_an_adapter_has_learnt(llama_folder: Path, tmp_path: Path) -> None:
+    """At a rate of nothing it stays; at another it goes on learning from there."""
+    constant = {"schedule": "constant", "warmup_ratio": 0.0}
+
+    def recipe(folder: str, rate: float = 1e-2, **train: Any) -> Recipe:
+        steps = {"max_steps": 2, "eval_every": 2, "save_every": 2}
+        optim = constant | {"lr": rate}
+        return tiny_recipe(llama_folder, tmp_path / folder, train=steps | train, optim=optim)
+
+    go(recipe("first"))
+    first = tmp_path / "first"
+    go(recipe("still", rate=1e-30, start_from=str(first)))
+    before = load_file(first / "last" / "adapter_model.safetensors")
+    after = load_file(tmp_path / "still" / "last" / "adapter_model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[name], after[name], atol=1e-20, rtol=0) for name in before)
+    go(recipe("second", start_from=str(first / "checkpoint-2")))
+    learnt = load_file(tmp_path / "second" / "last" / "adapter_model.safetensors")
+    assert any(not torch.equal(before[name], learnt[name]) for name in before)
+    for wrong, told in (
+        ({"start_from": str(tmp_path)}, "holds no adapter"),
+        ({"start_from": str(first), "method": "mask"}, "trained by neuroada, not mask"),
+    ):
+        with pytest.raises(ModelError, match=told):
+            go(recipe("third", **wrong))
+    with pytest.raises(RecipeError, match="is the run's own folder"):
+        go(recipe("first", start_from=str(first)), overwrite=True)
+
+
 def start(recipe: Recipe, *options: str) -> subprocess.Popen[str]:
     file = recipe.run_path.with_suffix(".yaml")
     file.write_text(to_yaml(recipe), encoding="utf-8")

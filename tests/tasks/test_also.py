@@ -1,4 +1,4 @@
-"""Several sources: each read in its own form, shown as often as its weight says, and known when leakage is counted."""
+"""Several sources: each read in its own form, shown as often as its weight says, and known to `eval`."""
 
 from __future__ import annotations
 
