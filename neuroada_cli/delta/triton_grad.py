@@ -39,14 +39,12 @@ MULTIPROCESSORS = 132  # of an H100; what is assumed where no device tells
 
 @dataclass(frozen=True)
 class Tile:
-    """Of one program by columns: neurons x tokens. registers: the most of a thread.
+    """Of one program by columns. registers: the most of a thread.
 
-    A warp spans `lanes` tokens of one neuron, 16 bytes per lane, and sums `tokens / lanes` of those in place.
     resident  programs that one multiprocessor holds then
     """
 
     neurons: int = 8
-    tokens: int = 512
     warps: int = 4
     registers: int = 80
 
@@ -56,6 +54,7 @@ class Tile:
 
 
 TILE = Tile()
+TILE_T = 512  # tokens at a time by columns: two for each of 16 bytes per lane of a warp, in 16-bit types
 ROW_WARPS = 16
 
 
@@ -112,11 +111,11 @@ class LastTranspose:
         self.x_TI = self.x_IT = None
 
 
-def transposed(x_TI: Tensor, tile: int = TILE.tokens) -> Tensor:
-    """x^T [I, T filled up with zeros to a multiple of `tile`]."""
+def transposed(x_TI: Tensor) -> Tensor:
+    """x^T [I, T filled up with zeros to a multiple of TILE_T]."""
     tokens, inputs = x_TI.shape
     x_TI = _rows_contiguous(x_TI)
-    x_IT = torch.empty(inputs, -(-tokens // tile) * tile, dtype=x_TI.dtype, device=x_TI.device)
+    x_IT = torch.empty(inputs, -(-tokens // TILE_T) * TILE_T, dtype=x_TI.dtype, device=x_TI.device)
     _kernels().transpose_kernel[(x_IT.shape[1] // TRANSPOSE_T, -(-inputs // TRANSPOSE_I))](
         x_TI, x_IT, tokens, inputs, x_TI.stride(0), x_IT.stride(0), BLOCK_T=TRANSPOSE_T, BLOCK_I=TRANSPOSE_I
     )
@@ -156,20 +155,19 @@ def triton_grad(
     """The sampled gradient by columns, fp32 `[O, K]`. Inputs of any float dtype on a CUDA device.
 
     tile  of one program; `benchmarks/gpu.py` measures some
-    x_IT  `transposed(x_TI)` in tiles of as many tokens; None: the one that is kept of the last x
+    x_IT  `transposed(x_TI)`; None: the one that is kept of the last x
     """
     (tokens, outputs), k = grad_TO.shape, index_OK.shape[1]
     grad_TO = _rows_contiguous(grad_TO)
     x_IT = last_transpose(x_TI) if x_IT is None else x_IT
-    lanes = 512 // x_IT.element_size()
-    blocks = -(-tokens // tile.tokens)
+    blocks = -(-tokens // TILE_T)
     neuron_blocks = -(-outputs // tile.neurons)
     parts, steps = split(blocks, neuron_blocks, tile.resident * _multiprocessors(grad_TO.device))
     out_POK = torch.empty(parts, outputs, k, dtype=torch.float32, device=grad_TO.device)
     _kernels().columns_kernel[(neuron_blocks, parts)](
         grad_TO, x_IT, index_OK.contiguous(), out_POK, tokens, outputs, grad_TO.stride(0), x_IT.stride(0),
         blocks, steps, K=k, K_PAD=power_of_2(k), UNROLL=min(k, 4), BLOCK_O=tile.neurons,
-        BLOCK_C=tile.tokens // lanes, LANE_T=lanes, num_warps=tile.warps, **_limit(tile, grad_TO.device),
+        LANE_T=TILE_T // 2, num_warps=tile.warps, **_limit(tile, grad_TO.device),
     )  # fmt: skip
     return out_POK[0] if parts == 1 else out_POK.sum(dim=0)
 

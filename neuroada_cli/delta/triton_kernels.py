@@ -34,28 +34,33 @@ def transpose_kernel(
 def columns_kernel(
     g_ptr, xt_ptr, index_ptr, out_ptr, tokens, outputs, g_stride, xt_stride, blocks, steps,
     K: tl.constexpr, K_PAD: tl.constexpr, UNROLL: tl.constexpr,
-    BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, LANE_T: tl.constexpr,
+    BLOCK_O: tl.constexpr, LANE_T: tl.constexpr,
 ):  # fmt: skip
     """Sums over one part of the tokens for BLOCK_O neurons, out[P, O, K]; tokens lie side by side in xt.
 
-    A tile is BLOCK_C x LANE_T tokens. A warp spans LANE_T of them, so that BLOCK_C of them are summed within
-    each lane before the lanes are. xt ends in zeros up to a whole tile, so that its loads need no mask.
+    A tile is two times LANE_T tokens, which a warp spans: both halves are added up within each lane before
+    the lanes are. (A third dimension would say the same; Triton 3.6 then lays the product out anew.) xt ends
+    in zeros up to a whole tile, so that its loads need no mask.
     """
     part = tl.program_id(1)
     o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     neuron = tl.minimum(o, outputs - 1)
-    places = tl.arange(0, BLOCK_C)[:, None] * LANE_T + tl.arange(0, LANE_T)[None, :]
+    lane_T = tl.arange(0, LANE_T)
     ks = tl.arange(0, K_PAD)
     acc_OK = tl.zeros([BLOCK_O, K_PAD], dtype=tl.float32)
     for block in range(part * steps, tl.minimum(part * steps + steps, blocks)):
-        t = (block * (BLOCK_C * LANE_T) + places)[:, None, :]
-        inside = (o < outputs)[None, :, None] & (t < tokens)
-        g = tl.load(g_ptr + t.to(tl.int64) * g_stride + o[None, :, None], mask=inside, other=0.0)
-        g = g.to(tl.float32)
+        t = block * (2 * LANE_T) + lane_T
+        u = t + LANE_T
+        g_t = g_ptr + t.to(tl.int64)[None, :] * g_stride + o[:, None]
+        g_u = g_ptr + u.to(tl.int64)[None, :] * g_stride + o[:, None]
+        g_OT = tl.load(g_t, mask=(o < outputs)[:, None] & (t < tokens)[None, :], other=0.0).to(tl.float32)
+        g_OU = tl.load(g_u, mask=(o < outputs)[:, None] & (u < tokens)[None, :], other=0.0).to(tl.float32)
         for k in tl.range(0, K, loop_unroll_factor=UNROLL):
             column_O = tl.load(index_ptr + neuron * K + k).to(tl.int64)
-            x = tl.load(xt_ptr + column_O[None, :, None] * xt_stride + t)
-            sum_O = tl.sum(tl.sum(g * x.to(tl.float32), axis=0), axis=1)
+            row = xt_ptr + column_O[:, None] * xt_stride
+            x_OT = tl.load(row + t[None, :]).to(tl.float32)
+            x_OU = tl.load(row + u[None, :]).to(tl.float32)
+            sum_O = tl.sum(g_OT * x_OT + g_OU * x_OU, axis=1)
             acc_OK += tl.where((ks == k)[None, :], sum_O[:, None], 0.0)
     out = out_ptr + (part * outputs + o[:, None]) * K + ks[None, :]
     tl.store(out, acc_OK, mask=(o < outputs)[:, None] & (ks < K)[None, :])

@@ -28,7 +28,7 @@ def compiled() -> dict[str, dict[str, int]]:
     from triton.compiler import ASTSource
 
     from neuroada_cli.delta import triton_kernels as kernels
-    from neuroada_cli.delta.triton_grad import PACK, ROW_WARPS, TILE
+    from neuroada_cli.delta.triton_grad import PACK, ROW_WARPS, TILE, TILE_T
 
     def instructions(kernel: Any, types: dict[str, str], unaligned: str, **options: Any) -> dict[str, int]:
         names = kernel.arg_names
@@ -55,7 +55,7 @@ def compiled() -> dict[str, dict[str, int]]:
         "transpose": instructions(kernels.transpose_kernel, matrices, odd, BLOCK_T=128, BLOCK_I=64),
         "columns": instructions(
             kernels.columns_kernel, matrices, odd, K=20, K_PAD=32, UNROLL=4, BLOCK_O=TILE.neurons,
-            BLOCK_C=TILE.tokens // 256, LANE_T=256, num_warps=TILE.warps, maxnreg=TILE.registers,
+            LANE_T=TILE_T // 2, num_warps=TILE.warps, maxnreg=TILE.registers,
         ),
         "rows": instructions(
             kernels.rows_kernel, matrices, odd, K=1, BLOCK_K=1, BLOCK_O=4096, BLOCK_I=4096, PACK=PACK,
@@ -91,12 +91,12 @@ def test_loads_are_vectors(ptx: dict[str, dict[str, int]]) -> None:
 
 
 def test_k_is_unrolled_and_lanes_are_added_up_once_per_neuron(ptx: dict[str, dict[str, int]]) -> None:
-    from neuroada_cli.delta.triton_grad import TILE
+    from neuroada_cli.delta.triton_grad import TILE, TILE_T
 
     own = TILE.neurons // TILE.warps  # neurons of a warp
     assert ptx["columns"]["shfl.sync.bfly.b32"] == 4 * own * 5  # four k in flight, 32 lanes in five steps
     # of each of the four k, 16 bytes for every 256 tokens of each neuron
-    assert ptx["columns"][WIDE] >= 4 * own * (TILE.tokens // 256)
+    assert ptx["columns"][WIDE] >= 4 * own * (TILE_T // 256)
 
 
 def test_words_of_four_tokens_are_looked_up_in_shared_memory(ptx: dict[str, dict[str, int]]) -> None:
