@@ -16,6 +16,7 @@ from rich.text import Text
 
 from neuroada_cli.data.batch import listed
 from neuroada_cli.loop.spikes import SpikeWatch
+from neuroada_cli.loop.standstill import Standstill
 from neuroada_cli.loop.step import StepStats
 from neuroada_cli.loop.unreached import described
 from neuroada_cli.loop.validate import Evaluation
@@ -26,6 +27,8 @@ from neuroada_cli.training.trackers import Track
 
 SMOOTHING = 0.9  # of the smoothed loss and of the speed
 PLAIN_LINES = 40  # lines of a whole run when nobody watches
+STANDING = {"train": 10, "eval": 2}  # losses in a row that are one number before it is said
+NO_EFFECT = "what trains does not change it; check select.targets, optim.lr and model.dtype"
 
 
 class SilentReport:
@@ -74,6 +77,7 @@ class LiveReport:
         self._console = console or Console(stderr=True)
         self._smooth: dict[str, tuple[float, int]] = {}
         self._spikes: SpikeWatch | None = None
+        self._still: dict[str, Standstill] = {}
         self._started = time.monotonic()
         self._first_step: int | None = None
         columns = (
@@ -124,7 +128,7 @@ class LiveReport:
     def _keep(self, stats: StepStats, memory: int) -> None:
         """The step's line in the log, and what is to be said of its loss."""
         if self._spikes is None:  # here the log is cut to where the run goes on
-            before = [entry["loss"] for entry in read_metrics(self._log.path) if entry["kind"] == "train"]
+            before = self._logged("train")
             self._spikes = SpikeWatch(before)
             for loss in before:  # so that a resumed run shows what the undisturbed one does
                 self._smoothed("loss", loss)
@@ -132,10 +136,23 @@ class LiveReport:
         numbers = entry.pop("row_numbers")
         del entry["unreached"]
         usual = self._spikes.usual_before(stats.loss)
+        stands = self._watch("train").stands(stats.loss)
         self._append(entry if usual is None else entry | {"spike": True})
         if usual is not None:
             line = f"step {stats.step}: the loss jumps to {stats.loss:.4f}, from {usual:.4f} on average"
             self._console.print(f"{line}; rows {listed(numbers)}", style="yellow", soft_wrap=True)
+        if stands:
+            line = f"step {stats.step}: the loss has been {stats.loss:.6g} for {STANDING['train']} steps"
+            self._console.print(f"{line}: {NO_EFFECT}", style="yellow", highlight=False, soft_wrap=True)
+
+    def _logged(self, kind: str) -> list[float]:
+        return [entry["loss"] for entry in read_metrics(self._log.path) if entry["kind"] == kind]
+
+    def _watch(self, kind: str) -> Standstill:
+        """Asked for before the loss in question is logged: here the log is cut to where the run goes on."""
+        if kind not in self._still:
+            self._still[kind] = Standstill(STANDING[kind], self._logged(kind))
+        return self._still[kind]
 
     def _append(self, entry: dict[str, Any]) -> None:
         self._log.append(entry)
@@ -145,6 +162,7 @@ class LiveReport:
             print(json.dumps(entry), file=self._stream, flush=True)
 
     def evaluation(self, step: int, evaluation: Evaluation, is_best: bool) -> None:
+        stands = self._watch("eval").stands(evaluation.loss)
         self._append({"kind": "eval", "step": step, **asdict(evaluation), "best": is_best})
         if self._stream is not None:
             return
@@ -152,6 +170,9 @@ class LiveReport:
         if evaluation.metric is not None:
             shown += f", {evaluation.metric_name} {evaluation.metric:.4f}"
         self._console.print(f"step {step}: {shown}{' (best so far)' if is_best else ''}", highlight=False)
+        if stands:
+            line = f"step {step}: the validation loss is exactly what it was before: {NO_EFFECT}"
+            self._console.print(line, style="yellow", highlight=False, soft_wrap=True)
 
     def _smoothed(self, name: str, value: float) -> float:
         """A plain mean over the first steps, a moving one afterwards."""
