@@ -19,7 +19,7 @@ def filled(index_OK: Tensor) -> tuple[Tensor, Tensor | None]:
         return index_OK, None
     real_OK = index_OK >= 0
     counted_K = torch.arange(index_OK.shape[1], device=index_OK.device)
-    leading_O = (index_OK == counted_K).long().cumprod(dim=1).sum(dim=1)  # columns 0, 1, … that are chosen
+    leading_O = (index_OK == counted_K).sum(dim=1)  # columns 0, 1, … that are chosen: rows ascend
     return torch.where(real_OK, index_OK, leading_O[:, None].to(index_OK.dtype)), real_OK
 
 

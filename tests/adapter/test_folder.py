@@ -274,3 +274,9 @@ def test_the_card_names_the_library_that_can_load_it(tmp_path: Path) -> None:
     """Stock PEFT answers the type with a bare KeyError, so the hub's snippet must not send anybody there."""
     card = (write(tmp_path / "adapter") / "README.md").read_text(encoding="utf-8")
     assert "library_name: neuroada-cli\n" in card
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "vocab.txt", "spiece.model"])
+def test_what_was_laid_beside_an_adapter_and_would_be_read_is_refused(folder: Path, name: str) -> None:
+    (folder / name).write_text("{}", encoding="utf-8")
+    assert f"does not list {name}" in refusal(folder)

@@ -21,7 +21,7 @@ from neuroada_cli.errors import ModelError
 from neuroada_cli.loop import optimizer_state
 from neuroada_cli.loop.loop import Progress
 from neuroada_cli.training.checkpoint import RunCheckpoints, newest_complete
-from neuroada_cli.training.log import MetricsLog
+from neuroada_cli.training.log import MetricsLog, read_metrics
 from neuroada_cli.training.saved_state import STATE, read_state
 
 STEP = {"kind": "train", "step": 1, "loss": 2.5, "lr": 1e-3, "grad_norm": 1.0}
@@ -64,6 +64,17 @@ def change_tensors(checkpoint: Path, name: str, change: Callable[[dict[str, torc
     change(tensors)
     files.write_tensors(checkpoint / "state" / name, tensors)
     reseal(checkpoint)
+
+
+def test_lines_after_the_checkpoint_are_forgotten_with_its_steps(run_dir: Path) -> None:
+    """The process died between two saves: those steps run again, and log again."""
+    log = MetricsLog(run_dir / "metrics.jsonl")
+    for step in (3, 4):
+        log.append(STEP | {"step": step})
+    assert restored(run_dir / "checkpoint-2").step == 2
+    assert len(read_metrics(log.path)) == 2
+    restored(run_dir / "checkpoint-1")
+    assert len(read_metrics(log.path)) == 1
 
 
 def test_what_was_saved_comes_back(run_dir: Path) -> None:

@@ -114,7 +114,8 @@ def started(copy: Copy, tests: Sequence[str]) -> tuple[int, Path]:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.chdir(ROOT)
-        os.environ |= {"PYTHONPATH": str(copy.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        # safe path: a command that a test starts takes the copy, too, not the folder it is started in
+        os.environ |= {"PYTHONPATH": str(copy.folder), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONSAFEPATH": "1"}
         sys.dont_write_bytecode = True
         sys.path.insert(0, str(copy.folder))
         import pytest
