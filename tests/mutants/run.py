@@ -1,13 +1,13 @@
 """One-line mutations of the package, each run against the tests that should notice it: `make mutants`.
 
 python tests/mutants/run.py                     # all of them; writes the result file
-python tests/mutants/run.py --every 4           # the first, the fifth, ... of them; writes the result file
+python tests/mutants/run.py --minutes 40        # as many as get their turn, spread over all; writes it, too
 python tests/mutants/run.py --only tied         # those whose file or description says so; writes nothing
 
 A mutation is a piece of a source file that stands there once and what takes its place, what a user would
 feel, and a few tests. It is applied to a copy of the package in a temporary folder. The tests run in a fork
 of this process, which has imported the heavy libraries once, and nothing of the package. First the same tests
-run on a copy as it is: what fails there shows nothing.
+run on a copy as it is, all in one go: what fails there shows nothing.
 
 Not mutmut or cosmic-ray: they turn syntax around by rule, in thousands, against a suite of minutes. These are
 faults that were made or feared, named for what they do to a user.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -41,6 +42,7 @@ HEAVY = (
 )  # fmt: skip
 BESIDE = ("recipes", "docs", "benchmarks", "pyproject.toml")  # what the package looks for beside itself
 SECONDS = 300  # a mutant that runs into this has hung
+TURNS = (0, 2, 1, 3)  # every fourth of the catalogue, then those in the middle, then the rest
 SURVIVED, HUNG, BROKEN = "survived", "hung", "no verdict: pytest ended with"
 
 
@@ -129,19 +131,26 @@ def started(copy: Copy, tests: Sequence[str]) -> tuple[int, Path]:
         os._exit(99)
 
 
-def outcomes(mutants: Iterable[Mutant | tuple[str, ...]], jobs: int) -> dict[Any, str]:
+def outcomes(
+    mutants: Iterable[Mutant | tuple[str, ...]], jobs: int, seconds: float = SECONDS, until: float = math.inf
+) -> dict[Any, str]:
     """What became of each: the first test that failed, SURVIVED, or HUNG. A bare selection of tests is run on
     the package as it is.
+
+    seconds  after which one has hung;  until  a time of `monotonic` after which none is begun
     """
     waiting, running, found = list(mutants), {}, {}
     while waiting or running:
         while waiting and len(running) < jobs:
+            if time.monotonic() > until:
+                waiting.clear()
+                break
             each = waiting.pop(0)
             copy = Copy()
             if isinstance(each, Mutant):
                 each.apply(copy.folder / PACKAGE.name)
             pid, said = started(copy, each.tests if isinstance(each, Mutant) else each)
-            running[pid] = each, copy, said, time.monotonic() + SECONDS
+            running[pid] = each, copy, said, time.monotonic() + seconds
         time.sleep(0.05)
         for pid, (each, copy, said, end) in list(running.items()):
             done, status = os.waitpid(pid, os.WNOHANG)
@@ -175,29 +184,32 @@ def _about(each: Mutant | tuple[str, ...]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", help="a part of the file's name or of the description")
-    parser.add_argument("--every", type=int, default=1, help="only one of so many, in the catalogue's order")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin none after so many")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--skip-plain", action="store_true", help="do not run the tests on the package as it is"
     )
     given = parser.parse_args()
-    mutants = [m for m in catalogue() if given.only is None or given.only in f"{m.file} {m.about}"][
-        :: given.every
-    ]
+    until = time.monotonic() + 60 * given.minutes
+    mutants = [m for m in catalogue() if given.only is None or given.only in f"{m.file} {m.about}"]
+    every = len(mutants)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in HEAVY:
         importlib.import_module(name)
     if not given.skip_plain:
-        plain = outcomes(dict.fromkeys(m.tests for m in mutants), given.jobs)
+        everything = tuple(dict.fromkeys(test for m in mutants for test in m.tests))
+        plain = outcomes([everything], 1, seconds=math.inf)
         if wrong := [name for name in plain.values() if name != SURVIVED]:
             sys.exit(f"fails on the package as it is: {', '.join(wrong)}")
-    found = outcomes(mutants, given.jobs)
+    found = outcomes([m for start in TURNS for m in mutants[start :: len(TURNS)]], given.jobs, until=until)
+    mutants = [m for m in mutants if m in found]
     if given.only is None and not given.skip_plain:
-        entries = [
+        entries: list[dict[str, str]] = [
             {"file": m.file, "was": m.was, "now": m.now, "about": m.about, "caught by": found[m]}
             for m in mutants
         ]
-        RESULTS.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        result = {"in the catalogue": every, "tried": entries}
+        RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     wrong = [f"{_about(m)}: {found[m]}" for m in mutants if found[m].startswith((SURVIVED, BROKEN))]
     if wrong:
         sys.exit("\n".join([f"{len(wrong)} of {len(mutants)} were not caught:", *wrong]))
