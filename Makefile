@@ -43,3 +43,4 @@ clean:
 include benchmarks/targets.mk
 include tests/faults/targets.mk
 include tests/mutants/targets.mk
+include tests/versions/targets.mk

@@ -19,6 +19,7 @@ import pictures
 import reliability_page
 import results_page
 import scale_page
+import versions_page
 
 DOCS = Path(__file__).parents[1]
 
@@ -30,6 +31,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reliability": reliability_page.page,
     "results": results_page.page,
     "scale": scale_page.page,
+    "versions": versions_page.page,
 }
 
 

@@ -49,6 +49,7 @@ def load(
     short = {"data.data_dir": data_dir, "run_dir": run_dir}
     given = [f"{key}={json.dumps(str(path))}" for key, path in short.items() if path is not None]
     found = load_recipe(recipe, [*overrides, *given])
+    look_at_model(found.model.path)
     if found.model.trust_remote_code:
         kernels.let_in()
     return found
@@ -67,6 +68,17 @@ def named_after(recipe: str | None, model: str | None, data: str | None, out: Pa
         stem = Path(data.rstrip("/")).name.partition(".")[0]
         short["name"] = re.sub(r"[^\w.-]", "-", stem).lstrip(".-") or OWN_ROWS
     return [f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None]
+
+
+def look_at_model(named: str) -> None:
+    """Raises ModelError for a model's folder whose config cannot be that of its files; what is no folder is
+    looked at later. Here, since torch is not there yet: the answer comes at once.
+    """
+    from neuroada_cli.files import claims
+
+    folder = Path(named).expanduser()
+    if folder.is_dir():
+        claims.look(folder)
 
 
 def suite_overrides(overrides: list[str], data_dir: Path | None = None) -> dict[str, Any]:

@@ -7,14 +7,15 @@
     verify_folder, own_file, take_stock         ModelError for anything that is not what was written
     Lock, Reading, clean_stale, remove_folder, require_space
 
-No pickle is read or written here.
+No pickle is read or written here. What needs torch is imported when it is asked for.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from neuroada_cli.files.atomic import atomic_file, atomic_folder, atomic_link, clean_stale, remove_folder
 from neuroada_cli.files.disk import explained, require_space
 from neuroada_cli.files.lock import Lock, Reading
 from neuroada_cli.files.manifest import MANIFEST, is_ours, manifest_text, own_file, take_stock, verify_folder
-from neuroada_cli.files.tensors import read_tensors, stream_tensors, write_tensors
 from neuroada_cli.files.text import (
     append_jsonl,
     copy_file,
@@ -27,6 +28,9 @@ from neuroada_cli.files.text import (
     write_json,
     write_text,
 )
+
+if TYPE_CHECKING:
+    from neuroada_cli.files.tensors import read_tensors, stream_tensors, write_tensors
 
 __all__ = [
     "MANIFEST",
@@ -58,3 +62,11 @@ __all__ = [
     "write_tensors",
     "write_text",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in {"read_tensors", "stream_tensors", "write_tensors"}:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from neuroada_cli.files import tensors
+
+    return getattr(tensors, name)

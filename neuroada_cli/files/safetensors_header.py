@@ -11,43 +11,56 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from neuroada_cli.errors import ModelError, unreadable
 
+if TYPE_CHECKING:
+    import torch
+
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reference reader
 MAX_DIMENSIONS, MAX_STRIDE = 16, 1 << 56  # what torch takes without overflowing, also where a size is 0
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "C64": torch.complex64,
+# The format's name of a type -> torch's name and bytes per number: without torch, whose import takes seconds,
+# so that a folder can be looked at before.
+TYPES = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U64": ("uint64", 8),
+    "U32": ("uint32", 4),
+    "U16": ("uint16", 2),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+    "C64": ("complex64", 8),
 }
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies. offset and nbytes are bytes, offset from the start of the file."""
+    """Where one tensor lies. code is the format's name of its type, offset and nbytes are bytes, offset from
+    the start of the file.
+    """
 
-    dtype: torch.dtype
+    code: str
     shape: tuple[int, ...]
     file: Path
     offset: int
     nbytes: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        import torch
+
+        found = getattr(torch, TYPES[self.code][0])
+        assert isinstance(found, torch.dtype)
+        return found
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -100,8 +113,8 @@ def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
             raise ValueError("no tensor has such a shape")
     except (KeyError, TypeError, ValueError):
         raise ModelError(f"{name} has a broken header entry", str(path)) from None
-    if code not in DTYPES:
+    if code not in TYPES:
         raise ModelError(f"{name} has the data type {code}, which is not supported", str(path))
-    if end - begin != math.prod(shape) * DTYPES[code].itemsize:
+    if end - begin != math.prod(shape) * TYPES[code][1]:
         raise ModelError(f"{name} takes {end - begin} bytes, but its shape is {list(shape)}", str(path))
-    return TensorInfo(DTYPES[code], shape, path, data + begin, end - begin)
+    return TensorInfo(code, shape, path, data + begin, end - begin)

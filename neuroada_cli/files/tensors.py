@@ -24,10 +24,11 @@ from neuroada_cli.errors import ModelError, unreadable
 from neuroada_cli.files.atomic import atomic_file
 from neuroada_cli.files.disk import explained, start_writeback
 from neuroada_cli.files.manifest import remember_hash
-from neuroada_cli.files.safetensors_header import DTYPES, TensorInfo, read_header
+from neuroada_cli.files.safetensors_header import TYPES, TensorInfo, read_header
 
 CHUNK = 8 << 20
 HASHED_AT_ONCE = 1 << 20  # stays in the processor's cache between reading and hashing
+DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, (name, _) in TYPES.items()}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 TensorPlan = tuple[str, torch.dtype, Sequence[int]]

@@ -12,6 +12,7 @@ This package is the only importer of transformers' loaders.
 """
 
 from neuroada_cli.files.safetensors_header import TensorInfo
+from neuroada_cli.files.shards import INDEX
 from neuroada_cli.hub.base import Base, open_base
 from neuroada_cli.hub.endings import Endings, endings
 from neuroada_cli.hub.fingerprint import FORMAT as FINGERPRINT_FORMAT
@@ -36,7 +37,6 @@ from neuroada_cli.hub.reader import Reader, decoder_start, load_reader
 from neuroada_cli.hub.resolve import is_hub_id, local_folder, read_config, resolve_model
 from neuroada_cli.hub.sharing import adapter_of_hub, upload
 from neuroada_cli.hub.weights import (
-    INDEX,
     Weights,
     holds_weights,
     open_weights,

@@ -11,8 +11,9 @@ from typing import Any
 
 from neuroada_cli.errors import ModelError
 from neuroada_cli.files import strict_json
+from neuroada_cli.files.shards import INDEX
 from neuroada_cli.hub.resolve import MAX_CONFIG_BYTES
-from neuroada_cli.hub.weights import ANY_WEIGHTS, INDEX, open_weights
+from neuroada_cli.hub.weights import ANY_WEIGHTS, open_weights
 
 CONFIGS = re.compile(r"(\w+_)?config\.json|processor_config\.json")
 WRITTEN = {"config.json", "recipe.yaml", "manifest.json", "README.md"}  # by whoever writes the folder

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from neuroada_cli.errors import ModelError, ResourceError
-from neuroada_cli.files.safetensors_header import DTYPES
-from neuroada_cli.hub.weights import read_index
+from neuroada_cli.files.shards import read_index
+from neuroada_cli.files.tensors import DTYPES
 
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 READER = Path(__file__).with_name("unpickle.py")

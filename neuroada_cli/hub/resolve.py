@@ -57,11 +57,12 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
 
     Raises ModelError.
     """
-    from neuroada_cli.hub.plausible import refuse_impossible
+    from neuroada_cli.files.claims import refuse_impossible
     from neuroada_cli.hub.weights import open_weights
 
     config = read_config(folder)
-    refuse_impossible(config, open_weights(folder))
+    weights = open_weights(folder)
+    refuse_impossible(config, weights.infos, folder)
     if "auto_map" in config and not trust_remote_code and not _is_native(config):
         raise ModelError(
             f"model type {config.get('model_type')} runs Python code that comes with the model",

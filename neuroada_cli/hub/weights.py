@@ -6,7 +6,6 @@ and because nothing but the header may be read to learn what a 13 GB folder hold
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import re
@@ -19,11 +18,9 @@ import torch
 from torch import Tensor
 
 from neuroada_cli.errors import ModelError, unreadable
-from neuroada_cli.files.safetensors_header import TensorInfo, read_header
+from neuroada_cli.files.safetensors_header import TensorInfo
+from neuroada_cli.files.shards import INDEX, SINGLE, headers, read_index
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-MAX_INDEX_BYTES = 256 << 20
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # what transformers unpickles; trainers leave other pickles beside it
 PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
@@ -39,6 +36,11 @@ class Weights:
         self.folder = folder
         self.metadata = metadata
         self._infos = infos
+
+    @property
+    def infos(self) -> dict[str, TensorInfo]:
+        """Name -> where it lies."""
+        return dict(self._infos)
 
     @property
     def names(self) -> list[str]:
@@ -154,13 +156,10 @@ def open_weights(folder: Path) -> Weights:
 
     Raises ModelError for missing, truncated or contradictory files, naming the file.
     """
-    single, index = folder / SINGLE, folder / INDEX
-    if single.is_file():  # before an index, as transformers has it
-        infos, metadata = read_header(single)
-        return Weights(folder, infos, metadata)
-    if index.is_file():
-        return _open_sharded(folder, index)
-    _explain_missing(folder)
+    found = headers(folder)
+    if found is None:
+        _explain_missing(folder)
+    return Weights(folder, *found)
 
 
 def weights_passed_over(weights: Weights) -> str | None:
@@ -194,48 +193,6 @@ def stored_name(weights: Weights, parameter: str, prefix: str) -> str | None:
     if prefix:
         spellings += [parameter.removeprefix(f"{prefix}."), f"{prefix}.{parameter}"]
     return next((name for name in spellings if name in weights), None)
-
-
-def _open_sharded(folder: Path, index: Path) -> Weights:
-    weight_map = read_index(index)
-    infos: dict[str, TensorInfo] = {}
-    metadata: dict[str, str] = {}
-    for shard in sorted(set(weight_map.values())):
-        path = folder / shard
-        if not path.is_file():
-            raise ModelError(f"{shard} is missing", str(folder), "download or copy the model again")
-        held, shard_metadata = read_header(path)
-        metadata.update(shard_metadata)
-        for name, info in held.items():
-            if weight_map.get(name) != shard:
-                place = weight_map.get(name, "nowhere")
-                raise ModelError(f"{name} is in {shard}, but {INDEX} puts it {place}", str(folder))
-            infos[name] = info
-    lost = next((name for name in weight_map if name not in infos), None)
-    if lost is not None:
-        raise ModelError(f"{INDEX} puts {lost} in {weight_map[lost]}, which lacks it", str(folder))
-    return Weights(folder, infos, metadata)
-
-
-def read_index(index: Path, ending: str = ".safetensors") -> dict[str, str]:
-    """Tensor -> the file beside the index that holds it. Raises ModelError for what is not such an index."""
-    try:
-        if index.stat().st_size > MAX_INDEX_BYTES:
-            raise ModelError("is too large for an index", str(index))
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = set(weight_map.values())
-    except OSError as error:
-        raise unreadable(error, index) from None
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        raise ModelError(
-            f"is not an index of {ending} files", str(index), "download the model again"
-        ) from None
-    for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(ending):
-            raise ModelError(f"names {shard!r}, which is not a {ending} file beside it", str(index))
-    if not weight_map:
-        raise ModelError("lists no tensor", str(index))
-    return dict(weight_map)
 
 
 def _names_others(index: Path) -> bool:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, BertModel, GPT2Model, RobertaConf
 from neuroada_cli import hub
 from neuroada_cli.delta.layout import Layout
 from neuroada_cli.errors import ModelError, ResourceError
-from neuroada_cli.files.safetensors_header import DTYPES
+from neuroada_cli.files.tensors import DTYPES
 from neuroada_cli.hub import resolve
 
 
