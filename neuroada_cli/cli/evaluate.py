@@ -16,6 +16,7 @@ from neuroada_cli.cli.options import (
     in_ranks,
     launched,
     load,
+    look_at_model,
     refuse_idle,
     split,
 )
@@ -85,6 +86,7 @@ def eval_(
         return
     if target is None:
         raise RecipeError("nothing to score", "eval", "name a model folder, a run folder or a hub id")
+    look_at_model(target)
     loaded = load(recipe, overrides, data_dir) if recipe is not None else None
     if trust_remote_code:
         kernels.let_in()

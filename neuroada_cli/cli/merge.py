@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from neuroada_cli.cli.options import OverwriteOption, merged_default, parse_bytes, run_folder, split
+from neuroada_cli.cli.options import (
+    OverwriteOption,
+    look_at_model,
+    merged_default,
+    parse_bytes,
+    run_folder,
+    split,
+)
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.machine import kernels
 
@@ -66,6 +73,7 @@ def merge(
         [run_folder(source) for source in sources],
         parse_bytes(max_shard_size, "--max-shard-size"),
     )
+    look_at_model(base)
     if trust_remote_code:
         kernels.let_in()
     from neuroada_cli.commands import merge as command

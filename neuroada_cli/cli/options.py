@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -70,15 +71,15 @@ def named_after(recipe: str | None, model: str | None, data: str | None, out: Pa
     return [f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None]
 
 
-def look_at_model(named: str) -> None:
+def look_at_model(*named: str | None) -> None:
     """Raises ModelError for a model's folder whose config cannot be that of its files; what is no folder is
     looked at later. Here, since torch is not there yet: the answer comes at once.
     """
     from neuroada_cli.files import claims
 
-    folder = Path(named).expanduser()
-    if folder.is_dir():
-        claims.look(folder)
+    for folder in [Path(os.path.expanduser(name)) for name in named if name is not None]:
+        if os.path.isdir(folder):  # is_dir raises for a name that no system allows
+            claims.look(folder)
 
 
 def suite_overrides(overrides: list[str], data_dir: Path | None = None) -> dict[str, Any]:

@@ -123,6 +123,7 @@ def test_a_base_model(base: Path, tmp_path: Path) -> None:
         "strict",
         "leaked",
         "asked",
+        "credit",
     }
     assert rows[0]["leaked"] is None, "what a base was trained on is not known"
     assert rows[1]["prompt"] == "Is 37 even?\n"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import pico_bert, pico_gpt2, pico_llama
+from tiny_adapter import write
 from tiny_run import tiny_recipe
 from torch import nn
 from transformers import (
@@ -66,6 +69,13 @@ def test_a_vocabulary_is_not_missed_in_files_that_only_look(tmp_path: Path) -> N
         ({"text_config": {"vocab_size": 10**9}}, "text_config.vocab_size is 1,000,000,000"),
         ({"num_labels": 10**9}, "num_labels is 1,000,000,000, but no model has so many"),
         ({"max_position_embeddings": 10**12}, "max_position_embeddings is 1,000,000,000,000"),
+        (
+            {"hidden_size": 2**30},
+            "hidden_size is 1,073,741,824, but the longest side of a stored tensor is 96",
+        ),
+        ({"intermediate_size": 10**9}, "intermediate_size is 1,000,000,000"),
+        ({"num_key_value_heads": 10**7}, "num_key_value_heads is 10,000,000"),
+        ({"text_config": {"num_local_experts": 10**8}}, "text_config.num_local_experts is 100,000,000"),
     ],
 )
 def test_what_the_files_cannot_hold_is_refused_before_anything_is_built(
@@ -109,6 +119,35 @@ def test_models_as_they_are_saved_are_taken(build: Any, tmp_path: Path) -> None:
     if not isinstance(model, AlbertForMaskedLM):
         task = "sequence-classification" if model.base_model_prefix == "bert" else "causal-lm"
         hub.open_base(folder, task)
+
+
+@pytest.mark.parametrize("command", ["select", "train", "validate", "eval", "merge", "generate"])
+def test_the_answer_comes_before_torch_is_imported(command: str, folder: Path, tmp_path: Path) -> None:
+    """Through the command, in a process of its own: importing torch alone takes seconds."""
+    edit(folder, num_hidden_layers=300)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        json.dumps({"name": "x", "model": {"path": str(folder)}, "data": {"task": "due_dates"}}),
+        encoding="utf-8",
+    )
+    words = [command, str(recipe)]
+    if command == "eval":
+        words = [command, str(folder), "--tasks", "boolq"]
+    if command == "generate":
+        words = [command, str(folder), "x"]
+    if command == "merge":
+        write(tmp_path / "adapter")
+        words = [command, str(tmp_path / "adapter"), "--base", str(folder)]
+    script = (
+        "import sys\nfrom neuroada_cli.cli.app import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
+        "    print(end.code, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout == "4 False\n", done.stderr
+    assert "num_hidden_layers is 300, but the files hold 2 numbered blocks" in done.stderr
 
 
 def test_building_ends_when_there_is_far_more_than_the_files_could_fill(folder: Path) -> None:
