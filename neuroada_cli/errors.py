@@ -10,7 +10,7 @@ import difflib
 import errno
 from collections.abc import Iterable
 
-from neuroada_cli.foreign_text import printable, public
+from neuroada_cli.foreign_text import one_line
 
 
 class UserError(Exception):
@@ -30,11 +30,11 @@ class UserError(Exception):
         super().__init__(self.line())
 
     def line(self) -> str:
-        """The message as one line, without terminal escapes of hostile files and secrets in addresses."""
-        text = f"{public(self.where)}: {public(self.what)}" if self.where else public(self.what)
-        if self.fix:
-            text += f"; {public(self.fix)}"
-        return printable(" ".join(text.split()))
+        """The message as one line, without terminal escapes of hostile files and secrets in addresses, and of a
+        length that can be read.
+        """
+        text = f"{one_line(self.where)}: {one_line(self.what)}" if self.where else one_line(self.what)
+        return f"{text}; {one_line(self.fix)}" if self.fix else text
 
 
 class RecipeError(UserError):

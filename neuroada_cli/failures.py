@@ -8,7 +8,7 @@ import sys
 import traceback
 
 from neuroada_cli.errors import UserError, limit_reached, out_of_memory
-from neuroada_cli.foreign_text import printable, public
+from neuroada_cli.foreign_text import one_line, printable, public
 
 USAGE = 2
 MODEL = 4
@@ -20,6 +20,8 @@ RESOURCE_ERRNOS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM,
      errno.EMFILE, errno.ENFILE}
 )  # fmt: skip
+# A name that no file can have: of whoever gave it.
+NAME_ERRNOS = frozenset({errno.ENAMETOOLONG, errno.ELOOP})
 LESS_MEMORY = (
     "lower train.micro_batch_size, data.max_length or eval.batch_size, or set train.gradient_checkpointing"
 )
@@ -67,6 +69,9 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in RESOURCE_ERRNOS:
         place = f"{error.filename}: " if error.filename else ""
         return _line(f"{place}{error.strerror}"), RESOURCES
+    if isinstance(error, OSError) and error.errno in NAME_ERRNOS:
+        place = f"{error.filename}: " if error.filename else ""
+        return _line(f"{place}{str(error.strerror).lower()}; name one that the file system can hold"), USAGE
     remedy = limit_reached(error)
     if remedy is not None:
         return _line(f"{str(error)[:300]}; {remedy}"), RESOURCES
@@ -92,4 +97,4 @@ def _in_model_code(error: BaseException) -> str | None:
 
 
 def _line(text: str) -> str:
-    return f"error: {printable(public(' '.join(text.split())))}"
+    return f"error: {one_line(text)}"
