@@ -30,8 +30,8 @@ class UserError(Exception):
         super().__init__(self.line())
 
     def line(self) -> str:
-        """The message as one line, without terminal escapes of hostile files and secrets in addresses, and of a
-        length that can be read.
+        """The message as one line of a length that can be read, without terminal escapes and secrets in
+        addresses.
         """
         text = f"{one_line(self.where)}: {one_line(self.what)}" if self.where else one_line(self.what)
         return f"{text}; {one_line(self.fix)}" if self.fix else text
