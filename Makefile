@@ -43,4 +43,3 @@ clean:
 include benchmarks/targets.mk
 include tests/faults/targets.mk
 include tests/mutants/targets.mk
-include tests/versions/targets.mk

@@ -19,7 +19,6 @@ import pictures
 import reliability_page
 import results_page
 import scale_page
-import versions_page
 
 DOCS = Path(__file__).parents[1]
 
@@ -31,7 +30,6 @@ PAGES: dict[str, Callable[[], str]] = {
     "reliability": reliability_page.page,
     "results": results_page.page,
     "scale": scale_page.page,
-    "versions": versions_page.page,
 }
 
 

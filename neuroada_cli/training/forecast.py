@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from neuroada_cli import memory
-from neuroada_cli.foreign_text import printable, shown
+from neuroada_cli.foreign_text import shown
 from neuroada_cli.machine.memory import memory_in_use
 from neuroada_cli.ranks.group import ALONE
 from neuroada_cli.recipe.keys import described_keys
@@ -89,7 +89,7 @@ def _settings(recipe: Recipe, origins: Mapping[str, str], full: bool) -> Table:
                 continue
             origin = "default"
         text = value[1:-1] if value.startswith('"') else value
-        table.add_row(key.name, printable(text), printable(origin or "the model or the rows"))
+        table.add_row(key.name, shown(text), shown(origin or "the model or the rows"))
     if left and not full:
         table.caption = f"{counted(left, 'other key')} as by default (--full shows them)"
         table.caption_justify = "left"
