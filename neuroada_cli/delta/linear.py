@@ -40,6 +40,7 @@ class _FoldedLinear(torch.autograd.Function):
         ctx.save_for_backward(x if needs_x else None, weight)
         ctx.x_dtype = x.dtype
         with torch._C.DisableTorchFunctionSubclass():  # the weight may be watched
+            ctx.state = layer.state(weight)
             return without_view(layer.plain_forward(x, weight, bias))
 
     @staticmethod
@@ -47,6 +48,7 @@ class _FoldedLinear(torch.autograd.Function):
         (grad,) = grads
         x, weight = ctx.saved_tensors
         layer: DeltaLinear = ctx.layer
+        _refuse_changed(ctx.state, layer.state(weight))
         wants_x, wants_delta, _, _, wants_bias = ctx.needs_input_grad
         grad_TO = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_delta_OK = grad_bias_O = None
@@ -62,6 +64,14 @@ class _FoldedLinear(torch.autograd.Function):
         if wants_bias:
             grad_bias_O = grad_TO.float().sum(dim=0).to(grad.dtype)
         return grad_x, grad_delta_OK, None, None, grad_bias_O
+
+
+def _refuse_changed(before: tuple[int, Tensor | None], now: tuple[int, Tensor | None]) -> None:
+    """A layer that is computed again saves its weight anew, and torch forgets the version of the first time."""
+    if before[0] != now[0] or before[1] is not now[1]:
+        raise RuntimeError(
+            "the weight was modified by an inplace operation between forward and backward pass"
+        )
 
 
 class _Token(torch.autograd.Function):
@@ -213,6 +223,12 @@ class DeltaLinear(DeltaLayer):
         """The weight that the forward used, neurons as rows; `weight` is what forward saved."""
         assert weight is not None
         return self.layout.rows(weight)
+
+    def state(self, weight: Tensor | None) -> tuple[int, Tensor | None]:
+        """By what folding is noticed: numbers that differ, or another tensor."""
+        assert weight is not None
+        with torch._C.DisableTorchFunctionSubclass():
+            return weight._version, None
 
     def plain_forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """The same kernel that the base module calls, so that outputs are equal to the last bit."""

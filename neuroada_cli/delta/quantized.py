@@ -202,6 +202,9 @@ class QuantizedDeltaLinear(DeltaLinear):
         write_entries(weight_OI, self.index, folded_OK, self.layout)
         return weight_OI
 
+    def state(self, weight: Tensor | None) -> tuple[int, Tensor | None]:
+        return 0, self.folded
+
     def plain_forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         bias = None if bias is None else bias.to(self.compute_dtype)
         return F.linear(x.to(self.compute_dtype), self.effective_OI(None), bias).to(x.dtype)

@@ -127,14 +127,15 @@ HEDGE = re.compile(r"\d[\d.,/]*\W{0,3}\s+or\s+\W{0,3}\d[\d.,/]*(?:\s+[^\W\d]+)?\
 # A plus sign that adds to nothing, a power of ten, and a question that the model goes on to ask itself.
 PLUS = re.compile(r"(?<![\w.)\]}$])(?<![\d)\]}$]\s)\+(?=\$?\d)")
 POWER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,2})(?!\w|\.\d)")
+MINUS = "\N{MINUS SIGN}"
 NEXT_QUESTION = re.compile(r"\n\s*(?:#+\s*)?(?:question|instruction|q)\s*:", re.IGNORECASE)
 
 
 def as_mathematics(completion: str) -> str:
     """A completion up to the next question that it makes up, with numbers as mathematics writes them:
-    4 for +4 and 1500 for 1.5e3, which math-verify does not read.
+    4 for +4, 1500 for 1.5e3 and a plain minus for a typographic one, none of which math-verify reads.
     """
-    text = NEXT_QUESTION.split(completion, maxsplit=1)[0] or completion
+    text = (NEXT_QUESTION.split(completion, maxsplit=1)[0] or completion).replace(MINUS, "-")
     return POWER.sub(lambda found: f"{Decimal(found[0]):f}", PLUS.sub("", text))
 
 

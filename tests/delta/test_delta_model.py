@@ -170,8 +170,13 @@ def test_gradient_checkpointing_gives_the_same_gradients(llama: PreTrainedModel)
         torch.testing.assert_close(layer.delta.grad, plain[name], rtol=0, atol=0)
 
 
-def test_a_refold_between_forward_and_backward_is_an_error(llama: PreTrainedModel) -> None:
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_a_refold_between_forward_and_backward_is_an_error(llama: PreTrainedModel, recomputed: bool) -> None:
+    """torch says nothing of weights that change before a layer is computed again."""
+    llama.train()
     attach(llama, select(llama))
+    if recomputed:
+        enable_checkpointing(llama)
     logits = llama(TOKENS_BS).logits
     refold(llama)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

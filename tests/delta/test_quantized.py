@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from neuroada_cli.delta.model import attach, delta_layers, detach, disabled
-from neuroada_cli.delta.quantized import QuantizedDeltaLinear, dequantize, keep_layout
+from neuroada_cli.delta.quantized import QuantizedDeltaLinear, dequantize, keep_layout, round_trip
 from neuroada_cli.selection.criteria import choose
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
@@ -79,6 +80,47 @@ def test_attach_train_disable_detach_on_a_model(kind: str) -> None:
     detach(model)
     assert model[0] is original
     assert torch.equal(model[0].weight.data, packed)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("change", ["refold", "restore"])
+def test_folding_between_forward_and_backward_is_an_error(change: str, recomputed: bool) -> None:
+    base = quantized("nf4")
+    layer = QuantizedDeltaLinear.from_base(base, choose(dequantize(base, torch.bfloat16), K))
+    layer.refold()
+    x = torch.randn(3, INPUTS, dtype=torch.bfloat16, requires_grad=True)
+    y = checkpoint(layer, x, use_reentrant=False) if recomputed else layer(x)
+    getattr(layer, change)()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize(("double", "same"), [(False, True), (True, False)])
+def test_quantising_what_was_quantised_keeps_it_only_with_plain_statistics(double: bool, same: bool) -> None:
+    """So merged dequantised weights come back from nf4 as they were trained only where its scales are plain."""
+
+    def round_trip_of(weight_OI: torch.Tensor) -> torch.Tensor:
+        layer = bnb.nn.Linear4bit(
+            INPUTS, 512, bias=False, compute_dtype=torch.float32, compress_statistics=double, quant_type="nf4"
+        )
+        layer.load_state_dict({"weight": weight_OI})
+        return dequantize(layer.to("cpu"), torch.float32)
+
+    torch.manual_seed(0)
+    once = round_trip_of(torch.randn(512, INPUTS) * 0.02)
+    again = round_trip_of(once)
+    assert bool((once == again).all()) is same
+    if same:
+        assert torch.equal(round_trip(once, "nf4", torch.float32), once)
+
+
+def test_eight_bits_on_a_cpu_round_what_goes_in_only_in_evaluation() -> None:
+    """So a loss in training is not that of the same rows in evaluation, and a GPU rounds in both."""
+    layer = quantized("int8", torch.float32)
+    x = torch.randn(7, INPUTS)
+    exact = F.linear(x, dequantize(layer, torch.float32), layer.bias)
+    torch.testing.assert_close(layer.train()(x), exact, rtol=1e-5, atol=1e-5)
+    assert (layer.eval()(x) - exact).abs().max() > 1e-3
 
 
 def test_a_layer_that_is_not_quantised_yet_is_refused() -> None:

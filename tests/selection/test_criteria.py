@@ -103,6 +103,26 @@ def test_what_needs_gradients_is_told_alike_by_recipes_and_criteria() -> None:
     assert {*NEED_GRADIENTS, "activation"} == set(DATA_CRITERIA)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("native_kernel", [True, False])
+def test_of_equal_weights_the_lower_columns_at_every_k_and_each_k_within_the_next(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, native_kernel: bool
+) -> None:
+    """torch's top-K keeps the lowest of equal values only while 64 * K <= I; few levels make many ties."""
+    if not native_kernel:
+        monkeypatch.setattr("neuroada_cli.delta.native.top_k_available", lambda *_: False)
+    inputs = 200
+    weight_OI = torch.randint(-3, 4, (9, inputs), generator=torch.Generator().manual_seed(0)).to(dtype)
+    order_OI = weight_OI.float().abs().argsort(dim=1, descending=True, stable=True)
+    before: list[set[int]] = [set() for _ in weight_OI]
+    for k in (1, 2, 3, 4, 7, 16, 20, 63, 64, 65, 128, inputs - 1, inputs):
+        chosen_OK = choose(weight_OI, k)
+        assert torch.equal(chosen_OK, order_OI[:, :k].sort(dim=1).values.int()), k
+        now = [set(row) for row in chosen_OK.tolist()]
+        assert all(small <= large for small, large in zip(before, now, strict=True))
+        before = now
+
+
 def test_lift_goes_by_the_best_approximation_of_low_rank() -> None:
     generator = torch.Generator().manual_seed(0)
     weight_OI = torch.randn(40, 24, generator=generator)

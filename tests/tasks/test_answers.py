@@ -198,6 +198,16 @@ def test_strict_options(completion: str, right: bool) -> None:
         ("not 3 or 4, but 5", "5", True),
         ("nothing", "72", False),
         ("", "72", False),
+        # what the library by itself reads otherwise, or not at all
+        ("it is 1e6", "1000000", True),
+        ("it is 1e6", "1", False),
+        ("it is 2.5E-3", "0.0025", True),
+        ("it is \u22125", "-5", True),
+        ("it is \u22125", "5", False),
+        ("it is 12%", "12", True),
+        ("it is 1,234,567.5", "1234567.5", True),
+        ("it is 0,5", "0.5", True),
+        ("it is -0.50", "-1/2", True),
     ],
 )
 def test_strict_numbers(completion: str, reference: str, right: bool) -> None:
