@@ -67,7 +67,7 @@ class _FoldedLinear(torch.autograd.Function):
 
 
 def _refuse_changed(before: tuple[int, Tensor | None], now: tuple[int, Tensor | None]) -> None:
-    """A layer that is computed again saves its weight anew, and torch forgets the version of the first time."""
+    """A layer that is computed again saves its weight anew: torch does not see that it changed."""
     if before[0] != now[0] or before[1] is not now[1]:
         raise RuntimeError(
             "the weight was modified by an inplace operation between forward and backward pass"

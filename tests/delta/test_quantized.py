@@ -97,7 +97,7 @@ def test_folding_between_forward_and_backward_is_an_error(change: str, recompute
 
 @pytest.mark.parametrize(("double", "same"), [(False, True), (True, False)])
 def test_quantising_what_was_quantised_keeps_it_only_with_plain_statistics(double: bool, same: bool) -> None:
-    """So merged dequantised weights come back from nf4 as they were trained only where its scales are plain."""
+    """So merged dequantised weights come back from nf4 as they were only where its scales are plain."""
 
     def round_trip_of(weight_OI: torch.Tensor) -> torch.Tensor:
         layer = bnb.nn.Linear4bit(

@@ -1,0 +1,86 @@
+"""What commands take of the processor before their work begins, as whole processes, beside `import torch` alone.
+
+    python benchmarks/commands.py        # rewrites benchmarks/results/commands.json
+
+SmolLM2-135M, K=1, rows that the package makes. One thread; the processor's seconds of a process and of those
+that it starts (user and system), not the clock on the wall, so that a busy machine does little harm. In every
+round each command runs once; a figure is the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS
+
+from neuroada_cli import files
+from neuroada_cli.machine.load import machine
+
+RECIPE = """
+name: bench
+model: {path: smollm2-135m}
+select: {k: 1}
+data: {task: due_dates, limit: 64, validation_limit: 16}
+train: {max_steps: 2, batch_size: 4}
+"""
+CLI = (sys.executable, "-m", "neuroada_cli")
+TRAIN = (*CLI, "train", "r.yaml", "--overwrite")
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "import torch": (sys.executable, "-c", "import torch"),
+    "import torch, and transformers' model code": (
+        sys.executable, "-c", "import torch; from transformers import LlamaForCausalLM",
+    ),
+    "validate": (*CLI, "validate", "r.yaml"),
+    "select": (*CLI, "select", "r.yaml", "--out", "s.safetensors", "--overwrite"),
+    "train --dry-run": (*CLI, "train", "r.yaml", "--dry-run"),
+    "train, 2 steps": TRAIN,
+    "train, 4 steps": (*TRAIN, "--set", "train.max_steps=4"),
+    "merge": (*CLI, "merge", "runs/bench", "merged", "--overwrite"),
+}  # fmt: skip
+
+
+def processor_seconds(command: tuple[str, ...], folder: Path) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=alone)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} fails: {done.stderr}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Processor seconds of whole commands.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-write", action="store_true", help="leave the result file alone")
+    given = parser.parse_args()
+    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    with tempfile.TemporaryDirectory(prefix="neuroada-bench-") as room:
+        folder = Path(room)
+        (folder / "r.yaml").write_text(RECIPE, encoding="utf-8")
+        for _ in range(given.rounds):
+            shutil.rmtree(folder / "runs", ignore_errors=True)  # checks tell of a run that is there
+            for name, command in COMMANDS.items():
+                seconds[name].append(processor_seconds(command, folder))
+                print(f"  {seconds[name][-1]:6.2f} s  {name}", flush=True)
+    rows: list[dict[str, Any]] = [
+        {"what": name, "processor_seconds": round(statistics.median(found), 2), "rounds": len(found)}
+        for name, found in seconds.items()
+    ]
+    print(json.dumps(rows))
+    if not given.no_write:
+        files.write_json(RESULTS / "commands.json", {"machine": machine(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
