@@ -1,4 +1,4 @@
-"""What commands take of the processor before their work begins, as whole processes, beside `import torch` alone.
+"""What commands take of the processor before their work begins, beside what `import torch` takes alone.
 
     python benchmarks/commands.py        # rewrites benchmarks/results/commands.json
 
