@@ -19,7 +19,7 @@ from neuroada_cli.adapter.forgetting import NAME as FORGETTING
 from neuroada_cli.adapter.forgetting import measure
 from neuroada_cli.data.sources import refuse_foreign
 from neuroada_cli.errors import DataError, ModelError, OutputError, RecipeError, Stopped
-from neuroada_cli.evaluation import display, foreign
+from neuroada_cli.evaluation import display, foreign, report
 from neuroada_cli.evaluation.records import About, Records
 from neuroada_cli.evaluation.rows import Learnt, TaskRows, learnt_by, prepare
 from neuroada_cli.evaluation.run import Prediction, TaskResult, summarise
@@ -173,11 +173,14 @@ def run(
             result.predictions[job.task.name], result.results[job.task.name] = rows, scores
             display.tell_unasked(scores, rows, console)
             display.tell_cut(scores, settings.max_length, console)
+    if ranks.first:
+        facts_of = {job.task.name: facts for job, facts in zip(jobs, abouts, strict=True)}
+        report.write(records.folder, target, result.results, result.predictions, facts_of)
     console.print(display.table(result.results, f"{shown(target)}   protocol {settings.rules.name}"))
     if text is not None:
         del subject  # before its base is loaded beside it
         forgotten(text)
-    console.print(f"predictions and results: {shown(records.folder)}", soft_wrap=True)
+    console.print(f"report, predictions and results: {shown(records.folder)}", soft_wrap=True)
     return result
 
 

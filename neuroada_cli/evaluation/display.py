@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.box import SIMPLE_HEAD
@@ -93,12 +93,7 @@ def table(results: dict[str, TaskResult], title: str) -> Table:
 
     "leaked" is the share of rows whose question was trained on, where that is known.
     """
-    rows = {name: _cells(result) for name, result in results.items()}
-    kinds = {result.metric for result in results.values()}
-    score = kinds.pop() if len(kinds) == 1 else "score"
-    headings = [h for h in HEADINGS if any(cells[h] for cells in rows.values())]
-    if score != "score":
-        headings.remove("metric")
+    headings, rows, score = _chosen(results)
     shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     shown.add_column("task", no_wrap=True)
     for heading in headings:
@@ -110,6 +105,24 @@ def table(results: dict[str, TaskResult], title: str) -> Table:
     if len(results) > 1 and not any(result.metric in BY_LOSS for result in results.values()):
         _add_means(shown, list(results.values()))
     return shown
+
+
+def plain_table(results: Mapping[str, TaskResult]) -> tuple[list[str], list[list[str]]]:
+    """The same as (headings, rows of words)."""
+    headings, rows, score = _chosen(results)
+    names = ["task", *(score if heading == "score" else heading for heading in headings)]
+    return names, [[name, *(cells[heading] for heading in headings)] for name, cells in rows.items()]
+
+
+def _chosen(results: Mapping[str, TaskResult]) -> tuple[list[str], dict[str, dict[str, str]], str]:
+    """(columns that say something, task -> column -> cell, what the score's column is called)."""
+    rows = {name: _cells(result) for name, result in results.items()}
+    kinds = {result.metric for result in results.values()}
+    score = kinds.pop() if len(kinds) == 1 else "score"
+    headings = [h for h in HEADINGS if any(cells[h] for cells in rows.values())]
+    if score != "score":
+        headings.remove("metric")
+    return headings, rows, score
 
 
 def _cells(result: TaskResult) -> dict[str, str]:

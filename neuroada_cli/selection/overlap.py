@@ -17,10 +17,10 @@ from rich.table import Table
 from torch import Tensor
 
 from neuroada_cli.delta.index import size
-from neuroada_cli.delta.names import block_number, split_at_block
 from neuroada_cli.errors import ModelError
 from neuroada_cli.selection.file import Selection
 from neuroada_cli.show import figures
+from neuroada_cli.show.blocks import heat_map, kinds_of, rows_of
 
 
 @dataclass(frozen=True)
@@ -73,36 +73,15 @@ def table(first: str, compared: Mapping[str, Sequence[Overlap]], per_layer: bool
     return grid
 
 
-def kinds_of(modules: Sequence[str]) -> dict[str, str]:
-    """Module -> what it has in common with those of other blocks: its name behind the block's number.
-
-    Only the last part where that tells it from every other kind (`q_proj`, but `attention.output.dense`).
-    """
-    tails = {module: split_at_block(module)[1] for module in modules}
-    lasts = [tail.rpartition(".")[2] for tail in {*tails.values()}]
-    short = {last for last in lasts if lasts.count(last) == 1}
-    return {m: last if (last := tail.rpartition(".")[2]) in short else tail for m, tail in tails.items()}
-
-
 def draw(first: str, compared: Mapping[str, Sequence[Overlap]], path: Path) -> None:
     """A heat map of blocks x kinds of layer per compared selection. Raises ResourceError."""
-    kind_of = kinds_of([entry.module for entries in compared.values() for entry in entries])
-    kinds = list(dict.fromkeys(kind_of.values()))
-    numbers = {block_number(module) for module in kind_of}
-    rows = [*sorted(n for n in numbers if n is not None), *([None] if None in numbers else [])]
+    rows = rows_of([entry.module for entries in compared.values() for entry in entries])
     figure = figures.new_figure(1.8 + 3.2 * len(compared), 2.2 + 0.16 * len(rows))
     panels = figure.subplots(1, len(compared), squeeze=False, sharey=True)[0]
+    most = max(entry.share for entries in compared.values() for entry in entries)
     for axis, (name, entries) in zip(panels, compared.items(), strict=True):
-        grid = torch.full((len(rows), len(kinds)), float("nan"))
-        for entry in entries:
-            grid[rows.index(block_number(entry.module)), kinds.index(kind_of[entry.module])] = entry.share
-        shown = axis.imshow(grid.numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower")
-        axis.set_xticks(range(len(kinds)), kinds, rotation=60, ha="right", fontsize=8)
+        image = heat_map(axis, {entry.module: entry.share for entry in entries}, most)
         axis.set_title(f"{Path(name).name} in {Path(first).name}", fontsize=10)
-    step = max(1, len(rows) // 10)
-    panels[0].set_yticks(
-        range(0, len(rows), step), ["outside" if n is None else str(n) for n in rows[::step]], fontsize=8
-    )
     panels[0].set_ylabel("block")
-    figure.colorbar(shown, ax=panels, label="share in common")
+    figure.colorbar(image, ax=panels, label="share in common")
     figures.save(figure, path)

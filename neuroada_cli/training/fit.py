@@ -40,7 +40,7 @@ from neuroada_cli.selection.file import Selection, check_base, check_ties, write
 from neuroada_cli.show.figures import drawn
 from neuroada_cli.show.notes import tell
 from neuroada_cli.tasks.registry import get_protocol
-from neuroada_cli.training import choose, picture
+from neuroada_cli.training import choose, picture, report
 from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training.advice import advised
 from neuroada_cli.training.checkpoint import RunCheckpoints
@@ -134,7 +134,7 @@ def fit(
         with contextlib.suppress(UserError):  # the picture matters less than what went wrong
             _draw(checked)
         raise
-    ranks.first_does(lambda: _draw(checked))
+    ranks.first_does(lambda: _draw(checked, trainable))
     return _result(checked, progress, trainable, time.perf_counter() - started, peak_memory(device))
 
 
@@ -281,13 +281,16 @@ def _adapter(checked: Checked, selection: Selection, state: MethodState, pad_id:
     )
 
 
-def _draw(checked: Checked) -> None:
-    recipe = checked.recipe
+def _draw(checked: Checked, trainable: int | None = None) -> None:
+    """The picture, and the report once the run is over."""
+    recipe, run_dir = checked.recipe, checked.recipe.run_path
     size = f", K={recipe.select.k}" if checked.plan.facts.chosen else ""
     title = f"{recipe.name}: {recipe.train.method}{size}, {recipe.data.task}"
-    entries = read_metrics(recipe.run_path / run_folder.METRICS)
-    place = recipe.run_path / run_folder.PICTURE
+    entries = read_metrics(run_dir / run_folder.METRICS)
+    place, page = run_dir / run_folder.PICTURE, run_dir / run_folder.REPORT
     drawn(lambda: picture.draw(entries, place, title), place)
+    if trainable is not None:
+        drawn(lambda: report.write(page, checked, entries, trainable), page)
 
 
 def _result(

@@ -14,11 +14,11 @@ from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.training.trackers import FOLDERS
 
 RECIPE, SELECTION, METRICS = "recipe.yaml", "selection.safetensors", "metrics.jsonl"
-ENVIRONMENT, PICTURE = "env.json", "training.png"
+ENVIRONMENT, PICTURE, REPORT = "env.json", "training.png", "report.html"
 LINKS = ("best", "last")
 # The last two say whose folder it is. They are written first and removed last, so that a run that was killed
 # while it began, or while it was cleared away, is still known for one.
-OURS = (*LINKS, METRICS, PICTURE, SELECTION, RECIPE, ENVIRONMENT)
+OURS = (*LINKS, METRICS, PICTURE, REPORT, SELECTION, RECIPE, ENVIRONMENT)
 FACTS = {"neuroada", "python", "system"}  # some of what `environment.facts` tells of every machine
 
 

@@ -645,7 +645,7 @@ def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         "o",
     ]
     app(words, standalone_mode=False)
-    assert "predictions and results: o" in capsys.readouterr().out
+    assert "report, predictions and results: o" in capsys.readouterr().out
     assert len((tmp_path / "o/predictions/piqa.jsonl").read_text().splitlines()) == 2
     file = write_rows(tmp_path / "t.jsonl", [{"instruction": "?", "prediction": "4", "answer": "4"}])
     app(["eval", "--predictions", str(file), "--tasks", "SVAMP"], standalone_mode=False)

@@ -16,6 +16,7 @@ from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection import overlap
 from neuroada_cli.selection.overlap import Overlap, shared
+from neuroada_cli.show.blocks import kinds_of
 
 
 def test_shared_pairs_are_those_of_the_sets() -> None:
@@ -64,7 +65,7 @@ def test_kinds_are_told_apart_where_their_last_parts_are_the_same() -> None:
         f"{block}.1.output.dense": 0.5,
         "bert.pooler.dense": 0.6,
     }
-    kinds = overlap.kinds_of(list(shares))
+    kinds = kinds_of(list(shares))
     assert list(dict.fromkeys(kinds.values())) == [
         "query",
         "attention.output.dense",
