@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,7 +45,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(recipes_app, name="recipes")
@@ -202,7 +201,8 @@ def main(args: list[str] | None = None) -> None:
     given = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in given
     try:
-        code = app([word for word in given if word != "--debug"], prog_name="neuroada", standalone_mode=False)
+        words = [word for word in given if word != "--debug"]
+        code = _command()(words, prog_name="neuroada", standalone_mode=False)
         sys.stdout.flush()  # a reader that has gone is noticed here, not at the interpreter's end
     except BaseException as error:
         code = failures.report(error, debug, speaks=not several() or _speaks(error))
@@ -210,6 +210,19 @@ def main(args: list[str] | None = None) -> None:
             sys.stderr.flush()
             os._exit(code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _command() -> Any:
+    """The command line, whose help does not write `<bool>` behind a switch as if it took a value."""
+    command = typer.main.get_command(app)
+    pending: list[Any] = [command]
+    while pending:
+        here = pending.pop()
+        pending += getattr(here, "commands", {}).values()
+        for parameter in here.params:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+    return command
 
 
 def _speaks(error: BaseException) -> bool:

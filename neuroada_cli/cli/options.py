@@ -23,8 +23,19 @@ if TYPE_CHECKING:
 OWN_ROWS = "instruct"  # the bundled recipe that `train` takes where none is named
 Dtype = Literal["bf16", "fp16", "fp32"]
 
+
+def bundled(incomplete: str) -> list[str]:
+    """What a shell completes a recipe's name to. (Files it completes by itself.)"""
+    from neuroada_cli.recipe.load import bundled_recipes
+
+    return [name for name in bundled_recipes() if name.startswith(incomplete)]
+
+
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A .yaml file, or the name of a bundled recipe.")
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A .yaml file, or the name of a bundled recipe.", autocompletion=bundled
+    ),
 ]
 SetOption = Annotated[
     list[str],

@@ -26,7 +26,7 @@ def _recipes(context: typer.Context) -> None:
 
 @recipes_app.command(name="ls")
 def list_recipes() -> None:
-    """List the bundled recipes with what they do."""
+    """List the bundled recipes with what they do, by what they run on."""
     from neuroada_cli.commands import recipes as command
 
     command.list_all()
@@ -41,6 +41,18 @@ def show_recipe(
     from neuroada_cli.commands import recipes as command
 
     command.show(name, resolved=resolved)
+
+
+@recipes_app.command(name="schema")
+def recipe_schema() -> None:
+    """The JSON Schema of a recipe: editors complete and check keys by it.
+
+    \b
+    neuroada recipes schema > recipe.schema.json
+    """
+    from neuroada_cli.commands import recipes as command
+
+    command.schema()
 
 
 @recipes_app.command(name="keys")

@@ -13,6 +13,7 @@ from neuroada_cli.cli.options import (
     OverwriteOption,
     ProcessesOption,
     SetOption,
+    bundled,
     in_ranks,
     launched,
     load,
@@ -30,6 +31,7 @@ def train(
         str | None,
         typer.Argument(
             metavar="RECIPE",
+            autocompletion=bundled,
             help="A .yaml file, or the name of a bundled recipe; with --model and --data none is needed.",
         ),
     ] = None,

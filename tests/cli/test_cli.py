@@ -226,7 +226,7 @@ def test_the_examples_parse(line: str) -> None:
     """Options exist and have the right form, and every named recipe is there."""
     from neuroada_cli.recipe.load import bundled_recipes, load_recipe
 
-    words = line.split()[1:]
+    words = line.partition(" > ")[0].split()[1:]
     command = typer.main.get_command(cli.app)
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
@@ -270,7 +270,9 @@ def test_recipes_are_listed_shown_and_copied(neuroada, tmp_path: Path) -> None:
     assert "warmup_ratio: 0.0" in neuroada("recipes", "show", "llama7b_math", "--resolved")[1]
 
     assert neuroada("recipes", "copy", "llama7b_math", "my.yaml")[0] == 0
-    mine = shown.replace("name: llama7b_math\n", "name: my\n")
+    schema = "# yaml-language-server: $schema="
+    there = ROOT / "recipes" / "recipe.schema.json"
+    mine = shown.replace("name: llama7b_math\n", "name: my\n").replace(schema, f"{schema}{there.parent}/")
     assert mine != shown
     assert (tmp_path / "my.yaml").read_text() == mine
     code, _, err = neuroada("recipes", "copy", "quickstart", "my.yaml")
@@ -394,3 +396,49 @@ def test_options_that_do_not_go_together(neuroada, words: tuple[str, ...], expec
     code, _, err = neuroada("train", *words)
     assert code == 2
     assert expected in err
+
+
+# --- what editors and shells are told --------------------------------------------------------------
+
+
+def test_the_schema_for_editors_is_the_program_s_and_every_recipe_names_it(neuroada) -> None:
+    code, out, _ = neuroada("recipes", "schema")
+    assert code == 0
+    assert out == (ROOT / "recipes" / "recipe.schema.json").read_text(), "make pages"
+    assert json.loads(out)["properties"].keys() >= {"name", "model", "select", "data", "optim", "train"}
+    for file in (ROOT / "recipes").glob("*.yaml"):
+        assert file.read_text().startswith("# yaml-language-server: $schema=recipe.schema.json\n"), file.name
+
+
+def test_a_shell_completes_commands_and_recipes(neuroada, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    for words, expected in (("tr", "train"), ("train quick", "quickstart"), ("recipes sc", "schema")):
+        told = {
+            "_NEUROADA_COMPLETE": "complete_bash",
+            "COMP_WORDS": f"neuroada {words}",
+            "COMP_CWORD": str(len(words.split())),
+        }
+        found = CliRunner().invoke(cli.app, [], env=told, prog_name="neuroada")
+        assert found.stdout.split() == [expected]
+
+
+def test_recipes_are_grouped_by_what_they_run_on(neuroada) -> None:
+    from neuroada_cli.commands.recipes import billions, needs_hub
+    from neuroada_cli.recipe.load import bundled_recipes
+
+    _, out, _ = neuroada("recipes", "ls")
+    headings = [out.index(words) for words in ("On a laptop", "On one GPU", "On several GPUs")]
+    assert headings == sorted(headings)
+    assert headings[0] < out.index("quickstart ") < headings[1] < out.index("llama7b_math ") < headings[2]
+    assert headings[2] < out.index("llama2_70b_commonsense_k1")
+    for name in bundled_recipes():
+        path = load_recipe(name).model.path
+        assert billions(path) > 0
+        (line,) = [each for each in out.splitlines() if each.startswith(f"{name} ")]
+        assert (" hub " in line) == needs_hub(path)
+
+
+def test_a_switch_is_not_shown_as_if_it_took_a_value(neuroada) -> None:
+    _, out, _ = neuroada("train", "--help")
+    assert not [line for line in out.splitlines() if "<bool>" in line and "--help" not in line]

@@ -91,7 +91,7 @@ def test_a_run_from_recipe_to_adapter(llama_folder: Path, tmp_path: Path) -> Non
     run_dir = tmp_path / "run"
     assert result.steps == STEPS
     assert {p.name for p in run_dir.iterdir()} == {
-        "recipe.yaml", "selection.safetensors", "metrics.jsonl", "env.json", "training.png",
+        "recipe.yaml", "selection.safetensors", "metrics.jsonl", "env.json", "training.png", "report.html",
         "checkpoint-6", "checkpoint-12", "best", "last",
     }  # fmt: skip
     assert os.readlink(run_dir / "last") == "checkpoint-12"

@@ -95,7 +95,7 @@ def test_every_layer_has_a_cell_of_its_own_in_the_picture(
     monkeypatch.setattr(
         Axes,
         "imshow",
-        lambda axis, grid, **given: (seen.append(grid.tolist()), plain(axis, grid, **given))[1],
+        lambda axis, grid, **given: (seen.append([list(row) for row in grid]), plain(axis, grid, **given))[1],
     )
     shares = {"h.0.attn.dense": 0.1, "h.0.mlp.dense": 0.2, "h.3.attn.dense": 0.3, "pooler": 0.4}
     overlap.draw("a", {"b": entries_of(shares)}, tmp_path / "x.png")
