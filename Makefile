@@ -32,7 +32,6 @@ test-slow: setup
 
 pages: setup  ## rewrite the generated pages and pictures of docs/, and the schema of recipes
 	$(BIN)/python docs/pages
-	$(BIN)/neuroada recipes schema > recipes/recipe.schema.json
 
 docs: pages  ## the pages as a site in site/; a broken link is an error
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

@@ -20,7 +20,10 @@ import reliability_page
 import results_page
 import scale_page
 
+from neuroada_cli.commands.recipes import SCHEMA_FILE, schema_text
+
 DOCS = Path(__file__).parents[1]
+SCHEMA = DOCS.parent / "recipes" / SCHEMA_FILE  # what editors check recipes by
 
 PAGES: dict[str, Callable[[], str]] = {
     "cli": command_pages.cli_page,
@@ -34,8 +37,12 @@ PAGES: dict[str, Callable[[], str]] = {
 
 
 def stale() -> list[str]:
-    """Names of the pages that differ from what their maker gives."""
-    return [name for name, make in PAGES.items() if _file(name).read_text(encoding="utf-8") != make()]
+    """The files that differ from what their maker gives."""
+    files = {_file(name): make for name, make in PAGES.items()} | {SCHEMA: schema_text}
+    found = [
+        file for file, make in files.items() if file.exists() and file.read_text(encoding="utf-8") != make()
+    ]
+    return [str(file.relative_to(DOCS.parent)) for file in found]
 
 
 def _file(name: str) -> Path:
@@ -49,11 +56,12 @@ def main() -> None:
     given = parser.parse_args()
     if given.check:
         if found := stale():
-            sys.exit(f"not what `make docs` writes: {', '.join(f'docs/{name}.md' for name in found)}")
+            sys.exit(f"not what `make docs` writes: {', '.join(found)}")
         return
     for name in given.names or PAGES:
         _file(name).write_text(PAGES[name](), encoding="utf-8")
     if not given.names:
+        SCHEMA.write_text(schema_text(), encoding="utf-8")
         pictures.draw_all()
 
 

@@ -83,10 +83,15 @@ def billions(path: str) -> float:
     return float(number) / (1000 if unit.lower() == "m" else 1)
 
 
+def schema_text() -> str:
+    """The JSON Schema of a recipe, for editors."""
+    told = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(told | Recipe.model_json_schema(), indent=2) + "\n"
+
+
 def schema() -> None:
-    """Print the JSON Schema of a recipe, for editors."""
-    told = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "neuroada recipe"}
-    print(json.dumps(told | Recipe.model_json_schema(), indent=2))
+    """Print it."""
+    print(schema_text(), end="")
 
 
 def keys(part: str = "") -> None:

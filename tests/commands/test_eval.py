@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -101,6 +102,8 @@ def contents(folder: Path) -> dict[str, bytes]:
         text = file.read_text()
         if file.name == "results.json":
             text = json.dumps({k: v | {"seconds": 0} for k, v in json.loads(text).items()})
+        if file.name == "report.html":
+            text = re.sub(r">[\d.]+</td></tr></table>", "></td></tr></table>", text, count=1)  # rows/s
         found[str(file.relative_to(folder))] = text.encode()
     return found
 
