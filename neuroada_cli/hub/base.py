@@ -16,7 +16,8 @@ from neuroada_cli.delta.targets import Target, parameter_name
 from neuroada_cli.hub.fingerprint import HASHES, fingerprint, hash_of
 from neuroada_cli.hub.graph import Rules, module_graph, rules_of
 from neuroada_cli.hub.kinds import CLASSIFIERS, ModelTask, Work
-from neuroada_cli.hub.loading import is_pooler, model_task, skeleton
+from neuroada_cli.hub.loading import body_of, is_pooler, model_task, skeleton
+from neuroada_cli.hub.packed_base import refuse_packed
 from neuroada_cli.hub.places import Places, Run
 from neuroada_cli.hub.plausible import refuse_other_shapes
 from neuroada_cli.hub.positions import positions_of
@@ -155,12 +156,14 @@ def open_base(
     """
     if isinstance(task, Work):
         task = model_task(folder, task, trust_remote_code)
+    weights = open_weights(folder)
+    refuse_packed(folder, weights)
     graph = module_graph(folder, task, num_labels, trust_remote_code)
-    base = Base(folder, graph, open_weights(folder), task, num_labels, trust_remote_code)
-    body = f"{graph.base_model_prefix}."
+    base = Base(folder, graph, weights, task, num_labels, trust_remote_code)
+    inside = body_of(graph)
 
     def made_anew(name: str) -> bool:
-        return task in CLASSIFIERS and (not name.startswith(body) or is_pooler(name))
+        return task in CLASSIFIERS and (not inside(name) or is_pooler(name))
 
     refuse_other_shapes(graph, base.weights, base.places.plain_names(), made_anew)
     if apart := held_apart(graph, base.places, base.weights):

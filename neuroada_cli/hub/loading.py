@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,14 +168,25 @@ def default_exclude(model: nn.Module) -> list[str]:
     """The linear layers that `all-linear` leaves out: the output embeddings and everything outside the
     pretrained body (classification heads).
     """
-    output = model.get_output_embeddings()  # type: ignore[operator]
-    body = f"{getattr(model, 'base_model_prefix', '')}."
-    has_body = any(name.startswith(body) for name, _ in model.named_modules())
+    output, inside = model.get_output_embeddings(), body_of(model)  # type: ignore[operator]
     return [
         name
         for name, module in model.named_modules()
-        if is_linear(module) and (module is output or (has_body and not name.startswith(body)))
+        if is_linear(module) and (module is output or not inside(name))
     ]
+
+
+def body_of(model: nn.Module) -> Callable[[str], bool]:
+    """Whether a module or parameter is of the pretrained body, by name.
+
+    It lies under the model's prefix. Where nothing does (CLIP's and SigLIP's classifiers keep a vision tower
+    under its own name), all is body but the linear layers at the top.
+    """
+    body = f"{getattr(model, 'base_model_prefix', '')}."
+    heads = {name for name, module in model.named_children() if is_linear(module)}
+    if any(name.startswith(body) for name, _ in model.named_modules()):
+        return lambda name: name.startswith(body)
+    return lambda name: name.partition(".")[0] not in heads
 
 
 def packed_layers(model: nn.Module) -> list[str]:
@@ -232,9 +243,9 @@ def _config(folder: Path, num_labels: int | None, trust_remote_code: bool) -> An
 
 def _refuse_missing(model: Any, fresh: list[str], task: ModelTask, folder: Path) -> None:
     """Only a task head (and the pooler that feeds it) may be fresh; anything else is a damaged model."""
-    body = f"{model.base_model_prefix}."
+    inside = body_of(model)
     for name in fresh:
-        if task not in CLASSIFIERS or (name.startswith(body) and not is_pooler(name)):
+        if task not in CLASSIFIERS or (inside(name) and not is_pooler(name)):
             raise ModelError(
                 f"{name} is missing from the weights, or has another shape than config.json says", str(folder)
             )

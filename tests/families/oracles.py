@@ -51,7 +51,7 @@ class Loaded:
             pixels = torch.randn(2, 3, SIDE, SIDE, generator=chance)
             return model(pixel_values=pixels.to(next(model.parameters()).dtype)).logits
         if self.swept.task == "seq2seq-lm":
-            return model(input_ids=tokens_BS, decoder_input_ids=tokens_BS[:, :7]).logits
+            return model(input_ids=tokens_BS, decoder_input_ids=tokens_BS[:, :7], use_cache=False).logits
         if self.swept.task == "sequence-classification":
             tokens_BS = tokens_BS.clone()
             tokens_BS[:, -1] = 2  # some find a row's end by it

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import pico_bert, pico_gpt2, pico_llama
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AlbertConfig,
     AlbertForSequenceClassification,
+    AutoModelForImageClassification,
     ConvNextConfig,
     ConvNextForImageClassification,
     PreTrainedModel,
@@ -22,6 +25,7 @@ from transformers import (
 from neuroada_cli import hub
 from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.targets import find_targets, is_linear, sharing_modules
+from neuroada_cli.errors import ModelError
 from neuroada_cli.hub import graph
 from neuroada_cli.hub.graph import described, rebuilt
 
@@ -78,6 +82,24 @@ def test_a_model_that_cannot_name_its_input_embeddings_has_none() -> None:
     assert list(find_targets(again, heads=hub.default_exclude(again))) == [
         f"convnext.encoder.stages.{stage}.layers.0.pwconv{n}" for stage in (0, 1) for n in (1, 2)
     ]
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_classifier_without_a_body_of_its_own_name_has_a_head(kind: str, tmp_path: Path) -> None:
+    sizes = {"image_size": 16, "patch_size": 8, "hidden_size": 8, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "intermediate_size": 8}
+    config = CONFIG_MAPPING[kind](vision_config=sizes)
+    model = AutoModelForImageClassification.from_config(config)
+    assert hub.default_exclude(model) == ["classifier"]
+    folder = save(model, tmp_path / "base")
+    assert hub.load_model(folder, "image-classification", "fp32", num_labels=5).fresh == [
+        "classifier.weight", "classifier.bias",
+    ]  # fmt: skip
+    held = load_file(folder / "model.safetensors")
+    lost = next(name for name in held if name.endswith("fc1.weight"))
+    save_file({n: t for n, t in held.items() if n != lost}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"fc1\.weight is missing from the weights"):
+        hub.load_model(folder, "image-classification", "fp32", num_labels=5)
 
 
 def save(model: PreTrainedModel, folder: Path) -> Path:

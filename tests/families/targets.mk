@@ -1,0 +1,4 @@
+.PHONY: families
+
+families: setup  ## every command on tiny models of many types, about an hour on two cores; rewrites docs/families.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/families/sweep.py; status=$$?; $(BIN)/python docs/pages families; exit $$status
