@@ -18,12 +18,12 @@ def refuse_packed(folder: Path, weights: Weights) -> None:
     settings = read_config(folder).get("quantization_config")
     if not isinstance(settings, Mapping):
         return
+    method = str(settings.get("quant_method"))
     packed = [name for name in weights if _is_packed(weights, name)]
     if packed:
         raise ModelError(
-            f"stores {packed[0]} and {len(packed) - 1} more packed (quant_method "
-            f"{short(str(settings.get('quant_method')))} in config.json), not as the numbers that connections "
-            "are chosen from",
+            f"stores {packed[0]} and {len(packed) - 1} more packed (quant_method {short(method)} in "
+            "config.json), not as the numbers that connections are chosen from",
             str(folder),
             "take a copy in 16 bits; model.quantization: nf4 trains that in 4 bits",
         )
