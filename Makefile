@@ -42,4 +42,5 @@ clean:
 
 include benchmarks/targets.mk
 include tests/faults/targets.mk
+include tests/families/targets.mk
 include tests/mutants/targets.mk

@@ -1,0 +1,42 @@
+"""The table of families holds nothing wrong, and a type that is swept comes out as the table says."""
+
+from __future__ import annotations
+
+import json
+
+import oracles
+import pytest
+import sweep
+from swept_types import SWEPT
+
+ROWS = json.loads(sweep.RESULTS.read_text(encoding="utf-8"))["types"]
+
+
+def test_the_table_is_of_the_types_that_are_swept_and_nothing_in_it_is_wrong() -> None:
+    assert {f"{row['type']} {row['task']}" for row in ROWS} <= {sweep.key(one) for one in SWEPT}
+    assert len({row["type"] for row in ROWS}) >= 60
+    said = [cell for row in ROWS for cell in row["cells"].values()]
+    assert all(cell == sweep.YES or cell.startswith((sweep.REFUSED, sweep.MODEL)) for cell in said)
+    assert not any("bug in neuroada" in cell for cell in said)
+
+
+def test_a_command_that_ends_as_a_bug_is_wrong_and_so_is_what_an_oracle_finds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def finds(said: str) -> None:
+        raise AssertionError("others are larger")
+
+    for code, cell in {70: "wrong: a bug", 4: "refused: a bug", 0: "wrong: others are larger"}.items():
+        monkeypatch.setattr(sweep, "command", lambda *words, code=code: (code, "first\nerror: a bug\n"))
+        assert sweep.cell(("train",), finds) == cell
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["jamba", "gpt_oss", "t5"])
+def test_a_type_comes_out_as_the_table_says(name: str) -> None:
+    one = next(one for one in SWEPT if one.name == name)
+    row = next(row for row in ROWS if row["type"] == name)
+    found = sweep.alone(one)
+    works, stated = ({c: said == sweep.YES for c, said in cells.items()} for cells in (found, row["cells"]))
+    assert works == stated
+    assert one.recipe()["select"]["k"] == oracles.K
