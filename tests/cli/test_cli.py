@@ -239,6 +239,30 @@ def test_the_examples_parse(line: str) -> None:
         load_recipe("quickstart", overrides)
 
 
+def written_commands() -> list[tuple[str, str]]:
+    """(page, line) of every command of ours in README and docs."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    lines = [(page.name, line) for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    return [(page, line) for page, line in lines if re.match(r"(?: {4}|\$ )neuroada [a-z-]", line)]
+
+
+def test_commands_of_the_pages_parse() -> None:
+    """Options exist and have the right form; usage lines, which name no values, are of the help itself."""
+    found = written_commands()
+    assert len(found) > 40
+    for page, line in found:
+        words = line.partition("#")[0].partition(" > ")[0].split()[1 if line[0] == " " else 2 :]
+        if "[OPTIONS]" in words or "…" in line or "--install-completion" in words:
+            continue
+        command = typer.main.get_command(cli.app)
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
+        try:
+            command.make_context("neuroada", words, resilient_parsing=False)
+        except (Exception, SystemExit) as error:
+            raise AssertionError(f"{page}: {line.strip()}: {error}") from error
+
+
 def test_every_key_can_be_looked_up(neuroada) -> None:
     from neuroada_cli.recipe.keys import all_keys
 
