@@ -1,6 +1,6 @@
 # Every target rewrites its file under benchmarks/results/; `make bench-report` turns them into
 # docs/performance.md. Ratios from a busy machine are noisier, not wrong: the load is written beside them.
-.PHONY: bench-op bench-cpu bench-io bench-gpu bench-report
+.PHONY: bench-op bench-cpu bench-io bench-commands bench-evaluation bench-gpu bench-report
 
 bench-op: setup  ## back-ends of the sampled gradient by shape; also rewrites delta/backend_table.json
 	$(BIN)/python benchmarks/op.py --write
@@ -10,6 +10,12 @@ bench-cpu: setup  ## a training step against its peers on the CPU, about 20 minu
 
 bench-io: setup  ## select against reading, merge against cp, attach and switch, on a 2 GB model made on the spot
 	$(BIN)/python benchmarks/io.py
+
+bench-commands: setup  ## what whole commands take of the processor before their work begins
+	$(BIN)/python benchmarks/commands.py
+
+bench-evaluation: setup  ## eval's decoding against plain generate; the data sets lie in $$NEUROADA_DATA
+	$(BIN)/python benchmarks/evaluation.py
 
 bench-gpu:  ## one CUDA GPU, under 9 minutes: kernels against the oracle, tuning, steps; uses $(PYTHON_GPU)
 	$(or $(PYTHON_GPU),python3) benchmarks/gpu.py
