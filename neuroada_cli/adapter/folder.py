@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from neuroada_cli import files, hub
+from neuroada_cli.adapter.base_name import HERE, found
 from neuroada_cli.adapter.config import (
     CONFIG,
     OWN_TASKS,
@@ -207,7 +208,7 @@ def read_adapter(source: str | os.PathLike[str] | AdapterFolder) -> Adapter:
         selection,
         deltas,
         whole,
-        config["base_model_name_or_path"],
+        found(config["base_model_name_or_path"], folder),
         config["revision"],
         task,
         config["settings"],
@@ -299,6 +300,8 @@ def how_trained(adapter: Adapter) -> str:
 def _model_card(adapter: Adapter) -> str:
     base = f"base_model: {adapter.base}\n" if hub.is_hub_id(adapter.base) else ""
     name = adapter.base if hub.is_hub_id(adapter.base) else Path(adapter.base).name
+    local = f"\n\nIts base lay at `{adapter.base}`: name your copy of it with `--base`."
+    local = local if adapter.base.startswith(HERE) else ""
     in_peft = METHODS[method_of(adapter.settings)].chosen and not adapter.selection.tied
     return f"""---
 library_name: neuroada-cli
@@ -308,7 +311,7 @@ library_name: neuroada-cli
 
 # NeuroAda adapter for {name}
 
-{how_trained(adapter)}
+{how_trained(adapter)}{local}
 
     neuroada merge THIS_FOLDER OUT      # a plain checkpoint, which transformers loads alone
     neuroada eval THIS_FOLDER

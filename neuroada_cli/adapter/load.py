@@ -186,7 +186,11 @@ def with_merged_layers(
 
 
 def reader_of(
-    target: Target, task: hub.Work, revision: str | None = None, trust_remote_code: bool = False
+    target: Target,
+    task: hub.Work,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    base: str | None = None,
 ) -> hub.Reader:
     """The reader that `load` would come with, without the model."""
     if target.adapter is None:
@@ -194,8 +198,8 @@ def reader_of(
         kind = hub.model_task(folder, task, trust_remote_code)
         return hub.load_reader(folder, kind, trust_remote_code, task.pictures)
     adapter = adapters.read_adapter(target.adapter)
-    base = hub.resolve_model(adapter.base, adapter.revision, trust_remote_code)
-    return _reader(target.adapter, base, adapter, trust_remote_code)
+    folder = hub.resolve_model(base or adapter.base, None if base else adapter.revision, trust_remote_code)
+    return _reader(target.adapter, folder, adapter, trust_remote_code)
 
 
 def _reader(place: AdapterFolder, base: Path, adapter: Adapter, trust_remote_code: bool) -> hub.Reader:

@@ -51,6 +51,9 @@ def eval_(
             "--forgetting", metavar="SOURCE", help="Loss on this general text, before and after tuning."
         ),
     ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="The base model, if it has moved since training.")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows a task.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows at once.")] = None,
     max_new_tokens: Annotated[
@@ -99,6 +102,7 @@ def eval_(
             target,
             recipe=loaded,
             forgetting=forgetting,
+            base=base,
             overrides=overrides if loaded is None else (),
             tasks=names,
             protocol=protocol,

@@ -62,6 +62,7 @@ def run(
     ranks: Ranks = ALONE,
     overrides: Sequence[str] = (),
     forgetting: str | None = None,
+    base: str | None = None,
 ) -> EvalResult:
     """Score `target` (base, adapter, run or merged folder, hub id, or a recipe: its base) on tasks.
 
@@ -72,6 +73,7 @@ def run(
     ranks  processes that share the batches, each with the whole model: rank 0 locks, writes and speaks
     overrides  "key=value" of the recipe that an adapter or merged folder was trained with
     forgetting  general text: its loss before and after tuning. Without `tasks` nothing else is measured
+    base       where an adapter's base lies now
     Raises UserErrors before the model loads wherever that is possible, Stopped when interrupted.
     """
     refuse_strangers(ranks.alone, "scores")
@@ -97,7 +99,7 @@ def run(
     result = EvalResult({}, {}, records.folder)
 
     def forgotten(text: str) -> None:
-        how = Loading(dtype, device, trust_remote_code=trusted)
+        how = Loading(dtype, device, base, trust_remote_code=trusted)
         told = measure(
             found, trained, how, text, settings.max_length, records, console, data_dir, limit, overwrite,
             ranks,
@@ -124,7 +126,7 @@ def run(
                 data,
                 data_dir,
                 limit,
-                lambda work=task.work: _reader_of(found, work, recipe, trusted),  # type: ignore[misc]
+                lambda work=task.work: _reader_of(found, work, recipe, trusted, base),  # type: ignore[misc]
                 learnt,
             )
             for task in chosen
@@ -138,7 +140,7 @@ def run(
 
     with console.status("loading the model"):
         subject = ranks.all_do(
-            lambda: _load(found, recipe, trained, chosen[0], device, dtype, trusted, named is not None)
+            lambda: _load(found, recipe, trained, chosen[0], device, dtype, trusted, named is not None, base)
         )
     if not ranks.alone:
         rows_of = {job.task.name: job.rows.sha256 for job in jobs}
@@ -318,8 +320,10 @@ def _data_of(recipe: Recipe | None, trained: Recipe | None, target: adapted.Targ
     return recipe.data.model_copy(update=changes)
 
 
-def _reader_of(target: adapted.Target, work: hub.Work, recipe: Recipe | None, trusted: bool) -> hub.Reader:
-    return adapted.reader_of(target, work, recipe.model.revision if recipe else None, trusted)
+def _reader_of(
+    target: adapted.Target, work: hub.Work, recipe: Recipe | None, trusted: bool, base: str | None
+) -> hub.Reader:
+    return adapted.reader_of(target, work, recipe.model.revision if recipe else None, trusted, base)
 
 
 def _default_folder(target: adapted.Target) -> Path:
@@ -361,6 +365,7 @@ def _load(
     dtype: str | None,
     trusted: bool,
     named: bool,
+    base: str | None,
 ) -> adapted.Adapted:
     """Whatever was trained knows its data type; a base gets that of a recipe which the user named."""
     model = recipe.model if recipe else None
@@ -372,6 +377,7 @@ def _load(
         dtype or (recipe.eval.dtype if recipe else None) or own,
         device,
         task.num_labels,
+        base,
         attention=model.attention if model else None,
         revision=model.revision if model else None,
         trust_remote_code=trusted,

@@ -160,7 +160,7 @@ def _load(target: str, wishes: Wishes, how: Loading, compare: bool, quiet: bool)
         attention=model.attention if model else None,
         trust_remote_code=how.trust_remote_code or bool(recipe and recipe.model.trust_remote_code),
     )
-    reader = adapted.reader_of(found, hub.Work(), how.revision, how.trust_remote_code)
+    reader = adapted.reader_of(found, hub.Work(), how.revision, how.trust_remote_code, how.base)
     # what was trained brings its chat template with its tokenizer; a stranger's recipe opens no file
     own = source
     if trained is not None:

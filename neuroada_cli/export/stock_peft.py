@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from neuroada_cli import files, hub
+from neuroada_cli.adapter.base_name import told
 from neuroada_cli.adapter.config import CONFIG, PEFT_TASKS, modules_to_save
 from neuroada_cli.adapter.folder import METADATA, PREFIX, TENSORS, Adapter
 from neuroada_cli.delta.index import size
@@ -63,10 +64,11 @@ def write(folder: Path, adapter: Adapter, base: hub.Base, kind: str) -> Stored:
     """
     layers = {name: entries_of(adapter, base, name) for name in adapter.selection.indices}
     tensors = {PREFIX + name: tensor for name, tensor in adapter.whole.items()}
+    name, revision = told(adapter.base, adapter.revision)
     config = {
         "task_type": PEFT_TASKS.get(adapter.task),
-        "base_model_name_or_path": adapter.base,
-        "revision": adapter.revision,
+        "base_model_name_or_path": name,
+        "revision": revision,
         "target_modules": sorted(layers),
         "modules_to_save": modules_to_save(adapter.whole),
         "inference_mode": True,

@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import nn
 
 from neuroada_cli import files, hub
+from neuroada_cli.adapter import base_name
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
 from neuroada_cli.data.inputs import aligned_padding
@@ -253,7 +254,7 @@ def _begin(recipe: Recipe, run_dir: Path, selection: Selection) -> None:
 
 def _adapter(checked: Checked, selection: Selection, state: MethodState, pad_id: int) -> Adapter:
     recipe, task = checked.recipe, checked.task
-    path = Path(recipe.model.path).expanduser()
+    base, revision = base_name.told(recipe.model.path, recipe.model.revision)
     if state.indices is not None:
         longest = max(index_OK.shape[1] for index_OK in state.indices.values())
         selection = dataclasses.replace(selection, indices=state.indices, k=longest)
@@ -274,8 +275,8 @@ def _adapter(checked: Checked, selection: Selection, state: MethodState, pad_id:
         selection,
         deltas,
         state.whole,
-        base=str(path.resolve()) if path.is_dir() else recipe.model.path,
-        revision=recipe.model.revision,
+        base=base,
+        revision=revision,
         task=checked.base.task,
         settings=settings,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def test_stock_peft_answers_the_same(name: str, kind: str, tmp_path: Path) -> No
     assert kind.removeprefix("peft-").upper() in result.about
     assert all(type(module).__module__.split(".")[0] != "neuroada_cli" for module in model.modules())
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(base)
+    assert config["base_model_name_or_path"] == f"./{os.path.relpath(base)}"
     with torch.inference_mode(), model.disable_adapter():
         assert not torch.allclose(model(input_ids=TOKENS).logits, expected)
 
