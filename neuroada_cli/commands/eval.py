@@ -17,8 +17,9 @@ from neuroada_cli.adapter import load as adapted
 from neuroada_cli.adapter.beside import Loading
 from neuroada_cli.adapter.forgetting import NAME as FORGETTING
 from neuroada_cli.adapter.forgetting import measure
+from neuroada_cli.adapter.results import results_folder
 from neuroada_cli.data.sources import refuse_foreign
-from neuroada_cli.errors import DataError, ModelError, OutputError, RecipeError, Stopped
+from neuroada_cli.errors import DataError, ModelError, RecipeError, Stopped
 from neuroada_cli.evaluation import display, foreign, report
 from neuroada_cli.evaluation.records import About, Records
 from neuroada_cli.evaluation.rows import Learnt, TaskRows, learnt_by, prepare
@@ -93,7 +94,7 @@ def run(
     if forgetting is None and text is not None and named is None and trained is not None:
         _refuse_foreign(trained, data_dir, "test", text if text == trained.eval.forgetting else None)
     chosen = [] if forgetting and not tasks else _chosen_tasks(tasks, recipe, found)
-    records = Records(Path(out) if out is not None else _default_folder(found))
+    records = Records(Path(out) if out is not None else results_folder(found))
     data_dir = data_dir or (recipe.data.data_dir if recipe else None)
     limit = limit or (recipe.eval.limit if recipe else None)
     result = EvalResult({}, {}, records.folder)
@@ -324,32 +325,6 @@ def _reader_of(
     target: adapted.Target, work: hub.Work, recipe: Recipe | None, trusted: bool, base: str | None
 ) -> hub.Reader:
     return adapted.reader_of(target, work, recipe.model.revision if recipe else None, trusted, base)
-
-
-def _default_folder(target: adapted.Target) -> Path:
-    """Beside what we wrote ourselves; nothing is ever put into a foreign model folder."""
-    place = Path(target.name)
-    if place.resolve().parent.name == "snapshots":  # the hub's cache, which is not ours to fill
-        return Path("eval") / place.resolve().parents[1].name
-    if target.adapter is not None and not place.exists():  # of the hub
-        return Path("eval") / place.name
-    if target.adapter is not None:
-        checkpoint = target.adapter.folder.resolve()
-        in_run = (checkpoint.parent / "metrics.jsonl").is_file()  # where pruning removes old checkpoints
-        if checkpoint == place.resolve() and in_run:
-            return _within(checkpoint.parent, "eval", checkpoint.name)
-        return _within(place, "eval")
-    if (place / files.MANIFEST).is_file():
-        return _within(place, "eval")
-    return Path("eval") / place.name
-
-
-def _within(folder: Path, *parts: str) -> Path:
-    """Raises OutputError where a link would lead out of the folder, which may be a stranger's."""
-    found = folder.joinpath(*parts)
-    if not (found / "predictions").resolve().is_relative_to(folder.resolve()):
-        raise OutputError("is a link that leaves the folder", str(found), "choose an --out")
-    return found
 
 
 # ---------------------------------------------------------------------------------------------------
