@@ -10,7 +10,9 @@ from neuroada_cli.errors import OutputError
 
 
 def results_folder(target: Target) -> Path:
-    """The folder of the scores of a target where none is named: beside what we wrote ourselves; nothing is ever put into a foreign model folder."""
+    """The folder of a target's scores where none is named: beside what we wrote ourselves; nothing is put
+    into a foreign model folder.
+    """
     place = Path(target.name)
     if place.resolve().parent.name == "snapshots":  # the hub's cache, which is not ours to fill
         return Path("eval") / place.resolve().parents[1].name
