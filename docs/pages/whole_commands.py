@@ -25,8 +25,8 @@ def before_work(result: dict[str, Any]) -> tuple[list[str], list[list[str]], str
         "processor. `train` around its loop is the run of 2 steps less what the 2 more steps of the other take. "
         f"The floor of every command that touches weights is `{FLOOR}`: {seconds[FLOOR]:.1f} s. Whatever reads a config or a "
         "tokenizer imports `transformers`, too, and its config classes bring torch's compiler and distributed tensors along; with "
-        f"the code of a model it is {seconds[MODELS]:.1f} s. What the commands do by themselves is the lesser part, and the targets "
-        "are missed by these imports."
+        f"the code of a model it is {seconds[MODELS]:.1f} s. Of `validate`, `select` "
+        "and `merge` that is most; a dry run adds the prediction of its memory, a run its selection, folder and picture."
     )
     return ["command", "processor", "target"], cells, said
 
