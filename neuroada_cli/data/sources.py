@@ -42,6 +42,7 @@ KNOWN_SETS: dict[str, str] = {
         )
     },
     "gsm8k_openai": "openai/gsm8k:main",
+    "metamath": "meta-math/MetaMathQA",
     "cifar10": "uoft-cs/cifar10",
     "textvqa": "lmms-lab/textvqa",
     **{

@@ -23,7 +23,8 @@ COLUMNS = (  # our names of the columns of rows of one's own
 class DataSection(Section):
     task: str = Field(description="What the rows are: commonsense, math, rte, instruct, text_classes, …")
     protocol: str = Field(
-        "reft", description="Prompts, loss mask and scoring rules: reft (the paper's) or llm-adapters."
+        "reft",
+        description="Prompts, loss mask and scoring rules: reft (the paper's), llm-adapters, peft (metamath).",
     )
     format: Literal["alpaca", "chat", "prompt-completion", "text"] | None = Field(
         None, description="Row format, for task `instruct` only; empty recognises it from the first row."

@@ -15,13 +15,25 @@ from neuroada_cli.tasks import (
     gsm8k,
     image_text,
     instruct,
+    metamath,
     pictures,
 )
 from neuroada_cli.tasks.task import PROTOCOLS, Protocol, Task
 
 TASKS: dict[str, Task] = {
     task.name: task
-    for family in (commonsense, arithmetic, gsm8k, glue, instruct, due_dates, pictures, image_text, classes)
+    for family in (
+        commonsense,
+        arithmetic,
+        gsm8k,
+        metamath,
+        glue,
+        instruct,
+        due_dates,
+        pictures,
+        image_text,
+        classes,
+    )
     for task in family.TASKS
 }
 GROUPS: dict[str, tuple[str, ...]] = {

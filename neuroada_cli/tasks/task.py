@@ -46,6 +46,7 @@ class Protocol:
 PROTOCOLS = {
     "reft": Protocol("reft", "target only", max_length=512, beams=1),
     "llm-adapters": Protocol("llm-adapters", "prompt and target", max_length=256, beams=4),
+    "peft": Protocol("peft", "prompt and target", max_length=768, beams=1),
 }
 
 

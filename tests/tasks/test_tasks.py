@@ -15,7 +15,7 @@ from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.evaluation.run import score_one
 from neuroada_cli.tasks import arithmetic, commonsense, glue
 from neuroada_cli.tasks.registry import GROUPS, TASKS, expand, get_protocol, get_task
-from neuroada_cli.tasks.task import PROTOCOLS, decoding_of, examples_of
+from neuroada_cli.tasks.task import PROTOCOLS, decoding_of, examples_of, under
 
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the "
@@ -167,6 +167,10 @@ def test_every_task_reads_its_published_rows(shared: Path, name: str, protocol: 
     task = TASKS[name]
     if name in ("sst2", "qqp", "mnli"):
         pytest.skip(f"the rows of {name} are not among the shared ones")
+    if task.kind == "generation" and protocol not in task.scoring:
+        with pytest.raises(RecipeError, match="has no rules for task"):
+            under(task, PROTOCOLS[protocol])
+        return
     rows = load_rows(task.sets["test"], "test", shared / "data")
     examples = examples_of(task, rows.rows, protocol, rows.source, rows.lines)
     assert len(examples) == len(rows) > 100
