@@ -24,7 +24,7 @@ class DataSection(Section):
     task: str = Field(description="What the rows are: commonsense, math, rte, instruct, text_classes, …")
     protocol: str = Field(
         "reft",
-        description="Prompts, loss mask and scoring rules: reft (the paper's), llm-adapters, peft (metamath).",
+        description="Prompts, loss mask, scoring rules: reft (the paper's), llm-adapters, peft (metamath).",
     )
     format: Literal["alpaca", "chat", "prompt-completion", "text"] | None = Field(
         None, description="Row format, for task `instruct` only; empty recognises it from the first row."
