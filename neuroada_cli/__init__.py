@@ -8,10 +8,10 @@ imported when they are first used, so that `import neuroada_cli` costs nothing.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as typing has it, whose import takes longer than a signal may wait (`stopping`)
 if TYPE_CHECKING:
+    from typing import Any
+
     from neuroada_cli.adapter.load import Adapted
     from neuroada_cli.adapter.load import load as attach
     from neuroada_cli.commands.eval import EvalResult
@@ -63,6 +63,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     module, _, attribute = _HOMES[name].partition(":")
     return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
 

@@ -19,13 +19,14 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from types import FrameType, TracebackType
 
 TYPE_CHECKING = False  # as typing has it, which takes longer to import than all the rest here
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType, TracebackType
     from typing import Any
+
+    Tidy = Callable[[], object]
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 # One wish may arrive twice: `timeout` and schedulers tell a process and then its group; Ctrl-C reaches a
@@ -34,7 +35,20 @@ SAME_WISH_SECONDS = {"same": 0.1, "other": 1.0}
 NOTHING_LOST = "nothing is left half written"
 SHOW_CURSOR = "\x1b[?25h"
 
-Tidy = Callable[[], object]
+
+class _suppress:  # noqa: N801
+    """As contextlib has it, whose import a signal would have to wait for."""
+
+    def __init__(self, *kinds: type[BaseException]) -> None:
+        self._kinds = kinds
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        return kind is not None and issubclass(kind, self._kinds)
 
 
 class _State:
@@ -83,7 +97,7 @@ def let_go_of_terminal(number: int) -> None:
     if number != getattr(signal, "SIGHUP", None):
         return
     for descriptor in (1, 2):
-        with suppress(OSError):
+        with _suppress(OSError):
             if stat.S_ISCHR(os.fstat(descriptor).st_mode):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, descriptor)
@@ -150,7 +164,7 @@ class Noted:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Noted:
-        with suppress(ValueError):  # another thread
+        with _suppress(ValueError):  # another thread
             for number in SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._on_signal)
@@ -190,7 +204,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 def _end(number: int) -> None:
     _state.ending = True
     for tidy in reversed(_state.tidies):
-        with suppress(BaseException):  # the disk may refuse; the next writer removes it
+        with _suppress(BaseException):  # the disk may refuse; the next writer removes it
             tidy()
     words = _state.words[-1] if _state.words else NOTHING_LOST
     if os.environ.get("RANK", "0") == "0":  # of several processes (torchrun) one says it
@@ -200,7 +214,7 @@ def _end(number: int) -> None:
 
 def _write(line: str) -> None:
     """To stderr, past every buffer; a bar that was drawn there goes, and the cursor comes back."""
-    with suppress(OSError):
+    with _suppress(OSError):
         if os.isatty(2):
             line = f"{SHOW_CURSOR}\r\x1b[K{line}"
         os.write(2, line.encode())

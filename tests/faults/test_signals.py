@@ -224,3 +224,19 @@ def test_at_any_moment_a_signal_ends_it_and_it_can_be_done_again(tmp_path: Path)
     found = run_cases("stops.py", "moments", count, tmp_path)
     assert found["stopped, then done"] == count
     record("random signals: any moment of train, select, merge, eval", found)
+
+
+def test_next_to_nothing_is_imported_before_the_handlers_are_there() -> None:
+    """Until then a signal ends the interpreter in its own way: every import here is time without a line."""
+    script = (
+        "import sys; before = set(sys.modules)\n"
+        "from neuroada_cli import stopping; stopping.install()\n"
+        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    of_signal = {"signal", "enum", "types", "operator", "functools", "collections", "keyword", "reprlib"}
+    found = {name for name in done.stdout.split() if not name.startswith("_")} | {"neuroada_cli"}
+    assert found <= of_signal | {"neuroada_cli", "itertools", "time"}
