@@ -238,5 +238,6 @@ def test_next_to_nothing_is_imported_before_the_handlers_are_there() -> None:
         [sys.executable, "-S", "-c", script], env=environment, capture_output=True, text=True, check=True
     )
     of_signal = {"signal", "enum", "types", "operator", "functools", "collections", "keyword", "reprlib"}
+    of_os = {"os", "posixpath", "genericpath", "stat", "io", "abc"}
     found = {name for name in done.stdout.split() if not name.startswith("_")} | {"neuroada_cli"}
-    assert found <= of_signal | {"neuroada_cli", "itertools", "time"}
+    assert found <= of_signal | of_os | {"neuroada_cli", "itertools", "time"}
