@@ -89,13 +89,15 @@ class LiveReport:
         self._task: TaskID | None = None
 
     def __enter__(self) -> LiveReport:
-        self._bar.start()
+        if not self._bar.disable:
+            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if not self._bar.disable:  # rich 14.0 ends even one that was never shown with a line break
+            self._bar.stop()
 
     def step(self, stats: StepStats, total: int) -> None:
         memory = peak_memory(self._device)
