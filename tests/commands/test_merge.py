@@ -152,6 +152,7 @@ def test_a_classifier_with_a_fresh_head(tmp_path: Path, encoder_only: bool, dtyp
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert config["problem_type"] == "single_label_classification"
+    assert config["label2id"] == {name: int(number) for number, name in config["id2label"].items()}
     merged.save_pretrained(tmp_path / "again")
     assert set(load_file(tmp_path / "again/model.safetensors")) == set(hub.open_weights(tmp_path / "out"))
     assert result.stats.whole == 2

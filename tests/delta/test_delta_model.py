@@ -288,3 +288,9 @@ class TestTargets:
 
 def test_the_layer_module_imports_torch_only() -> None:
     assert "transformers" not in vars(linear)
+
+
+def test_a_weight_that_two_layers_share_is_a_target_once() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    model[2].weight = model[0].weight
+    assert list(find_targets(model, ["*"])) == ["0", "1"]

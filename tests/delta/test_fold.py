@@ -28,3 +28,9 @@ def test_the_sum_is_rounded_once(dtype: torch.dtype) -> None:
 def test_a_double_base_is_summed_in_double() -> None:
     base = torch.tensor([1.0], dtype=torch.float64)
     assert fold_entries(base, torch.tensor([1e-12]), torch.float64).item() == 1.0 + float(torch.tensor(1e-12))
+
+
+def test_a_wide_base_is_not_rounded_before_the_sum() -> None:
+    """1.003 + 0.001 is nearer to bf16's next number above 1; 1.003 alone is nearer to 1."""
+    found = fold_entries(torch.tensor([1.003]), torch.tensor([0.001]), torch.bfloat16)
+    assert found.item() == 1.0078125

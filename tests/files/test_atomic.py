@@ -275,3 +275,13 @@ def test_overwriting_spares_a_folder_that_somebody_else_wrote(tmp_path: Path) ->
     ):
         pass
     assert (tmp_path / "home" / "letter.txt").read_text(encoding="utf-8") == "dear"
+
+
+def test_what_another_outputs_writer_left_is_its_own_to_remove(tmp_path: Path) -> None:
+    """`out` and `out.b` lie side by side, and the temporaries of both begin alike."""
+    left = tmp_path / ".out.b.tmp-99999-0123abcd"
+    left.mkdir()
+    write_folder(tmp_path / "out")
+    assert left.is_dir()
+    write_folder(tmp_path / "out.b")
+    assert not left.exists()

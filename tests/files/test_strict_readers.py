@@ -137,3 +137,11 @@ def test_files_that_are_no_tensor_files_are_refused(tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(ModelError, match="is not a safetensors file, or was cut short"):
             files.read_tensors(file)
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_tensors_begin_at_multiples_of_8(tmp_path: Path, length: int) -> None:
+    """As the format's own writer has it, so that a mapped tensor can be used where it lies."""
+    files.write_tensors(tmp_path / "x.safetensors", {"x" * length: torch.ones(3)})
+    (size,) = struct.unpack("<Q", (tmp_path / "x.safetensors").read_bytes()[:8])
+    assert size % 8 == 0

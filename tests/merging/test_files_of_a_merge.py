@@ -19,6 +19,7 @@ from transformers import BertModel
 from neuroada_cli import hub
 from neuroada_cli.commands import merge
 from neuroada_cli.errors import ModelError, NumericsError
+from neuroada_cli.merging.fit import check_whole
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 WEIGHTS = "model.safetensors"
@@ -142,3 +143,11 @@ def test_what_rounding_loses_and_what_was_never_learnt_are_told_apart(tmp_path: 
     rows = sum(len(index_OK) for index_OK in chosen.indices.values())
     assert (stats.entries, stats.changed, stats.lost) == (3 * rows, rows, rows)
     assert stats.largest_delta == 1.0
+
+
+def test_a_head_of_another_size_is_refused(tmp_path: Path) -> None:
+    pico_bert().save_pretrained(tmp_path)
+    base = hub.open_base(tmp_path, "sequence-classification", num_labels=2)
+    check_whole(base, {"classifier.bias": torch.zeros(2)})
+    with pytest.raises(ModelError, match=r"classifier\.bias is \[3\], this model's is \[2\]"):
+        check_whole(base, {"classifier.bias": torch.zeros(3)})

@@ -248,3 +248,8 @@ def test_strict_numbers_work_outside_the_main_thread() -> None:
 )
 def test_strict_numbers_as_models_write_them(written: str, reference: str, right: bool) -> None:
     assert answers.strict_number(written, reference) == right
+
+
+@pytest.mark.parametrize(("completion", "right"), [("true", True), ("false", False), ("True.", True)])
+def test_an_option_that_is_not_the_answer_is_wrong(completion: str, right: bool) -> None:
+    assert answers.exact_option("true|false")(completion, "true") is right
