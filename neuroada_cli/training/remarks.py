@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from neuroada_cli import hub
 from neuroada_cli.data.encoding import EncodeReport
+from neuroada_cli.delta.targets import parameter_name, targets_of
 from neuroada_cli.hub.stored import main_dtype, rounded_by
 from neuroada_cli.show.numbers import describe_dtype
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.settings import dtype_of
 
+LEAST = 0.01  # share of a model's parameters that is worth a line
 LONGER, SPACE = "raise data.max_length", "put the space between them before the answer"
 
 
@@ -27,6 +30,7 @@ def remarks(checked: Checked) -> Iterator[str]:
         if remark is not None:
             yield remark
     yield from _of_weights(checked)
+    yield from left_aside(checked.base.graph)
     yield from checked.rows.notes
     for counts, what in (
         (checked.rows.train_report, "rows"),
@@ -45,6 +49,36 @@ def _of_weights(checked: Checked) -> Iterator[str]:
     yield (
         f"model.dtype={checked.recipe.model.dtype} rounds the base, which is {describe_dtype(own)}: "
         f"{changed:,} of {total:,} numbers change, chosen or not; leave it out to keep them"
+    )
+
+
+def left_aside(graph: nn.Module) -> Iterator[str]:
+    """Matrices that no target can name, where they are more than a hundredth of the model: experts that a
+    mixture keeps in a way of its own (DBRX).
+    """
+    known = {parameter_name(graph, name) for name in targets_of(graph)}
+    sizes = {name: parameter.numel() for name, parameter in graph.named_parameters()}
+    left = [
+        name
+        for name, parameter in graph.named_parameters()
+        if parameter.ndim in (2, 3) and name not in known and _is_raw(graph, name)
+    ]
+    share = sum(sizes[name] for name in left) / max(1, sum(sizes.values()))
+    if share > LEAST:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        yield (
+            f"{100 * share:.2g} % of the parameters are matrices outside linear layers, in which nothing can "
+            f"be chosen: {left[0]}{more}"
+        )
+
+
+def _is_raw(graph: nn.Module, parameter: str) -> bool:
+    """Whether it is neither looked up (embeddings, also of places) nor a convolution's or a norm's."""
+    owner = graph.get_submodule(parameter.rpartition(".")[0])
+    kind = type(owner).__name__
+    return not isinstance(owner, nn.Embedding) and not any(
+        word in text
+        for text, word in ((kind, "Conv"), (kind, "Norm"), (parameter, "embed"), (parameter, "pos"))
     )
 
 

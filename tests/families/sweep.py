@@ -93,9 +93,10 @@ def swept(one: Swept) -> dict[str, str]:
                             lambda said: oracles.selected(loaded, chosen))}  # fmt: skip
     if found["select"] != YES:
         return found
-    runs = runs_alone(loaded)
     for column, dtype in DTYPES.items():
-        found[column] = runs or equal(lambda dtype=dtype: oracles.equal_at_zero(loaded, chosen, dtype))
+        found[column] = runs_alone(loaded, dtype) or equal(
+            lambda dtype=dtype: oracles.equal_at_zero(loaded, chosen, dtype)
+        )
     found["train"] = cell(("train", "recipe.yaml"), lambda said: oracles.trained(Path("run"), said))
     if found["train"] == YES:
         found["merge"] = cell(
@@ -115,10 +116,10 @@ def swept(one: Swept) -> dict[str, str]:
     return found
 
 
-def runs_alone(loaded: oracles.Loaded) -> str | None:
+def runs_alone(loaded: oracles.Loaded, dtype: torch.dtype) -> str | None:
     """Why the model cannot go forward and backward by itself, if so."""
     try:
-        loaded.outputs(loaded.model().requires_grad_(True)).square().sum().backward()
+        loaded.outputs(loaded.model(dtype=dtype).requires_grad_(True)).square().sum().backward()
     except Exception as error:
         return f"{MODEL}{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return None

@@ -9,6 +9,8 @@ import pytest
 import sweep
 from swept_types import SWEPT
 
+from neuroada_cli.training.remarks import left_aside
+
 ROWS = json.loads(sweep.RESULTS.read_text(encoding="utf-8"))["types"]
 
 
@@ -29,6 +31,20 @@ def test_a_command_that_ends_as_a_bug_is_wrong_and_so_is_what_an_oracle_finds(
     for code, cell in {70: "wrong: a bug", 4: "refused: a bug", 0: "wrong: others are larger"}.items():
         monkeypatch.setattr(sweep, "command", lambda *words, code=code: (code, "first\nerror: a bug\n"))
         assert sweep.cell(("train",), finds) == cell
+
+
+def test_experts_that_no_target_can_name_are_told_with_their_share() -> None:
+    models = {
+        one.name: one.model() for one in SWEPT if one.name in ("dbrx", "mixtral") and "causal" in one.task
+    }
+    assert not list(left_aside(models["mixtral"]))
+    [line] = left_aside(models["dbrx"])
+    experts = sum(p.numel() for n, p in models["dbrx"].named_parameters() if ".experts." in n)
+    total = sum(p.numel() for p in models["dbrx"].parameters())
+    assert line.startswith(
+        f"{100 * experts / total:.2g} % of the parameters are matrices outside linear layers"
+    )
+    assert line.endswith("transformer.blocks.0.ffn.experts.mlp.w1 and 5 more")
 
 
 @pytest.mark.slow
