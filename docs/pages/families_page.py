@@ -57,7 +57,7 @@ def page() -> str:
     summary = (
         f"{len(types)} types ({len(found['types'])} with their kinds), {len(cells)} cells: "
         f"{sum(cell == 'yes' for cell in cells)} yes, {len(cells) - wrong - cells.count('yes')} refused, "
-        f"{wrong} wrong. "the model" is said where the type's own code fails without us, too. {versions}.\n"
+        f"{wrong} wrong. 'the model': its own code fails without us, too. {versions}.\n"
     )
     notes = "\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))
     heading = "\n## What is refused, in a user's words\n\n"
