@@ -57,7 +57,7 @@ class Prediction:
 
     def as_json(self) -> dict[str, Any]:
         """As it is kept: what few tasks have is there only where it is known."""
-        rare = ("credit", "loss", "targets", "before", "cut")
+        rare = ("loss", "targets", "before", "cut")
         return {key: value for key, value in asdict(self).items() if value is not None or key not in rare}
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from neuroada_cli import files
 from neuroada_cli.adapter.load import find_target
 from neuroada_cli.commands import eval as command
-from neuroada_cli.errors import DataError, ModelError, RecipeError
+from neuroada_cli.errors import DataError, ModelError, OutputError, RecipeError
 from neuroada_cli.recipe.load import recipe_from
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.tasks.metrics import rouge
@@ -71,7 +71,7 @@ def test_texts_are_scored_by_how_likely_they_are(base: Path, capsys: pytest.Capt
         json.loads(line) for line in Path("eval/base/predictions/instruct.jsonl").read_text().splitlines()
     ]
     assert [row["targets"] for row in kept] == [len(TEXTS[0]) + 1, len(TEXTS[1]) + 1, 39]
-    with pytest.raises(command.OutputError, match="exists"):
+    with pytest.raises(OutputError, match="exists"):
         command.run(str(base), recipe(base, rows, max_length=40), quiet=True)
 
 
@@ -115,7 +115,7 @@ def test_forgetting_is_the_difference_of_two_scores(base: Path, tmp_path: Path) 
     assert abs(found.score) > 1e-3, "the adapter changes nothing, so nothing is shown"
     entry = files.read_json(adapter / "eval" / "results.json")["forgetting"]
     assert entry["data"]["rows"] == 3
-    with pytest.raises(command.OutputError, match="exists"):
+    with pytest.raises(OutputError, match="exists"):
         command.run(str(adapter), forgetting="general.txt", quiet=True)
 
 
