@@ -45,7 +45,7 @@ def answers(result: dict[str, Any]) -> tuple[list[str], list[list[str]], str]:
             row["what"], f"{row['prompt_tokens_median']:.0f}",
             " – ".join(f"{n:.0f}" for n in row["written_tokens_quartiles"][::2]),
             f"{row['speed_over_plain']:.2f} x",
-            f"≥ 2: {'met' if row['speed_over_plain'] >= 2 else 'missed'}",
+            "≥ 2: met" if row["speed_over_plain"] >= 2 else f"≥ 2: missed by {2 - row['speed_over_plain']:.2f}",
             f"{row['texts_that_differ']} of {row['rows']}",
         ]
         for row in result["rows"]
@@ -54,9 +54,7 @@ def answers(result: dict[str, Any]) -> tuple[list[str], list[list[str]], str]:
         f"{result['model']}, fp32, batches of {result['rows'][0]['batch']}, against the library's `generate` on the same "
         "length-sorted batches. A prefix that a batch's prompts share is computed once, and a row leaves when it "
         "ends. Without worked examples in front, most of a multiple-choice prompt is its own question, whose tokens "
-        "both ways compute alike; and where one row in a batch goes on to the end, the steps with few rows left "
-        "take nearly as long as full ones on a CPU, where reading the weights sets the pace. That is what the "
-        "missed targets miss."
+        "both ways compute alike; and where a quarter of the rows writes to the limit, few leave early."
     )
     headings = [
         "what",
