@@ -28,7 +28,8 @@ GROUPS = (  # by parameters of the model, in billions, in 16 bits: a laptop, one
     ("On several GPUs", float("inf")),
 )
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
-NAMED = {"roberta-base": 0.125, "roberta-large": 0.355, "minilm-l6-v2": 0.02}  # names without a size
+# names without a size
+NAMED = {"roberta-base": 0.125, "roberta-large": 0.355, "minilm-l6-v2": 0.02, "phi-4-mini-instruct": 3.8}
 
 
 def list_all() -> None:

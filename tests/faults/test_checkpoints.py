@@ -29,7 +29,7 @@ STEP = {"kind": "train", "step": 1, "loss": 2.5, "lr": 1e-3, "grad_norm": 1.0}
 
 def checkpoints_in(run_dir: Path, source: Path | None = None) -> RunCheckpoints:
     log = MetricsLog(run_dir / "metrics.jsonl")
-    opened = None if source is None else AdapterFolder(source, {})
+    opened = None if source is None else AdapterFolder(source, {"files": {}})
     return dataclasses.replace(
         _training()[0], run_dir=run_dir, keep=9, log_position=log.settled, cut_log=log.cut, source=opened
     )

@@ -24,6 +24,7 @@ from neuroada_cli.adapter import load as adapted
 from neuroada_cli.adapter.folder import Adapter
 from neuroada_cli.commands import eval as evaluate
 from neuroada_cli.data import sources
+from neuroada_cli.data.reading import FileRows
 from neuroada_cli.errors import DataError, ModelError, OutputError
 from neuroada_cli.files.manifest import seal
 from neuroada_cli.recipe.load import load_recipe
@@ -253,7 +254,7 @@ def test_rows_to_score_are_fetched_only_if_the_user_names_the_recipe(
     key: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(sources, "_from_url", lambda url, *_: asked.append(url) or ([], None))
+    monkeypatch.setattr(sources, "_from_url", lambda url, *_: asked.append(url) or FileRows([]))
     folder = tmp_path / "adapter"
     write_only_evil(place / "goodNone", folder, tmp_path / "bomb")
     data = {

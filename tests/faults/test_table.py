@@ -227,7 +227,7 @@ TRAINED: dict[str, tuple[Callable[[Room], list[str]], int, str]] = {
         r"model: the adapter's model.norm.weight is \[3\], this model's is \[32\]",
     ),
     "merge: a base that is not finite": (
-        broken_base, 5, r"model.embed_tokens.weight of the base holds NaN or infinity; download the base again"
+        broken_base, 5, r"model.embed_tokens.weight of the base holds NaN or infinity in row 0; download the base again"
     ),
     "merge: a classifier without a head": (
         lambda r: r.damage_config(task_type="SEQ_CLS"), 4,

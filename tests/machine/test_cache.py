@@ -31,8 +31,8 @@ def test_home_is_meant_by_a_tilde_and_nothing_by_nothing(
 
 
 def test_kernels_models_and_data_lie_in_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from neuroada_cli.data import sources
+    from neuroada_cli.data import fetching
     from neuroada_cli.delta import native
     from neuroada_cli.hub import packaged
 
-    assert native.cache_folder is packaged.cache_folder is sources.cache_folder is cache_folder
+    assert native.cache_folder is packaged.cache_folder is fetching.cache_folder is cache_folder
