@@ -131,16 +131,18 @@ class _Texts:
 
     def is_empty(self, example: Example) -> bool:
         """Whether the content is empty, whatever a template leaves of it: an end token is none."""
-        answer = str(example.answer)
-        for text in self._end_texts:
-            answer = answer.replace(text, "")
-        return not example.target.strip() or not answer.strip()
+        return not example.target.strip() or self._is_no_more_than_ends(str(example.answer))
 
     def says_nothing(self, example: Example, cut: Cut) -> bool:
         """Whether of an answer that is not empty no token is left but its end: tokenizers drop characters."""
         if len(cut.ids) - cut.places[-1] > FEW + len(example.lead + example.end):
             return False
-        return not self._coder.as_written(str(example.answer)).strip()
+        return self._is_no_more_than_ends(self._coder.as_written(str(example.answer)))
+
+    def _is_no_more_than_ends(self, answer: str) -> bool:
+        for text in self._end_texts:
+            answer = answer.replace(text, "")
+        return not answer.strip()
 
     def ends_early(self, example: Example, cut: Cut) -> bool:
         return any(token in self._ends for token in cut.ids[cut.places[-1] : -1])

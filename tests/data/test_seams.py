@@ -76,6 +76,7 @@ def check(name: str, prompt: str, answer: str) -> Encoded:
 @example(prompt="12", answer="34")
 @example(prompt="<|im_start|>user\n", answer="<|im_start|><|im_end|>")
 @example(prompt="ask</s>", answer="say</s>")
+@example(prompt="", answer="▁</s>")
 def test_what_is_asked_is_what_was_trained_and_the_whole_answer_is_learnt(
     name: str, prompt: str, answer: str
 ) -> None:
