@@ -9,6 +9,7 @@ import typer
 
 from neuroada_cli.cli.options import (
     DataDirOption,
+    DeviceOption,
     Dtype,
     SetOption,
     given_options,
@@ -56,7 +57,7 @@ def bench(
     dtype: Annotated[
         Dtype | None, typer.Option("--dtype", help="Of the weights; default: the recipe's, or fp32.")
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")] = None,
+    device: DeviceOption = None,
     memory_budget: Annotated[
         str | None, typer.Option("--memory-budget", help="Like 40GB: also find the largest batch that fits.")
     ] = None,

@@ -8,11 +8,14 @@ from typing import Annotated
 import typer
 
 from neuroada_cli.cli.options import (
+    BaseOption,
     DataDirOption,
+    DeviceOption,
     Dtype,
     OverwriteOption,
     ProcessesOption,
     SetOption,
+    TrustOption,
     in_ranks,
     launched,
     load,
@@ -51,19 +54,15 @@ def eval_(
             "--forgetting", metavar="SOURCE", help="Loss on this general text, before and after tuning."
         ),
     ] = None,
-    base: Annotated[
-        str | None, typer.Option("--base", help="The base model, if it has moved since training.")
-    ] = None,
+    base: BaseOption = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows a task.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows at once.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", min=1, help="Default: the protocol's own number.")
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")] = None,
+    device: DeviceOption = None,
     dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Load the weights as this.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the model's folder brings.")
-    ] = False,
+    trust_remote_code: TrustOption = False,
     overwrite: OverwriteOption = False,
     processes: ProcessesOption = None,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from neuroada_cli.cli.options import Dtype, OverwriteOption, run_folder
+from neuroada_cli.cli.options import BaseOption, Dtype, OverwriteOption, TrustOption, run_folder
 from neuroada_cli.export.formats import FORMATS
 
 
@@ -21,15 +21,11 @@ def export(
         typer.Argument(metavar="OUT", help="Folder to write; default RUN/FORMAT (ADAPTER-FORMAT)."),
     ] = None,
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help=f"{', '.join(FORMATS)}.")] = "",
-    base: Annotated[
-        str | None, typer.Option("--base", help="The base model, if it has moved since training.")
-    ] = None,
+    base: BaseOption = None,
     dtype: Annotated[
         Dtype | None, typer.Option("--dtype", help="Of whole models and patches; default: as trained.")
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the base's folder brings.")
-    ] = False,
+    trust_remote_code: TrustOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write an adapter, or the model merged with it, as others read it: stock PEFT, vLLM, llama.cpp, …

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from neuroada_cli.cli.options import Dtype, look_at_model
+from neuroada_cli.cli.options import BaseOption, DeviceOption, Dtype, TrustOption, look_at_model
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.machine import kernels
 
@@ -37,14 +37,7 @@ TopP = Annotated[
     float, typer.Option("--top-p", min=0.01, max=1.0, help="With a temperature: of the likeliest, so much.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of what a temperature draws.")]
-BaseOption = Annotated[
-    str | None, typer.Option("--base", help="The base model, if it has moved since training.")
-]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Load the weights as this.")]
-Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that the model's folder brings.")
-]
 
 
 def generate(
@@ -61,9 +54,9 @@ def generate(
     seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="An object a prompt, for programs.")] = False,
     base: BaseOption = None,
-    device: Device = None,
+    device: DeviceOption = None,
     dtype: DtypeOption = None,
-    trust_remote_code: Trust = False,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Ask a model in words; the answer is shown while it is written. Prompts are put as in training.
 
@@ -91,9 +84,9 @@ def chat(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     base: BaseOption = None,
-    device: Device = None,
+    device: DeviceOption = None,
     dtype: DtypeOption = None,
-    trust_remote_code: Trust = False,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D ends the talk.
 

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from neuroada_cli.cli.options import (
+    BaseOption,
     OverwriteOption,
+    TrustOption,
     look_at_model,
     merged_default,
     parse_bytes,
@@ -37,9 +39,7 @@ def merge(
             "--weights", metavar="A,B", help="Add several adapters, each times its number, like 1,0.5."
         ),
     ] = None,
-    base: Annotated[
-        str | None, typer.Option("--base", help="The base model, if it has moved since training.")
-    ] = None,
+    base: BaseOption = None,
     dtype: Annotated[
         str | None,
         typer.Option("--dtype", metavar="TYPE", help="bf16, fp16 or fp32; default: as trained."),
@@ -55,9 +55,7 @@ def merge(
     max_shard_size: Annotated[
         str | None, typer.Option("--max-shard-size", help="Like 5GB; default: the base's own shards.")
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the base's folder brings.")
-    ] = False,
+    trust_remote_code: TrustOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Fold the trained connections into a plain Hugging Face checkpoint that needs no code of ours.

@@ -49,6 +49,13 @@ ProcessesOption = Annotated[
     int | None,
     typer.Option("--processes", min=1, help="Start so many processes on this machine, one per GPU."),
 ]
+BaseOption = Annotated[
+    str | None, typer.Option("--base", help="The base model, if it has moved since training.")
+]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that the model's folder brings.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what lies in the output folder.")]
 
 
