@@ -92,7 +92,9 @@ def _listed(row: Row, where: str, key: str | None) -> FileRows:
         return FileRows([row])
     if len(lists) > 1:
         raise DataError(
-            f"is one object with several lists of rows ({named})", where, "name one with data.field"
+            f"is one object with several lists of rows ({named})",
+            where,
+            "name one with data.field, or give each a file of its own",
         )
     if lists:
         return FileRows(list(row[lists[0]]), key=lists[0])

@@ -80,7 +80,7 @@ def training_set(section: DataSection, task: Task, seed: int, scored: Collection
 
 def _further(name: str, weight: float, section: DataSection, seen: Collection[str], seed: int) -> Further:
     """Each row as often as the weight says; of the part of a time a choice by seed."""
-    rows = load_rows(name, "train", section.data_dir, section.field)
+    rows = load_rows(name, "train", section.data_dir)  # data.field speaks of the first source
     dropped = set(leakage.leaked(rows, seen)) if seen else set()
     kept = [place for place in range(len(rows)) if place not in dropped]
     whole, part = divmod(weight, 1)

@@ -101,7 +101,7 @@ def prepare(
         hashes,
         len(found.dropped) + sum(each.dropped for each in found.also),
         task.published,
-        (*_where_they_lay(rows, validation_rows), *habits.notes.lines()),
+        (*_where_they_lay(rows, *(each.rows for each in found.also), validation_rows), *habits.notes.lines()),
         habits.day if habits.notes.day else None,
         next(iter(habits.notes.forms)) if len(habits.notes.forms) == 1 else None,
     )

@@ -73,6 +73,26 @@ def test_every_source_is_read_in_its_own_form(sources: tuple[str, str, str], tmp
     assert "x 2" in checked.rows.train_source
 
 
+def test_a_key_is_that_of_the_first_source_and_said_of_every(
+    sources: tuple[str, str, str], tmp_path: Path
+) -> None:
+    """`data.field` names the first one's rows; the others speak for themselves."""
+    first, other = tmp_path / "first.json", tmp_path / "other.json"
+    rows = [{"text": f"a{n}"} for n in range(4)]
+    first.write_text(json.dumps({"train": rows, "test": rows[:1]}))
+    other.write_text(json.dumps({"rows": rows}))
+    data = {"train": str(first), "field": "train", "also": {sources[1]: 1, str(other): 1}, "validation": None}
+    recipe = tiny_recipe(
+        tiny_llama_folder(tmp_path / "llama"),
+        tmp_path / "run",
+        data={"task": "instruct", "limit": None} | data,
+    )
+    checked = check(recipe, overwrite=False)
+    assert len(checked.rows.data.train) == 4 + 8 + 4
+    told = [line for line in checked.rows.notes if "is one object" in line]
+    assert [("'train'" in line, "'rows'" in line) for line in told] == [(True, False), (False, True)]
+
+
 def test_what_was_learnt_of_every_source_is_known(sources: tuple[str, str, str]) -> None:
     values = {"name": "x", "model": {"path": "x"}, "data": section(sources, (1, 1)).model_dump()}
     learnt = learnt_by(recipe_from(values), None)
