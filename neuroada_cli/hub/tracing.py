@@ -157,18 +157,18 @@ def _further(tensor: Traced, dim: int, start: int) -> Back:
 def _chunk(args: Any, kwargs: Mapping[str, Any]) -> list[Back]:
     tensor, count = args[0], _argument(args, kwargs, 1, "chunks")
     dim = _argument(args, kwargs, 2, "dim", 0) % tensor.ndim
-    total = tensor.shape[dim]
-    size = -(-total // count)
-    return _cut(tensor, dim, [min(size, total - start) for start in range(0, total, size)])
+    return _cut(tensor, dim, [len(piece) for piece in torch.chunk(_line(tensor.shape[dim]), count)])
 
 
 def _split(args: Any, kwargs: Mapping[str, Any]) -> list[Back]:
     tensor, sizes = args[0], _argument(args, kwargs, 1, "split_size_or_sections")
     dim = _argument(args, kwargs, 2, "dim", 0) % tensor.ndim
-    if isinstance(sizes, int):
-        total = tensor.shape[dim]
-        sizes = [min(sizes, total - start) for start in range(0, total, sizes)]
-    return _cut(tensor, dim, sizes)
+    return _cut(tensor, dim, [len(piece) for piece in torch.split(_line(tensor.shape[dim]), sizes)])
+
+
+def _line(length: int) -> Tensor:
+    """To be cut by torch itself, whose rule for lengths that do not divide, or are 0, is then the rule."""
+    return torch.empty(length, device="meta")
 
 
 def _unbind(args: Any, kwargs: Mapping[str, Any]) -> list[Back]:

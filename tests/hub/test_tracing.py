@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_run import one_thread  # noqa: F401
 from torch import Tensor
@@ -34,6 +34,7 @@ STEPS: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(sorted(STEPS)), max_size=6))
+@example(["split", "split", "chunk"])  # of nothing
 def test_every_number_is_found_where_it_was_read(names: list[str]) -> None:
     files = [torch.arange(48.0).view(SHAPE) + 100 * number for number in range(3)]
     real, traced = list(files), [stored(number, SHAPE, torch.float32) for number in range(3)]
