@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -13,8 +13,10 @@ from neuroada_cli.errors import ModelError
 FLAG = "gradient_checkpointing"  # what transformers calls it on the modules that can
 
 
-def enable_checkpointing(model: Any) -> None:
+def enable_checkpointing(model: Any, within: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
     """Recompute each block's activations in the backward pass; it takes effect in training mode.
+
+    within  makes a context to recompute a block in
 
     The deltas inside a block ask for gradients themselves, so the block's input need not: transformers' hook
     that makes the embeddings' output ask for one would only cost a backward pass through the first block.
@@ -25,7 +27,8 @@ def enable_checkpointing(model: Any) -> None:
             "cannot recompute activations", type(model).__name__, "set train.gradient_checkpointing: false"
         )
     enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.2x on
-    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    contexts = {"context_fn": lambda: (nullcontext(), within())}
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False, **contexts})
     model.disable_input_require_grads()
 
 

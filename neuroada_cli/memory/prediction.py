@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -126,7 +127,7 @@ def _step(
     if prepare is not None:
         prepare(model)
     if gradient_checkpointing:
-        enable_checkpointing(model)
+        enable_checkpointing(model, Watching)  # torch leaves it for the time of a backward pass
     indices = {
         name: torch.zeros(target_of(model, name).shape[0], count, dtype=torch.int32)
         for name, count in counts.items()
@@ -198,7 +199,17 @@ class _FakeBytes(TensorBytes):  # type: ignore[no-untyped-call]
             experts = ends.shape if weight.ndim == 2 else ()  # of a gradient of the weights
             shape = (*experts, x.shape[0], weight.shape[-1])
             return super().__torch_dispatch__(torch.ops.aten.new_empty.default, types, (x, shape), {})
+        if func is torch.ops.aten.split_with_sizes.default:  # sizes that were values: as many to each
+            args = (args[0], _filling(args[1], args[0].shape[args[2] if len(args) > 2 else 0]), *args[2:])
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _filling(sizes: Sequence[int], whole: int) -> list[int]:
+    """The sizes if they make up the whole, else equal ones."""
+    if sum(sizes) == whole:
+        return list(sizes)
+    ends = [whole * number // len(sizes) for number in range(len(sizes) + 1)]
+    return [after - before for before, after in pairwise(ends)]
 
 
 @contextmanager

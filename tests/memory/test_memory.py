@@ -16,6 +16,7 @@ from neuroada_cli.benchmarking.steps import random_batch
 from neuroada_cli.delta.sampled_grad import BACKENDS
 from neuroada_cli.delta.targets import target_of
 from neuroada_cli.loop.loss import LOSSES
+from neuroada_cli.loop.recomputing import enable_checkpointing
 from neuroada_cli.memory import Breakdown, StepMemory, TensorBytes, copy_structure, predict, storage_bytes
 from neuroada_cli.selection.criteria import choose
 
@@ -30,8 +31,10 @@ def indices_of(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
     return found
 
 
-def measured(model: nn.Module, method_name: str, kind: str) -> Breakdown:
+def measured(model: nn.Module, method_name: str, kind: str, recomputed: bool = False) -> Breakdown:
     model.train()
+    if recomputed:
+        enable_checkpointing(model)
     method = make_peer(method_name)
     indices = indices_of(model, all_targets(model))
     step = StepMemory(model, method, lambda: method.attach(model, indices), TensorBytes())
@@ -93,6 +96,27 @@ def test_checkpointing_lowers_the_prediction() -> None:
         return predict(model, targets, method, K, 32, LENGTH, gradient_checkpointing=on).peak
 
     assert peak(True) < 0.7 * peak(False)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "recomputed"),
+    [
+        ("qwen3_moe", torch.float32, True),
+        ("gpt_oss", torch.bfloat16, True),
+        ("jetmoe", torch.bfloat16, False),  # it splits rows by numbers, and cannot recompute
+    ],
+)
+def test_a_mixture_is_predicted_also_where_its_blocks_are_recomputed(
+    name: str, dtype: torch.dtype, recomputed: bool
+) -> None:
+    model = tiny(name)
+    targets = all_targets(model)
+    guess = predict(
+        model, targets, make_peer("neuroada"), K, ROWS, LENGTH, dtype, gradient_checkpointing=recomputed
+    )
+    real = measured(tiny(name).to(dtype), "neuroada", "generation", recomputed)
+    assert guess.peak == pytest.approx(real.peak, rel=0.02)
+    assert guess.activations == pytest.approx(real.activations, rel=0.02)
 
 
 def test_predicting_leaves_no_back_end_behind() -> None:
