@@ -16,6 +16,7 @@ from neuroada_cli.cli.options import (
     ProcessesOption,
     SetOption,
     TrustOption,
+    given_options,
     in_ranks,
     launched,
     load,
@@ -25,6 +26,12 @@ from neuroada_cli.cli.options import (
 )
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.machine import kernels
+
+ONLY_HARNESS = {"--include-path", "--num-fewshot", "--apply-chat-template"}
+WITH_HARNESS = (
+    "TARGET", "--out", "--base", "--limit", "--batch-size", "--device", "--dtype", "--trust-remote-code",
+    "--overwrite", *ONLY_HARNESS,
+)  # fmt: skip
 
 
 def eval_(
@@ -65,6 +72,19 @@ def eval_(
     trust_remote_code: TrustOption = False,
     overwrite: OverwriteOption = False,
     processes: ProcessesOption = None,
+    harness: Annotated[
+        str | None,
+        typer.Option("--harness", metavar="A,B", help="Tasks of lm-evaluation-harness instead of ours."),
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option("--include-path", help="With --harness: a folder of your own task files.")
+    ] = None,
+    fewshot: Annotated[
+        int | None, typer.Option("--num-fewshot", min=0, help="With --harness: worked examples in front.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--apply-chat-template", help="With --harness: prompts as turns of a chat.")
+    ] = False,
 ) -> None:
     """Score a base model, an adapter or a merged folder by the papers' own rules.
 
@@ -73,6 +93,7 @@ def eval_(
     neuroada eval runs/llama7b_math --limit 200 --set eval.decoding=sampling
     neuroada eval runs/llama7b_math --processes 8
     neuroada eval runs/llama7b_math --forgetting general.txt
+    neuroada eval out/ --harness hellaswag,arc_easy
     neuroada eval --predictions theirs.jsonl --protocol reft
     """
     names = tuple(split(tasks))
@@ -89,6 +110,19 @@ def eval_(
     if target is None:
         raise RecipeError("nothing to score", "eval", "name a model folder, a run folder or a hub id")
     look_at_model(target)
+    if harness is not None:
+        refuse_idle(context, "--harness", *WITH_HARNESS)
+        if trust_remote_code:
+            kernels.let_in()
+        from neuroada_cli.commands import harness as by_harness
+        from neuroada_cli.evaluation.harness import Asked
+
+        own = None if include_path is None else str(include_path)
+        asked = Asked(tuple(split(harness)), own, fewshot, limit, chat, batch_size or Asked.batch_size)
+        by_harness.run(target, asked, out, device, dtype, base, overwrite, trust_remote_code)
+        return
+    for given in sorted(given_options(context) & ONLY_HARNESS):
+        raise RecipeError("has no effect without --harness", given, "name its tasks, or leave it out")
     loaded = load(recipe, overrides, data_dir) if recipe is not None else None
     if trust_remote_code:
         kernels.let_in()

@@ -142,12 +142,15 @@ def _imported(named: str) -> Callable[..., Any]:
     return made
 
 
-def require_package(package: str, what: str) -> None:
-    """Raises ResourceError naming what needs the package, when it is not installed."""
+def require_package(package: str, what: str, extra: str | None = None) -> None:
+    """Raises ResourceError naming what needs the package, when it is not installed.
+
+    extra  of ours that brings it, where it is not called like the package
+    """
     if importlib.util.find_spec(package) is None:
         raise ResourceError(
             f"{what} needs the package {package}, which is not installed",
-            fix=f"pip install 'neuroada-cli[{package}]'",
+            fix=f"pip install 'neuroada-cli[{extra or package}]'",
         )
 
 

@@ -1,0 +1,134 @@
+"""`eval --harness`: lm-evaluation-harness on what is loaded here, with a task whose rows lie beside it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import tiny_llama_folder, tiny_recipe
+
+from neuroada_cli.adapter import load as adapted
+from neuroada_cli.cli.app import main
+from neuroada_cli.commands import harness, merge, train
+from neuroada_cli.errors import DataError, OutputError, RecipeError
+from neuroada_cli.evaluation.harness import Asked, tasks_of
+
+TASK = """\
+task: opposites
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {rows}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "The opposite of {{{{question}}}} is"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{gold}}}}"
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+"""
+ROWS = [
+    {"question": "hot", "choices": ["cold", "seven"], "gold": 0},
+    {"question": "up", "choices": ["green", "down"], "gold": 1},
+    {"question": "big", "choices": ["small", "often"], "gold": 0},
+]
+
+
+@pytest.fixture
+def own_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (folder / "opposites.yaml").write_text(TASK.format(rows=rows))
+    return str(folder)
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(["eval", *words])
+    return int(stop.value.code or 0), capsys.readouterr().err
+
+
+def test_without_the_package_its_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shared: Path
+) -> None:
+    known = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lm_eval" else known(name))
+    code, line = said(capsys, str(shared / "models" / "stories260K"), "--harness", "hellaswag")
+    assert code == 6
+    assert "--harness needs the package lm_eval" in line
+    assert "pip install 'neuroada-cli[harness]'" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--tasks", "boolq", "--num-fewshot", "2"), "--num-fewshot: has no effect without --harness"),
+        (("--tasks", "boolq", "--include-path", "."), "--include-path: has no effect without --harness"),
+        (("--harness", "mmlu", "--tasks", "boolq"), "--harness: takes no --tasks"),
+        (("--harness", "mmlu", "--forgetting", "x.txt"), "--harness: takes no --forgetting"),
+    ],
+)
+def test_options_that_would_have_no_effect(
+    words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    code, line = said(capsys, str(tmp_path), *words)
+    assert code == 2
+    assert told in line
+
+
+@pytest.mark.slow  # the package takes long to import
+def test_an_adapter_and_its_merged_model_get_the_scores_that_their_logits_give(
+    own_tasks: str, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(tiny_llama_folder(tmp_path / "model"), tmp_path / "run", train={"epochs": 1})
+    train.run(recipe, quiet=True)
+    merge.run(recipe.run_path, tmp_path / "merged", quiet=True)
+    asked = Asked(("opposites",), own_tasks)
+    of_adapter = harness.run(recipe.run_path, asked, quiet=True)["opposites"]
+    of_merged = harness.run(tmp_path / "merged", asked, quiet=True)["opposites"]
+    assert of_adapter.metrics == of_merged.metrics
+    assert of_adapter.n == len(ROWS)
+
+    tuned, right = adapted.load(tmp_path / "merged"), 0
+    for row, sample in zip(ROWS, of_adapter.samples, strict=True):
+        told = [float(answer[0][0]) for answer in sample["resps"]]
+        expected = [
+            loglikelihood(tuned, f"The opposite of {row['question']} is", f" {choice}")
+            for choice in row["choices"]
+        ]
+        assert told == pytest.approx(expected, abs=1e-3)
+        right += max(range(2), key=expected.__getitem__) == row["gold"]
+    assert of_adapter.metrics["acc"] == pytest.approx(right / len(ROWS))
+
+    kept = tmp_path / "merged" / "eval" / "harness"
+    stored = json.loads((kept / "opposites.json").read_text())
+    assert stored["metrics"] == of_merged.metrics
+    assert stored["model"]["content"]
+    assert len((kept / "opposites.jsonl").read_text().splitlines()) == len(ROWS)
+    with pytest.raises(OutputError, match="--overwrite"):
+        harness.run(tmp_path / "merged", asked, quiet=True)
+    with pytest.raises(RecipeError, match="did you mean opposites"):
+        tasks_of(Asked(("oposites",), own_tasks))
+
+
+def loglikelihood(tuned: adapted.Adapted, prompt: str, choice: str) -> float:
+    prompt_ids = tuned.tokenizer(prompt).input_ids
+    ids = tuned.tokenizer(prompt + choice).input_ids
+    with torch.no_grad():
+        logits_SV = tuned.model(torch.tensor([ids])).logits[0].float()
+    after_S = torch.log_softmax(logits_SV, -1)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    return float(after_S[len(prompt_ids) - 1 :].sum())
+
+
+@pytest.mark.slow
+def test_rows_that_cannot_be_had_end_it_before_the_model_loads(own_tasks: str) -> None:
+    (Path(own_tasks) / "rows.jsonl").unlink()
+    with pytest.raises(DataError, match="cannot be had"):
+        harness.run("no-such-model", Asked(("opposites",), own_tasks), quiet=True)
