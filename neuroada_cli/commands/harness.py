@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def run(
 def _versions() -> dict[str, Any]:
     return {
         "neuroada": __version__,
-        "lm_eval": harness.version(harness.PACKAGE),
+        "lm_eval": version(harness.PACKAGE),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
