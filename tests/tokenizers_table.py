@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 
@@ -32,10 +33,16 @@ LLAMA3 = (  # splits digits by threes and takes a space in front of a word, as L
 )
 
 
-def _made(tokenizer: Tokenizer, trainer: object, **names: object) -> PreTrainedTokenizerFast:
+def _made(tokenizer: Tokenizer, trainer: object) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(SENTENCES, trainer)
-    settings = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"} | names
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **settings)
+    return _wrapped(tokenizer)
+
+
+def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False,
+        unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+    )  # fmt: skip
 
 
 def _with_start(tokenizer: Tokenizer, ended: bool = False) -> None:
@@ -70,14 +77,22 @@ def sentencepiece(scheme: str, start: bool = True, words: bool = True) -> PreTra
 
 
 def _without_added(made: PreTrainedTokenizerFast, tokens: list[str]) -> PreTrainedTokenizerFast:
-    import json
-
     state = json.loads(made.backend_tokenizer.to_str())
     state["added_tokens"] = [entry for entry in state["added_tokens"] if entry["content"] not in tokens]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)), clean_up_tokenization_spaces=False,
-        unk_token="<unk>", bos_token="<s>", eos_token="</s>",
-    )  # fmt: skip
+    return _wrapped(Tokenizer.from_str(json.dumps(state)))
+
+
+def _in_order(made: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A unigram tokenizer with its tokens sorted.
+
+    The library's trainer gives them in another order in every process, with scores that differ a little.
+    """
+    state = json.loads(made.backend_tokenizer.to_str())
+    pieces = state["model"]["vocab"]
+    state["model"]["vocab"] = pieces[: len(SPECIAL)] + sorted(
+        [piece, round(score, 2)] for piece, score in pieces[len(SPECIAL) :]
+    )
+    return _wrapped(Tokenizer.from_str(json.dumps(state)))
 
 
 def byte_level(
@@ -105,14 +120,26 @@ def byte_level(
 
 
 def wordpiece(lowercase: bool) -> PreTrainedTokenizerFast:
-    """BERT's: drops spaces, and an uncased one also case and accents."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    made = _made(
-        tokenizer, trainers.WordPieceTrainer(vocab_size=SIZE, special_tokens=SPECIAL, show_progress=False)
+    """BERT's: drops spaces, and an uncased one also case and accents.
+
+    Its vocabulary is written down (every letter, then every word of more than one), since the library's
+    trainer finds other tokens in every process.
+    """
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words = {
+        word for text in SENTENCES for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
+    }
+    letters = sorted({letter for word in words for letter in word})
+    pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *sorted(words - set(letters))]
+    tokenizer = Tokenizer(
+        models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token="<unk>")
     )
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(SPECIAL)
+    made = _wrapped(tokenizer)
     _with_start(made.backend_tokenizer, ended=True)
     return made
 
@@ -126,12 +153,10 @@ def unigram(ended: bool, normalised: bool = False) -> PreTrainedTokenizerFast:
         )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    made = _made(
-        tokenizer,
-        trainers.UnigramTrainer(
-            vocab_size=SIZE, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
-        ),
+    trainer = trainers.UnigramTrainer(
+        vocab_size=SIZE, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
     )
+    made = _in_order(_made(tokenizer, trainer))
     if ended:
         _with_start(made.backend_tokenizer, ended=True)
     return made
