@@ -21,6 +21,7 @@ from neuroada_cli.hub.resolve import check_folder
 from neuroada_cli.hub.weights import open_weights
 from neuroada_cli.machine.quiet import quiet_bitsandbytes
 
+BYTES = '"ByteLevel"'  # in a tokenizer.json, of texts that are read byte by byte
 # The recipe's names of data types.
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -128,6 +129,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False, model: Path | 
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=trust_remote_code
             )
+            tokenizer = _as_stored(tokenizer, folder)
             settle(tokenizer, model or folder)
             _ = tokenizer.special_tokens_map, tokenizer.all_special_ids, tokenizer.pad_token_id
             tokenizer("a", verbose=False)
@@ -148,6 +150,22 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False, model: Path | 
         raise ModelError(
             f"no tokenizer can be loaded: {_first_line(error)}", str(folder), "copy its tokenizer files there"
         ) from error
+
+
+def _as_stored(tokenizer: Any, folder: Path) -> Any:
+    """The tokenizer that reads bytes where tokenizer.json says so.
+
+    Up to transformers 5.21 a folder that names LlamaTokenizer gets one that splits at spaces and loses them,
+    whatever its tokenizer.json holds; later versions do as is done here.
+    """
+    file, made = folder / "tokenizer.json", getattr(tokenizer, "backend_tokenizer", None)
+    if made is None or not file.is_file() or BYTES in made.to_str():
+        return tokenizer
+    if BYTES not in file.read_text(encoding="utf-8"):
+        return tokenizer
+    from transformers import TokenizersBackend
+
+    return TokenizersBackend.from_pretrained(folder, local_files_only=True)
 
 
 def model_task(folder: Path, work: Work, trust_remote_code: bool = False) -> ModelTask:

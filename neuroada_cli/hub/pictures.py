@@ -7,6 +7,7 @@ they are put together without it.
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from neuroada_cli import files
 from neuroada_cli.errors import ModelError, ResourceError, UserError
 from neuroada_cli.hub.loading import _first_line, _silent_transformers
 
+MISSING = re.compile(r"Missing optional dependencies: ([\w, -]+\w)")  # as transformers says it
 CONFIGS = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -23,7 +25,8 @@ def load_image_processor(folder: Path, trust_remote_code: bool = False) -> Any:
 
     Raises ModelError where there is none, ResourceError for a package that it needs.
     """
-    from transformers import AutoImageProcessor
+    # not from transformers itself: up to 5.17 that name asks for torchvision, whichever processor it is
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     if not any((folder / name).is_file() for name in CONFIGS):
         raise ModelError(
@@ -41,6 +44,12 @@ def load_image_processor(folder: Path, trust_remote_code: bool = False) -> Any:
             f"the image processor needs a package: {_first_line(error)}", str(folder)
         ) from error
     except Exception as error:  # the folder's content is foreign: anything may come out of it
+        if (found := MISSING.search(str(error))) is not None:
+            raise ResourceError(
+                f"the image processor needs a package that is not here: {found[1]}",
+                str(folder),
+                "install it",
+            ) from error
         raise ModelError(
             f"no image processor can be loaded: {_first_line(error)}",
             str(folder),

@@ -15,7 +15,8 @@ from tiny_run import one_thread, tiny_recipe  # noqa: F401
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.testing import assert_close
-from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForImageTextToText
+from transformers import AutoModelForImageClassification, AutoModelForImageTextToText
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from neuroada_cli import hub
 from neuroada_cli.adapter import load as adapted

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tiny_run import one_thread, tiny_llama_folder, tiny_recipe  # noqa: F401  (the fixture is used by all)
+from tokenizers import Tokenizer
 
 from neuroada_cli import hub
 from neuroada_cli.commands import eval as evaluate
@@ -83,6 +84,14 @@ def test_of_a_tokenizer(folder: Path, changes: dict[str, Any], said: str) -> Non
     edit(folder / "tokenizer_config.json", **changes)
     (line,) = hub.ignored_of_tokenizer(hub.load_tokenizer(folder))
     assert said in line
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizerFast", "LlamaTokenizer", "FooTokenizer", "GPT2Tokenizer"])
+def test_bytes_are_read_as_tokenizer_json_says_whatever_class_is_named(folder: Path, name: str) -> None:
+    edit(folder / "tokenizer_config.json", tokenizer_class=name)
+    text = "two  words\n of bytes: \N{SNOWMAN}"
+    expected = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+    assert hub.load_tokenizer(folder)(text, add_special_tokens=False)["input_ids"] == expected
 
 
 @pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend"])
