@@ -13,22 +13,26 @@ that it leaves are removed by the next writer.
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
-import signal
 import stat
 import sys
 import time
 
 TYPE_CHECKING = False  # as typing has it, which takes longer to import than all the rest here
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable
     from types import FrameType, TracebackType
     from typing import Any
 
     Tidy = Callable[[], object]
+else:
+    import _signal as signal  # all of it but the enums, whose import takes three times as long as the rest
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+NAMES = {getattr(signal, name): name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
+SIGNALS = tuple(NAMES)
 # One wish may arrive twice: `timeout` and schedulers tell a process and then its group; Ctrl-C reaches a
 # launcher and its processes, which the launcher then tells by another signal.
 SAME_WISH_SECONDS = {"same": 0.1, "other": 1.0}
@@ -72,12 +76,21 @@ def install() -> None:
     """From here on the signals end this process as described above. One that is ignored stays ignored
     (nohup). Call it in the main thread.
     """
+    if _state.owner != os.getpid():
+        atexit.register(_deafen)  # the first one registered is the last one called
     _state.owner, _state.number, _state.ending = os.getpid(), None, False
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # the end does not wait for whoever reads it
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _on_signal)
+
+
+def _deafen() -> None:
+    """All is done: the interpreter, which takes our handlers away as it ends, is not to die of a signal."""
+    if _state.owner == os.getpid():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def leave(number: int) -> None:
@@ -208,7 +221,7 @@ def _end(number: int) -> None:
             tidy()
     words = _state.words[-1] if _state.words else NOTHING_LOST
     if os.environ.get("RANK", "0") == "0":  # of several processes (torchrun) one says it
-        _write(f"stopped by {signal.Signals(number).name}; {words}\n")
+        _write(f"stopped by {NAMES[number]}; {words}\n")
     leave(number)
 
 

@@ -30,6 +30,7 @@ from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.ranks.place import refuse_strangers
 from neuroada_cli.recipe.load import load_recipe, with_overrides
 from neuroada_cli.recipe.schema import DataSection, Recipe
+from neuroada_cli.selection.file import SAME_BASE
 from neuroada_cli.show.notes import tell
 from neuroada_cli.tasks import metrics
 from neuroada_cli.tasks.registry import expand, get_protocol, get_task, said_of, scored_tasks
@@ -151,6 +152,8 @@ def run(
             f"{shown(', '.join(subject.fresh))}: random, in none of the files, so scores are chance"
         )
     tell(hub.ignored_of_model(subject.folder, trusted), console.quiet)
+    if subject.adapter is not None:
+        console.print(SAME_BASE, style="dim")
     remark = None
     if subject.tokenizer is not None:
         tell(hub.ignored_of_tokenizer(subject.tokenizer, trusted), console.quiet)

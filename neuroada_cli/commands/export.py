@@ -19,7 +19,7 @@ from neuroada_cli.export.formats import format_of
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.merging.job import base_folder_of, num_labels, prepare, refuse_overlap
 from neuroada_cli.methods import METHODS
-from neuroada_cli.selection.file import check_base
+from neuroada_cli.selection.file import SAME_BASE, check_base
 
 MERGED, MADE = "merged", "made"  # inside the temporary folder, gone when it takes its name
 CARD = "README.md"
@@ -89,8 +89,8 @@ def _stock(
         stored = stock_peft.write(temporary, adapter, whole, kind)
         use = "peft.PeftModel.from_pretrained(base, 'OUT'), with stock PEFT"
         files.write_text(temporary / CARD, _card(adapter.base, adapters.how_trained(adapter), use, "peft"))
-    about = f"{stored.peft_type} of stock PEFT: {stored.entries:,} values, {stored.padding:,} of them padding"
-    return about, use
+    values = f"{stored.entries:,} values, {stored.padding:,} of them padding"
+    return f"{stored.peft_type} of stock PEFT: {values}; {SAME_BASE}", use
 
 
 def _patch(

@@ -21,6 +21,7 @@ from neuroada_cli.evaluation.streaming import Answer, OnText, answer
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.selection.file import SAME_BASE
 from neuroada_cli.show.notes import tell
 from neuroada_cli.tasks.asking import Asking, asking
 from neuroada_cli.tasks.task import Decoding
@@ -169,9 +170,12 @@ def _load(target: str, wishes: Wishes, how: Loading, compare: bool, quiet: bool)
     if compare and found.adapter is None and trained is None and how.base is None:
         raise ModelError("has no base that is known", target, "name it with --base, or leave --compare out")
     with Console(stderr=True, quiet=quiet).status("loading the model"):
-        _, models = sides(found, trained, how, compare)
+        loaded, models = sides(found, trained, how, compare)
     tell(hub.ignored_of_tokenizer(reader.tokenizer, how.trust_remote_code), quiet)
-    Console(stderr=True, quiet=quiet).print(f"asked {way.how}", style="dim", highlight=False)
+    aside = Console(stderr=True, quiet=quiet, style="dim", highlight=False, soft_wrap=True)
+    if loaded.adapter is not None:
+        aside.print(SAME_BASE)
+    aside.print(f"asked {way.how}")
     return Models(reader, models, way)
 
 

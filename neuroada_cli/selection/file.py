@@ -32,6 +32,8 @@ from neuroada_cli.files import strict_json
 FORMAT = 3
 MODULE = re.compile(r"[\w.-]+")
 DESCRIPTION = {"format", "k", "criterion", "fingerprint", "tied"}
+# What is known once `check_base` lets one pass, told where nobody reads the tensors whole
+SAME_BASE = "the base is the one that connections were chosen from (large tensors are only sampled)"
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.criteria import choose as choose_in
-from neuroada_cli.selection.file import Selection, check_base, check_ties, write_selection
+from neuroada_cli.selection.file import SAME_BASE, Selection, check_base, check_ties, write_selection
 from neuroada_cli.show.figures import drawn
 from neuroada_cli.show.notes import tell
 from neuroada_cli.tasks.registry import get_protocol
@@ -50,8 +50,6 @@ from neuroada_cli.training.log import MetricsLog, read_metrics
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.settings import dtype_of, loop_settings
 from neuroada_cli.training.trackers import tracked
-
-SAME_BASE = "the base is the one that connections were chosen from (large tensors are only sampled)"
 
 
 @dataclass(frozen=True, kw_only=True)

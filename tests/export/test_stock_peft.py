@@ -44,6 +44,7 @@ def test_stock_peft_answers_the_same(name: str, kind: str, tmp_path: Path) -> No
         found, expected = (m.eval()(input_ids=TOKENS).logits for m in (model, ours))
     assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
     assert kind.removeprefix("peft-").upper() in result.about
+    assert "large tensors are only sampled" in result.about, "the base's weights are not read"
     assert all(type(module).__module__.split(".")[0] != "neuroada_cli" for module in model.modules())
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == f"./{os.path.relpath(base)}"
