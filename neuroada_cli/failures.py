@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 
-from neuroada_cli.errors import UserError, limit_reached, out_of_memory
+from neuroada_cli.errors import Stopped, UserError, limit_reached, out_of_memory
 from neuroada_cli.foreign_text import one_line, printable, public
 
 USAGE = 2
@@ -49,12 +51,22 @@ def report(error: BaseException, debug: bool = False, speaks: bool = True) -> in
         lines = "".join(traceback.format_exception(error))
         print(printable(public(lines), keep="\n"), file=sys.stderr, end="")
     if speaks:
-        print(line, file=sys.stderr)
+        print(_on_terminal(line), file=sys.stderr)
     return code
+
+
+def _on_terminal(line: str) -> str:
+    """Broken between words where a terminal would break it anywhere; a path stays whole, to be copied."""
+    if not sys.stderr.isatty():
+        return line
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(line, max(width, 20), break_long_words=False, break_on_hyphens=False)
 
 
 def explain(error: BaseException) -> tuple[str, int]:
     """One line and an exit code for any exception."""
+    if isinstance(error, Stopped):  # as its user wished
+        return error.line(), error.exit_code
     if isinstance(error, UserError):
         return f"error: {error.line()}", error.exit_code
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":

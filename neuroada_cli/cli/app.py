@@ -34,9 +34,11 @@ from neuroada_cli.cli.options import (
 from neuroada_cli.cli.push import push
 from neuroada_cli.cli.recipes import recipes_app
 from neuroada_cli.cli.train import train
+from neuroada_cli.cli.unknown import explained
 from neuroada_cli.errors import RecipeError, ResourceError
 from neuroada_cli.machine import kernels
 from neuroada_cli.ranks.place import several
+from neuroada_cli.recipe.types import with_short_types
 
 IN_SEVERAL = ("train", "eval")  # what may run in several processes
 
@@ -201,11 +203,11 @@ def main(args: list[str] | None = None) -> None:
     given = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in given
     try:
-        words = [word for word in given if word != "--debug"]
+        words = with_short_types([word for word in given if word != "--debug"])
         code = _command()(words, prog_name="neuroada", standalone_mode=False)
         sys.stdout.flush()  # a reader that has gone is noticed here, not at the interpreter's end
     except BaseException as error:
-        code = failures.report(error, debug, speaks=not several() or _speaks(error))
+        code = failures.report(explained(error), debug, speaks=not several() or _speaks(error))
         if several():  # what other threads still wait for is lost with the process that it should come from
             sys.stderr.flush()
             os._exit(code)

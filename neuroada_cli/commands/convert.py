@@ -21,6 +21,7 @@ from neuroada_cli.errors import ModelError, OutputError
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.hub.pickled import Shard, pickled_files, reading
 from neuroada_cli.merging.folder import copy_companions, room_beside_weights
+from neuroada_cli.show.notes import say
 
 CARD = "README.md"
 
@@ -131,4 +132,4 @@ def _show(result: ConvertResult) -> None:
         "it was",
         highlight=False,
     )
-    console.print(f"model folder: {shown(result.out)}", soft_wrap=True, highlight=False)
+    say(console, f"model folder: {shown(result.out)}")

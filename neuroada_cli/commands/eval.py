@@ -31,7 +31,7 @@ from neuroada_cli.ranks.place import refuse_strangers
 from neuroada_cli.recipe.load import load_recipe, with_overrides
 from neuroada_cli.recipe.schema import DataSection, Recipe
 from neuroada_cli.selection.file import SAME_BASE
-from neuroada_cli.show.notes import tell
+from neuroada_cli.show.notes import say, tell
 from neuroada_cli.tasks import metrics
 from neuroada_cli.tasks.registry import expand, get_protocol, get_task, said_of, scored_tasks
 from neuroada_cli.tasks.task import Task, under
@@ -159,7 +159,7 @@ def run(
         tell(hub.ignored_of_tokenizer(subject.tokenizer, trusted), console.quiet)
         remark = hub.endings(subject.tokenizer).remark
     if remark is not None and jobs[0].task.kind == "generation":
-        console.print(shown(remark), highlight=False, soft_wrap=True)
+        say(console, shown(remark))
     with contextlib.ExitStack() as held:
         ranks.first_does(lambda: held.enter_context(files.Lock(records.folder)))
         held.enter_context(_stoppable())
@@ -186,7 +186,7 @@ def run(
     if text is not None:
         del subject  # before its base is loaded beside it
         forgotten(text)
-    console.print(f"report, predictions and results: {shown(records.folder)}", soft_wrap=True)
+    say(console, f"report, predictions and results: {shown(records.folder)}")
     return result
 
 
@@ -212,7 +212,7 @@ def run_predictions(
     if task is None:
         task, kind = foreign.recognise(rows)
         line = f"all answers are {kind}, so they are scored by the rule of {task.name}"
-        console.print(line, markup=False, soft_wrap=True)
+        say(console, line, markup=False)
     found = foreign.score(rows, task, rules)
     display.tell_unscored([under(task, rules)], rules.name, console)
     scores = summarise(task, found, 0.0, 0)
@@ -220,7 +220,7 @@ def run_predictions(
         foreign.keep(Records(Path(out)), rows, found, scores, rules, overwrite)
     console.print(display.table({task.name: scores}, f"{shown(file)}   protocol {rules.name}"))
     if out is not None:
-        console.print(f"predictions and results: {shown(out)}", soft_wrap=True)
+        say(console, f"predictions and results: {shown(out)}")
     return EvalResult({task.name: scores}, {task.name: found}, None if out is None else Path(out))
 
 
@@ -295,7 +295,7 @@ def _learnt(
                 _refuse_foreign(trained, data_dir, "train", source)
         return learnt_by(recipe, data_dir)
     except (DataError, RecipeError) as error:
-        console.print(f"which rows were trained on is not known: {error}", markup=False, soft_wrap=True)
+        say(console, f"which rows were trained on is not known: {error}", markup=False)
         return None
 
 

@@ -20,6 +20,7 @@ from neuroada_cli.foreign_text import shown
 from neuroada_cli.merging.job import base_folder_of, num_labels, prepare, refuse_overlap
 from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.file import SAME_BASE, check_base
+from neuroada_cli.show.notes import say
 
 MERGED, MADE = "merged", "made"  # inside the temporary folder, gone when it takes its name
 CARD = "README.md"
@@ -67,7 +68,7 @@ def run(
     if not quiet:
         console = Console()
         for line in (f"{result.about}, in {result.seconds:.1f} s", f"in {out}", f"use: {result.use}"):
-            console.print(shown(line), highlight=False, soft_wrap=True)
+            say(console, shown(line))
     return result
 
 

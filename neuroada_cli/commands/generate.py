@@ -22,7 +22,7 @@ from neuroada_cli.foreign_text import shown
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.file import SAME_BASE
-from neuroada_cli.show.notes import tell
+from neuroada_cli.show.notes import say, tell
 from neuroada_cli.tasks.asking import Asking, asking
 from neuroada_cli.tasks.task import Decoding
 
@@ -88,7 +88,7 @@ def run(
     found = []
     for prompt in prompts:
         if len(prompts) > 1:
-            console.print(f"[bold]{shown(prompt)}[/]", highlight=False, soft_wrap=True)
+            say(console, f"[bold]{shown(prompt)}[/]")
         asked = Asked(prompt, _ask(models, wishes, {}, prompt, console))
         found.append(asked)
         if as_json and not quiet:
@@ -231,10 +231,9 @@ def _tell_cut(asked: Asked, wishes: Wishes, quiet: bool) -> None:
     cut = [name for name, each in asked.answers.items() if not each.ended]
     if cut:
         whose = f" ({', '.join(cut)})" if len(asked.answers) > 1 else ""
-        Console(stderr=True, quiet=quiet).print(
+        say(
+            Console(stderr=True, quiet=quiet),
             f"not ended by the model{whose}: cut after "
             f"{max(asked.answers[name].tokens for name in cut)} tokens; --max-new-tokens gives it more",
             style="dim",
-            highlight=False,
-            soft_wrap=True,
         )

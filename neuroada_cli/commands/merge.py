@@ -32,7 +32,7 @@ from neuroada_cli.foreign_text import shown
 from neuroada_cli.merging import check as merge_check
 from neuroada_cli.merging.job import Job, prepare
 from neuroada_cli.merging.merge import FoldStats, Merge
-from neuroada_cli.show.notes import tell
+from neuroada_cli.show.notes import say, tell
 from neuroada_cli.show.numbers import describe_dtype, share
 
 
@@ -168,14 +168,14 @@ def _show_overlap(job: Job) -> None:
         return
     console = Console()
     for weight, name in job.parts:
-        console.print(f"{weight:>8g} × {shown(name)}", highlight=False, soft_wrap=True)
+        say(console, f"{weight:>8g} × {shown(name)}")
     line = "none was chosen by more than one, so they add exactly"
     if found.shared:
         line = (
             f"{found.shared:,} ({share(found.shared, found.connections)}) were chosen by several and are "
             f"summed, {found.opposed:,} of them against each other"
         )
-    console.print(f"{found.connections:,} connections; {line}", highlight=False, soft_wrap=True)
+    say(console, f"{found.connections:,} connections; {line}")
     if job.packed is not None:
         console.print("the difference to the quantised models is not measured for a sum", highlight=False)
 
@@ -218,7 +218,10 @@ def _show(result: MergeResult, merge: Merge, trained: torch.dtype, left: Sequenc
     if left:
         more = f" and {len(left) - 6} more" if len(left) > 6 else ""
         table.add_row("not carried over", shown(f"{', '.join(left[:6])}{more}"))
-    speed = result.nbytes / max(result.seconds, 1e-9) / 1e9
-    table.add_row("written", f"{result.nbytes / 1e9:.2f} GB in {result.seconds:.1f} s ({speed:.2f} GB/s)")
+    written = f"{result.nbytes / 1e6:.1f} MB in {result.seconds:.1f} s"
+    if result.nbytes >= 1e8:
+        speed = result.nbytes / max(result.seconds, 1e-9) / 1e9
+        written = f"{result.nbytes / 1e9:.2f} GB in {result.seconds:.1f} s ({speed:.2f} GB/s)"
+    table.add_row("written", written)
     table.add_row("merged model", shown(result.out))
     Console().print(table)

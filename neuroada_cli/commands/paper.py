@@ -11,6 +11,7 @@ from rich.table import Table
 
 from neuroada_cli.evaluation.published import PaperRow
 from neuroada_cli.foreign_text import printable, shown
+from neuroada_cli.show.notes import say
 
 SHORT = {"social_i_qa": "siqa", "ARC-Easy": "arc-e", "ARC-Challenge": "arc-c", "openbookqa": "obqa"}
 
@@ -24,26 +25,24 @@ def paper(runs: Path) -> None:
         console.print(_paper_table(f"{name}: published (arXiv:2510.18940) and ours, %", rows))
         if leaked := rows[0].leaked:
             clean = [task for task in rows[0].published if task not in leaked]
-            console.print(
+            say(
+                console,
                 f"* the training set asks most of these test questions, so they measure memory, too; "
                 f"clean {len(clean)}: the mean of {', '.join(clean)}",
-                highlight=False,
-                soft_wrap=True,
             )
         for row in rows:
             if row.own_average is not None:
                 said = f"its scores have the mean {row.own_average:.1f}, the paper prints {row.average:.1f}"
-                console.print(f"{row.recipe}: {said}", highlight=False, soft_wrap=True)
+                say(console, f"{row.recipe}: {said}")
             for note in row.notes:
                 line = printable(f"{row.recipe}: not comparable: {note}")
-                console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+                say(console, line, style="yellow", markup=False)
         missing = sum(row.ours is None for row in rows)
-        console.print(
+        say(
+            console,
             f"{missing} of {len(rows)} rows have no result of ours in {shown(runs)}: "
             "neuroada train RECIPE, then neuroada eval runs/RECIPE\n",
             style="dim",
-            highlight=False,
-            soft_wrap=True,
         )
 
 

@@ -18,7 +18,7 @@ from neuroada_cli.adapter.folder import TENSORS
 from neuroada_cli.errors import ModelError
 from neuroada_cli.export import hub_card
 from neuroada_cli.foreign_text import shown
-from neuroada_cli.show.notes import tell
+from neuroada_cli.show.notes import say, tell
 
 CARD, REPORT = "README.md", "merge_report.json"
 
@@ -76,7 +76,7 @@ def run(
         console = Console()
         done = f"pushed to {address}" if address else "dry run, nothing is pushed"
         console.print(shown(f"{len(contents)} files: {', '.join(sorted(contents))}"), highlight=False)
-        console.print(shown(done), highlight=False, soft_wrap=True)
+        say(console, shown(done))
     return PushResult(address, sorted(contents), told)
 
 

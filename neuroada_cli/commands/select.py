@@ -28,7 +28,7 @@ from neuroada_cli.selection.file import Selection, check_base, read_selection, w
 from neuroada_cli.selection.from_files import LayerChoice
 from neuroada_cli.selection.overlap import Overlap
 from neuroada_cli.show.figures import check_ending, drawn
-from neuroada_cli.show.notes import tell
+from neuroada_cli.show.notes import say, tell
 from neuroada_cli.show.numbers import share
 from neuroada_cli.tasks.registry import recipe_task
 from neuroada_cli.training import choose
@@ -163,9 +163,7 @@ def _show(choices: Sequence[LayerChoice], criterion: str, total: int, out: Path,
     console.print(table)
     console.print("inputs: how many of a layer's inputs at least one neuron chose", style="dim")
     console.print(f"{chosen:,} of {total:,} parameters train ({share(chosen, total)})")
-    console.print(
-        f"read {read:.2f} GB in {seconds:.1f} s; selection in {shown(out)}", soft_wrap=True, highlight=False
-    )
+    say(console, f"read {read:.2f} GB in {seconds:.1f} s; selection in {shown(out)}")
 
 
 def group_choices(choices: Sequence[LayerChoice]) -> list[list[LayerChoice]]:

@@ -12,14 +12,14 @@ from rich.console import Console
 
 from neuroada_cli import hub
 from neuroada_cli.errors import RecipeError
-from neuroada_cli.foreign_text import printable, public
+from neuroada_cli.foreign_text import public, shown
 from neuroada_cli.hub.packaged import PACKAGED
 from neuroada_cli.methods import facts_of
-from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.recipe.schema import Recipe, TrainSection
 from neuroada_cli.selection.choice import check_criterion
 from neuroada_cli.selection.file import read_selection
-from neuroada_cli.show.notes import tell
-from neuroada_cli.show.numbers import share
+from neuroada_cli.show.notes import say, tell
+from neuroada_cli.show.numbers import counted, share
 from neuroada_cli.tasks.registry import get_protocol, recipe_task, scored_tasks
 from neuroada_cli.tasks.task import Task
 from neuroada_cli.tasks.training_set import training_set
@@ -56,16 +56,20 @@ def run(recipe: Recipe, show_rows: int = 0) -> None:
         f"  model  {recipe.model.path} ({recipe.model.dtype or 'in its own data type'}), {model}",
         f"  data   {source} as {task.name}, protocol {protocol.name} (loss on {protocol.loss_mask})",
         f"  train  {train.method}, lr {recipe.optim.lr:g} ({recipe.optim.schedule}), "
-        f"{train.batch_size} rows a step, {train.epochs:g} epochs, into {recipe.run_path}",
+        f"{train.batch_size} rows a step, {_length(train)}, into {recipe.run_path}",
         f"  eval   {', '.join(each.name for each in scored)}",
     ):
-        print(printable(public(line)))
+        say(Console(), shown(public(line)))
     if problem := run_folder.problem(recipe.run_path, resume=False, overwrite=False):
         tell([f"training would be refused: {problem}"])
     if checked is not None:
         tell(remarks(checked))
     if show_rows:
         dry_run.show_rows(checked or check(recipe, overwrite=False), show_rows, Console())
+
+
+def _length(train: TrainSection) -> str:
+    return f"{train.epochs:g} epochs" if train.max_steps is None else counted(train.max_steps, "step")
 
 
 def _is_elsewhere(recipe: Recipe) -> bool:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from neuroada_cli.evaluation.run import Prediction, TaskResult
 from neuroada_cli.foreign_text import shown
+from neuroada_cli.show.notes import say
 from neuroada_cli.tasks import answers, metrics
 from neuroada_cli.tasks.task import BY_LOSS, Task
 
@@ -58,21 +59,19 @@ def tell_unscored(tasks: Sequence[Task], protocol: str, console: Console) -> Non
 def tell_cut(result: TaskResult, max_length: int, console: Console) -> None:
     """One line where texts are longer than what is scored of them."""
     if result.cut:
-        console.print(
+        say(
+            console,
             f"{result.task}: {result.cut:,} of {result.n:,} rows are longer than data.max_length="
             f"{max_length}, and scored up to there",
-            soft_wrap=True,
-            highlight=False,
         )
 
 
 def tell_forgetting(result: TaskResult, source: str, console: Console) -> None:
     before, after = result.metrics["loss_before"], result.metrics["loss_after"]
-    console.print(
+    say(
+        console,
         f"forgetting: {result.score:+.4f}, from {before:.4f} of the base to {after:.4f} (loss per token of "
         f"{result.n:,} rows of {shown(source)})",
-        soft_wrap=True,
-        highlight=False,
     )
 
 
@@ -80,11 +79,10 @@ def tell_unasked(result: TaskResult, found: Sequence[Prediction], console: Conso
     """One line where prompts fill the model's context by themselves."""
     if result.unasked:
         first = next(prediction.row for prediction in found if not prediction.asked)
-        console.print(
+        say(
+            console,
             f"{result.task}: {result.unasked:,} of {result.n:,} prompts fill the model's context by "
             f"themselves, so they count as not answered (the first is row {first})",
-            soft_wrap=True,
-            highlight=False,
         )
 
 

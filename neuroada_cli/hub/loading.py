@@ -23,6 +23,8 @@ from neuroada_cli.machine.quiet import quiet_bitsandbytes
 
 BYTES = '"ByteLevel"'  # in a tokenizer.json, of texts that are read byte by byte
 # The recipe's names of data types.
+# what a tokenizer may be read from
+TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -147,6 +149,12 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False, model: Path | 
         ) from error
     except Exception as error:  # the folder's content is foreign: anything may come out of it
         _refuse_at_limit(error, folder)
+        if not any(file.is_file() for name in TOKENIZER_FILES for file in folder.glob(name)):
+            raise ModelError(
+                "has no tokenizer",
+                str(folder),
+                "copy tokenizer.json and tokenizer_config.json of the model there",
+            ) from error
         raise ModelError(
             f"no tokenizer can be loaded: {_first_line(error)}", str(folder), "copy its tokenizer files there"
         ) from error

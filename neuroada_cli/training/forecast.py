@@ -17,6 +17,7 @@ from neuroada_cli.machine.memory import memory_in_use
 from neuroada_cli.ranks.group import ALONE
 from neuroada_cli.recipe.keys import described_keys
 from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.show.notes import say
 from neuroada_cli.show.numbers import clock, counted, share
 from neuroada_cli.training.pace import pace
 from neuroada_cli.training.parallel import ROOM, memory_of, of_processes, why_not_sharded
@@ -65,7 +66,7 @@ def dry_run(
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(shown(line), highlight=False, soft_wrap=True)
+    say(console, shown(line))
 
 
 # ---------------------------------------------------------------------------------------------------

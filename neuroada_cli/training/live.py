@@ -21,6 +21,7 @@ from neuroada_cli.loop.step import StepStats
 from neuroada_cli.loop.unreached import described
 from neuroada_cli.loop.validate import Evaluation
 from neuroada_cli.machine.memory import peak_memory
+from neuroada_cli.show.notes import say
 from neuroada_cli.show.numbers import clock
 from neuroada_cli.training.log import MetricsLog, read_metrics
 from neuroada_cli.training.trackers import Track
@@ -104,7 +105,7 @@ class LiveReport:
         self._keep(stats, memory)
         if stats.unreached is not None and stats.unreached.names:
             line = f"step {stats.step}: {described(stats.unreached)}"
-            self._console.print(line, style="yellow", highlight=False, soft_wrap=True)
+            say(self._console, line, style="yellow")
         done, what = (stats.tokens, "tokens") if stats.tokens else (stats.rows, "rows")
         speed = self._smoothed("speed", done / max(stats.seconds, 1e-9))
         smoothed = self._smoothed("loss", stats.loss)
@@ -142,10 +143,10 @@ class LiveReport:
         self._append(entry if usual is None else entry | {"spike": True})
         if usual is not None:
             line = f"step {stats.step}: the loss jumps to {stats.loss:.4f}, from {usual:.4f} on average"
-            self._console.print(f"{line}; rows {listed(numbers)}", style="yellow", soft_wrap=True)
+            say(self._console, f"{line}; rows {listed(numbers)}", style="yellow")
         if stands:
             line = f"step {stats.step}: the loss has been {stats.loss:.6g} for {STANDING['train']} steps"
-            self._console.print(f"{line}: {NO_EFFECT}", style="yellow", highlight=False, soft_wrap=True)
+            say(self._console, f"{line}: {NO_EFFECT}", style="yellow")
 
     def _logged(self, kind: str) -> list[float]:
         return [entry["loss"] for entry in read_metrics(self._log.path) if entry["kind"] == kind]
@@ -174,7 +175,7 @@ class LiveReport:
         self._console.print(f"step {step}: {shown}{' (best so far)' if is_best else ''}", highlight=False)
         if stands:
             line = f"step {step}: the validation loss is exactly what it was before: {NO_EFFECT}"
-            self._console.print(line, style="yellow", highlight=False, soft_wrap=True)
+            say(self._console, line, style="yellow")
 
     def _smoothed(self, name: str, value: float) -> float:
         """A plain mean over the first steps, a moving one afterwards."""
@@ -187,4 +188,4 @@ class LiveReport:
         first = step - 1 == self._first_step
         due = first or step == total or step % max(1, total // PLAIN_LINES) == 0
         if due and self._stream is None:
-            self._console.print(f"step {step}/{total}  {line}", highlight=False, soft_wrap=True)
+            say(self._console, f"step {step}/{total}  {line}")

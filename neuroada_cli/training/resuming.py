@@ -14,6 +14,7 @@ from neuroada_cli.files.lock import LOCK
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.ranks.group import Ranks
 from neuroada_cli.recipe.load import to_yaml
+from neuroada_cli.show.notes import say
 from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training.checkpoint import check_unchanged, newest_opened
 from neuroada_cli.training.preflight import Checked
@@ -29,9 +30,7 @@ def where_to_go_on(
     def find() -> AdapterFolder | None:
         found = newest_opened(
             run_dir,
-            lambda name, why: console.print(
-                f"{shown(name)} is passed over: {shown(why)}", style="yellow", soft_wrap=True, highlight=False
-            ),
+            lambda name, why: say(console, f"{shown(name)} is passed over: {shown(why)}", style="yellow"),
         )
         files.clean_stale(run_dir)  # what a killed run left half written; a fresh start clears it anyway
         if found is not None:

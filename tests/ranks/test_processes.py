@@ -82,7 +82,7 @@ def test_a_killed_rank_a_stop_and_going_on(recipe: Path, tmp_path: Path) -> None
     _, said = process.communicate(timeout=BOUND)
     assert process.returncode == 143, said
     stopped = re.fullmatch(
-        r"error: stopped by SIGTERM after step (\d+) of 6000, everything saved; go on with --resume",
+        r"stopped by SIGTERM after step (\d+) of 6000, everything saved; go on with --resume",
         said.splitlines()[-1],
     )
     assert stopped is not None
