@@ -77,12 +77,13 @@ CONFIG_VALUES: dict[str, Callable[[Any], bool]] = {
     "settings": lambda value: isinstance(value, dict),
     "target_modules": _is_texts,
 }
-# Settings that merging and evaluating act upon; any of them may be missing, and there are no others.
+# Settings that merging, evaluating and model cards act upon; any may be missing, and there are no others.
 SETTINGS: dict[str, Callable[[Any], bool]] = {
     "dtype": lambda value: isinstance(value, str) and value in hub.TORCH_DTYPES,
     "quantization": lambda value: value is None or _is_text(value),
     "num_labels": lambda value: value is None or (type(value) is int and 1 <= value <= MAX_LABELS),
     "labels": lambda value: _is_texts(value) and len(value) <= MAX_LABELS,
+    "left_out": _is_texts,
     "pad_token_id": lambda value: value is None or (type(value) is int and 0 <= value < 2**31),
     "method": lambda value: isinstance(value, str) and value in METHODS,
     "peer": _is_peer,

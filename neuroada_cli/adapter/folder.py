@@ -279,7 +279,9 @@ def _check_finite(adapter: Adapter) -> None:
 
 
 def how_trained(adapter: Adapter) -> str:
-    """For model cards, one line: which values trained by which method, on what, under whose rules."""
+    """For model cards, one line: which values trained by which method, on what, under whose rules, and what
+    was left out.
+    """
     selection, settings = adapter.selection, adapter.settings
     method = method_of(settings)
     if METHODS[method].chosen:
@@ -294,7 +296,10 @@ def how_trained(adapter: Adapter) -> str:
     rules = [f"task `{settings['task']}`"] if "task" in settings else []
     if "protocol" in settings and adapter.task not in hub.CLASSIFIERS:
         rules += [f"protocol `{settings['protocol']}`", f"loss on {settings.get('loss_mask', 'unknown')}"]
-    return f"{what} Trained on: {', '.join(rules)}." if rules else what
+    lines = [f"Trained on: {', '.join(rules)}."] if rules else []
+    return " ".join(
+        [what, *lines, *(f"{line[:1].upper()}{line[1:]}." for line in settings.get("left_out", ()))]
+    )
 
 
 def _model_card(adapter: Adapter) -> str:

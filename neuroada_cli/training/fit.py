@@ -48,6 +48,7 @@ from neuroada_cli.training.checkpoint import RunCheckpoints
 from neuroada_cli.training.live import LiveReport, SilentReport
 from neuroada_cli.training.log import MetricsLog, read_metrics
 from neuroada_cli.training.preflight import Checked
+from neuroada_cli.training.remarks import left_out
 from neuroada_cli.training.settings import dtype_of, loop_settings
 from neuroada_cli.training.trackers import tracked
 
@@ -269,6 +270,8 @@ def _adapter(checked: Checked, selection: Selection, state: MethodState, pad_id:
         "labels": list(task.labels),
         "pad_token_id": pad_id if task.num_labels is not None else None,
     }
+    if left := list(left_out(checked)):
+        settings["left_out"] = left
     return Adapter(
         selection,
         deltas,

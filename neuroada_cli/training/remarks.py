@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import nn
 
 from neuroada_cli import hub
 from neuroada_cli.data.encoding import EncodeReport
-from neuroada_cli.delta.targets import parameter_name, targets_of
+from neuroada_cli.delta.targets import ALL_LINEAR, parameter_name, target_of, targets_of
 from neuroada_cli.hub.stored import main_dtype, rounded_by
 from neuroada_cli.show.numbers import describe_dtype
 from neuroada_cli.training.preflight import Checked
@@ -30,7 +30,7 @@ def remarks(checked: Checked) -> Iterator[str]:
         if remark is not None:
             yield remark
     yield from _of_weights(checked)
-    yield from left_aside(checked.base.graph)
+    yield from left_out(checked)
     yield from checked.rows.notes
     for counts, what in (
         (checked.rows.train_report, "rows"),
@@ -49,6 +49,32 @@ def _of_weights(checked: Checked) -> Iterator[str]:
     yield (
         f"model.dtype={checked.recipe.model.dtype} rounds the base, which is {describe_dtype(own)}: "
         f"{changed:,} of {total:,} numbers change, chosen or not; leave it out to keep them"
+    )
+
+
+def left_out(checked: Checked) -> Iterator[str]:
+    """What the recipe's targets do not mean although one may think so; also for the model card. Nothing where
+    all parameters train.
+    """
+    facts, recipe = checked.plan.facts, checked.recipe
+    if not (facts.chosen or facts.linear_only):
+        return
+    yield from left_aside(checked.base.graph)
+    if ALL_LINEAR in recipe.select.targets and recipe.select.file is None:
+        yield from not_language(checked.base.graph, checked.plan.sizes.shapes)
+
+
+def not_language(graph: nn.Module, adapted: Collection[str]) -> Iterator[str]:
+    """The parts of a model that looks at pictures of which no layer is adapted."""
+    parts = hub.parts_of(graph)
+    left = {part: names for part, names in parts.items() if part != "language" and not {*names} & {*adapted}}
+    if "language" not in parts or not left:
+        return
+    weights = [target_of(graph, name).weight.numel() for names in left.values() for name in names]
+    share = sum(weights) / max(1, sum(parameter.numel() for parameter in graph.parameters()))
+    yield (
+        f"all-linear leaves out the linear layers of {' and '.join(left)}, {100 * share:.2g} % of the "
+        "parameters; name these parts in select.targets to train them"
     )
 
 

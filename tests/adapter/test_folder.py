@@ -276,6 +276,21 @@ def test_the_card_names_the_library_that_can_load_it(tmp_path: Path) -> None:
     assert "library_name: neuroada-cli\n" in card
 
 
+def test_what_was_left_out_stands_on_the_card_and_comes_back(tmp_path: Path) -> None:
+    line = "61 % of the parameters are matrices outside linear layers"
+    made = tiny_adapter()
+    written = dataclasses.replace(made, settings=made.settings | {"left_out": [line]})
+    with files.atomic_folder(tmp_path / "adapter") as temporary:
+        write_adapter(temporary, written)
+    assert f"{line}.\n" in (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert read_adapter(tmp_path / "adapter").settings["left_out"] == [line]
+    poked = json.loads((tmp_path / "adapter" / CONFIG).read_text())
+    poked["settings"]["left_out"] = ["two\nlines"]
+    (tmp_path / "adapter" / CONFIG).write_text(json.dumps(poked))
+    reseal(tmp_path / "adapter")
+    assert "settings.left_out" in refusal(tmp_path / "adapter")
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "vocab.txt", "spiece.model"])
 def test_what_was_laid_beside_an_adapter_and_would_be_read_is_refused(folder: Path, name: str) -> None:
     (folder / name).write_text("{}", encoding="utf-8")

@@ -9,7 +9,8 @@ import pytest
 import sweep
 from swept_types import SWEPT
 
-from neuroada_cli.training.remarks import left_aside
+from neuroada_cli.hub.parts import parts_of
+from neuroada_cli.training.remarks import left_aside, not_language
 
 ROWS = json.loads(sweep.RESULTS.read_text(encoding="utf-8"))["types"]
 
@@ -45,6 +46,18 @@ def test_experts_that_no_target_can_name_are_told_with_their_share() -> None:
         f"{100 * experts / total:.2g} % of the parameters are matrices outside linear layers"
     )
     assert line.endswith("transformer.blocks.0.ffn.experts.mlp.w1 and 5 more")
+
+
+def test_what_all_linear_leaves_out_of_a_model_that_looks_is_told_with_its_share() -> None:
+    model = next(one.model() for one in SWEPT if one.name == "smolvlm")
+    parts = parts_of(model)
+    [line] = not_language(model, parts["language"])
+    named = {n: p.numel() for n, p in model.named_parameters()}
+    share = 100 * sum(named[f"{n}.weight"] for n in (*parts["vision"], *parts["projector"]))
+    assert f"of vision and projector, {share / sum(named.values()):.2g} % of the parameters" in line
+    [rest] = not_language(model, [*parts["language"], *parts["projector"]])
+    assert "of vision, " in rest
+    assert not list(not_language(model, [name for names in parts.values() for name in names]))
 
 
 @pytest.mark.slow
