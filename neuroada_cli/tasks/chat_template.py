@@ -22,6 +22,7 @@ MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
     "November", "December",
 )  # fmt: skip
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # what rows call it; most templates by the first
 MOST_BYTES = 1 << 20
 LITERAL = re.compile(r"strftime_now\(\s*(\"[^\"]*\"|'[^']*')\s*\)")
 ESCAPES = ("%%", "\0")  # of the percent sign itself, and what stands for it while the others are replaced
@@ -77,7 +78,7 @@ class ChatTemplate:
                 template, told = TOLD + template, told | {"day_parts": self._day_parts}
             return str(
                 self._tokenizer.apply_chat_template(
-                    list(messages), tools=tools, chat_template=template, tokenize=False,
+                    named_alike(messages), tools=tools, chat_template=template, tokenize=False,
                     add_generation_prompt=ask, **told,
                 )
             )  # fmt: skip
@@ -86,6 +87,16 @@ class ChatTemplate:
         ) as error:  # templates are foreign programs: they refuse roles, and fail on what they miss
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise ValueError(f"the chat template refuses it: {reason}") from None
+
+
+def named_alike(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Messages whose thought has the names by which templates ask for it, as later transformers do by themselves."""
+    named: list[Mapping[str, Any]] = []
+    for message in messages:
+        thought = next((message[name] for name in THOUGHTS if message.get(name) is not None), None)
+        alike = {"thinking": thought, **message, THOUGHTS[0]: thought}
+        named.append(message if thought is None else alike)
+    return named
 
 
 def day_parts(day: datetime.date) -> dict[str, str]:

@@ -160,7 +160,7 @@ def test_turns_that_the_template_writes_otherwise_later_are_rows_of_their_own() 
     assert alone == encoded[1]
 
 
-@pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
 def test_the_thought_beside_an_answer_is_learnt_where_the_template_writes_it(key: str) -> None:
     row = talk("2 and 2?", "4")
     row["messages"][1][key] = "Two more than two."
