@@ -90,7 +90,7 @@ class ChatTemplate:
 
 
 def named_alike(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Messages whose thought has the names by which templates ask for it, as later transformers do by themselves."""
+    """Messages whose thought has the names by which templates ask for it. Later transformers do so, too."""
     named: list[Mapping[str, Any]] = []
     for message in messages:
         thought = next((message[name] for name in THOUGHTS if message.get(name) is not None), None)
