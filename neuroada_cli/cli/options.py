@@ -52,7 +52,7 @@ ProcessesOption = Annotated[
 BaseOption = Annotated[
     str | None, typer.Option("--base", help="The base model, if it has moved since training.")
 ]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N or mps.")]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that the model's folder brings.")
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -20,8 +19,10 @@ from pathlib import Path
 
 from neuroada_cli import stopping
 from neuroada_cli.errors import OutputError, ResourceError
-from neuroada_cli.files.disk import explained, fsync
+from neuroada_cli.files import system
+from neuroada_cli.files.disk import explained
 from neuroada_cli.files.manifest import MANIFEST, seal
+from neuroada_cli.files.system import fsync
 
 # .NAME.tmp-PID-RANDOM is being written; .NAME.was-PID-RANDOM is what stood at NAME and steps aside
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|was)-\d+-[0-9a-f]{8}", re.DOTALL)
@@ -116,11 +117,13 @@ def _claimed(target: Path) -> Iterator[Path]:
     While it is filled its lock is held, which says that its writer lives. Raises ResourceError.
     """
     place: list[Path] = []
-    claim: list[int] = []
+    claim: list[int | None] = []
 
     def tidy() -> None:
         while claim:  # first, since removing takes a descriptor, and there may be no other
-            os.close(claim.pop())
+            descriptor = claim.pop()
+            if descriptor is not None:
+                os.close(descriptor)
         for folder in place:
             remove_tree(folder)
 
@@ -136,14 +139,16 @@ def _claimed(target: Path) -> Iterator[Path]:
         tidy()
 
 
-def _lock_of(folder: Path) -> list[int]:
-    """A descriptor that holds a new folder's lock; none where another process has taken the folder for
-    abandoned in the instant before.
+def _lock_of(folder: Path) -> list[int | None]:
+    """A descriptor that holds a new folder's lock, None where folders have none; no entry where another
+    process has taken the folder for abandoned in the instant before.
     """
     with suppress(FileNotFoundError, BlockingIOError):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = system.open_folder(folder)
+        if descriptor is None:
+            return [None]
         with suppress(BlockingIOError):
-            _lock(descriptor)
+            system.lock(descriptor)
             if folder.is_dir():
                 return [descriptor]
         os.close(descriptor)
@@ -166,17 +171,6 @@ def remove_tree(folder: Path) -> None:
         os.rmdir(folder)
 
 
-def _lock(descriptor: int) -> bool:
-    """Whether the lock could be had; False on a file system without locks. Raises BlockingIOError."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        return False
-    return True
-
-
 def _clean_abandoned(target: Path) -> None:
     """Remove temporaries of `target` whose writers are dead: whose lock can be had."""
     for entry in target.parent.glob(f".{_quoted(target.name)}.*"):
@@ -184,9 +178,11 @@ def _clean_abandoned(target: Path) -> None:
         if not match or match["name"] != target.name:
             continue
         with suppress(OSError):  # not a folder, not ours, or alive
-            descriptor = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = system.open_folder(entry, system.NO_LINK)
+            if descriptor is None:
+                continue
             try:
-                if _lock(descriptor):
+                if system.lock(descriptor):
                     _remove_or_put_back(entry, match)
             finally:
                 os.close(descriptor)
@@ -202,6 +198,7 @@ def _take_place(temporary: Path, target: Path, overwrite: bool) -> None:
     Raises OSError, OutputError; then `target` is as before.
     """
     if not (overwrite and os.path.isdir(target) and any(target.iterdir())):
+        system.make_way(target)
         try:
             os.rename(temporary, target)  # POSIX renames over an empty folder, and only over an empty one
         except OSError as error:
@@ -246,7 +243,7 @@ def _step_aside(temporary: Path, target: Path) -> None:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Swap two names atomically (Linux renameat2); False where the system or file system cannot."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    renameat2 = system.symbol("renameat2")
     if renameat2 is None:
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
@@ -263,7 +260,7 @@ def atomic_link(link: Path, target: str) -> None:
     temporary = _temporary(link)
     with stopping.tidied(lambda: temporary.unlink(missing_ok=True)), explained(link):
         try:
-            os.symlink(target, temporary)
+            os.symlink(target, temporary, target_is_directory=True)
             os.replace(temporary, link)
             fsync(link.parent)
         finally:
@@ -277,10 +274,10 @@ def remove_folder(path: Path, unless_read: bool = False) -> bool:
     What of the content cannot be removed stays behind under a name that `clean_stale` knows. Raises OSError.
     """
     temporary = _temporary(path)
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if unless_read else None
+    descriptor = system.open_folder(path) if unless_read else None
     try:
         if descriptor is not None:
-            _lock(descriptor)
+            system.lock(descriptor)
         with stopping.tidied(lambda: remove_tree(temporary)):
             os.rename(path, temporary)
             shutil.rmtree(temporary)

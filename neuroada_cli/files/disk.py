@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from neuroada_cli.errors import LIMITS, ResourceError, UserError
+from neuroada_cli.files import system
 
 _REMEDIES = {
     **LIMITS,
@@ -74,15 +75,6 @@ def _is_written(named: Path, path: Path) -> bool:
     return named.is_relative_to(path.parent) or path.is_relative_to(named)
 
 
-def fsync(path: Path) -> None:
-    """A file's or folder's content, down to the disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def start_writeback(descriptor: int, begin: int, nbytes: int) -> None:
     """Let the disk begin with a part of a file, so that a later fsync has less to wait for. A hint: what it
     says is left to that fsync, and a system without the call (not Linux) does as it does.
@@ -94,7 +86,7 @@ def start_writeback(descriptor: int, begin: int, nbytes: int) -> None:
 
 @functools.cache
 def _sync_file_range() -> Callable[..., int] | None:
-    return getattr(ctypes.CDLL(None), "sync_file_range", None)
+    return system.symbol("sync_file_range")
 
 
 def require_space(path: str | os.PathLike[str], nbytes: int) -> None:

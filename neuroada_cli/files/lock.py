@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -13,10 +12,11 @@ from types import TracebackType
 
 from neuroada_cli import stopping
 from neuroada_cli.errors import OutputError
-from neuroada_cli.files import strict_json
+from neuroada_cli.files import strict_json, system
 from neuroada_cli.files.disk import explained
 
 LOCK = ".lock"
+OPEN_LOCK = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
 NAME_TRIES, NAME_SECONDS = 50, 0.01
 
 
@@ -70,6 +70,9 @@ class Lock:
                     (self.folder / self.name).unlink()
                 os.close(self._descriptor)
                 self._descriptor = None
+                if not system.opens_folders():  # Windows, which takes no open file away
+                    with suppress(OSError):
+                        (self.folder / self.name).unlink()
             self._forget_folder()
 
     def _acquired(self) -> int:
@@ -78,9 +81,7 @@ class Lock:
                 # the folder too may go between two tries: its former holder made it
                 self.folder.mkdir(parents=True, exist_ok=True)
                 try:
-                    descriptor = os.open(
-                        self.folder / self.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666
-                    )
+                    descriptor = os.open(self.folder / self.name, OPEN_LOCK, 0o666)
                 except FileNotFoundError:
                     continue
             try:
@@ -100,7 +101,8 @@ class Lock:
         try:
             with explained(self.held):
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, said.encode(), 0)
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                os.write(descriptor, said.encode())
         except BaseException:
             with suppress(OSError):
                 (self.folder / self.name).unlink()
@@ -108,13 +110,11 @@ class Lock:
 
     def _locked(self, descriptor: int) -> None:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            system.lock(descriptor)  # where there are none: better to work unlocked than not at all
         except BlockingIOError:
             raise OutputError(
                 f"is in use by {_holder(descriptor)}", str(self.held), "wait for it, or choose another output"
             ) from None
-        except OSError:  # a file system without locks: better to work unlocked than not at all
-            pass
 
     def _is_file(self, descriptor: int) -> bool:
         try:
@@ -136,8 +136,9 @@ class Reading:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._descriptor: int | None = None
         with suppress(OSError):  # gone, or about to go
-            self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            self._descriptor = system.open_folder(folder)
+            if self._descriptor is not None:
+                system.lock(self._descriptor, shared=True)
 
     def is_of(self, folder: str | os.PathLike[str]) -> bool:
         """Whether the folder that has this name now is the one that is being read."""
@@ -158,22 +159,16 @@ def _holder(descriptor: int) -> str:
     here = socket.gethostname()
     for _ in range(NAME_TRIES):
         try:
-            said = strict_json.parse(os.pread(descriptor, 4096, 0))
+            said = strict_json.parse(_said(descriptor))
             pid, host = int(said["pid"]), str(said["host"])
         except (OSError, ValueError, KeyError, TypeError):
             pid, host = 0, ""
-        if pid > 0 and (host != here or _lives(pid)):
+        if pid > 0 and (host != here or system.lives(pid)):
             return f"process {pid} on {host[:80]}"
         time.sleep(NAME_SECONDS)
     return "another process"
 
 
-def _lives(pid: int) -> bool:
-    """False for the holder before the present one, whose name is still in the file."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
+def _said(descriptor: int) -> bytes:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return os.read(descriptor, 4096)

@@ -12,7 +12,7 @@ from typing import Any
 
 from neuroada_cli.errors import ModelError, unreadable
 from neuroada_cli.files import strict_json
-from neuroada_cli.files.disk import fsync
+from neuroada_cli.files.system import fsync
 
 MANIFEST = "manifest.json"
 FORMAT = 1

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 from neuroada_cli.errors import ModelError, UserError, unreadable
 from neuroada_cli.files import strict_json
 from neuroada_cli.files.atomic import atomic_file
-from neuroada_cli.files.disk import explained, fsync
+from neuroada_cli.files.disk import explained
+from neuroada_cli.files.system import fsync
 
 MAX_JSON_BYTES = 64 << 20
 

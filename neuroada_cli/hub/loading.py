@@ -29,12 +29,14 @@ TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.flo
 
 
 def choose_device(wanted: str | None = None, number: int | None = None) -> str:
-    """The device named, else cuda where there is one, else cpu. Raises ResourceError where it is missing.
+    """The device named, else cuda where there is one, else cpu: mps has to be named, since nothing here was
+    measured on it. Raises ResourceError where it is missing.
 
     number  of this process among those of the machine: of its GPUs, the one to take
     """
     cuda = ["cuda", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
-    here = [*(cuda if torch.cuda.is_available() else ()), "cpu"]
+    mps = ("mps",) if torch.backends.mps.is_available() else ()
+    here = [*(cuda if torch.cuda.is_available() else ()), "cpu", *mps]
     if wanted is not None and wanted not in here:
         raise ResourceError(f"there is no {wanted} here", "device", f"choose {', '.join(here)}")
     chosen = wanted or here[0]
@@ -244,7 +246,7 @@ def _quantization(kind: str, compute_dtype: torch.dtype, heads: list[str]) -> An
         import bitsandbytes  # noqa: F401
     except ImportError:
         raise ResourceError(
-            f"model.quantization={kind} needs bitsandbytes", fix="pip install bitsandbytes"
+            f"model.quantization={kind} needs bitsandbytes", fix="pip install 'neuroada-cli[quantized]'"
         ) from None
     from transformers import BitsAndBytesConfig
 

@@ -17,9 +17,9 @@ import json
 import os
 import platform
 import re
-import resource
 import sys
 import zipfile
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 # Denied with EPERM, by architecture: (audit number, system calls). Network (also through io_uring, which no
@@ -47,6 +47,9 @@ LOAD, JUMP_EQUAL, JUMP_AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
 ALLOW, DENY, KILL = 0x7FFF0000, 0x00050001, 0x80000000  # DENY: EPERM
 NO_NEW_PRIVILEGES, SET_SECCOMP, FILTER = 38, 22, 2
 SPARE_BYTES = 4 << 30  # of memory beside the largest file: torch's own
+
+with suppress(ImportError):  # Windows has none, and no seccomp: `shut_off` says so before it is used
+    import resource
 
 BLOCKED = re.compile(r"GLOBAL ([\w.]+)")
 
@@ -136,7 +139,8 @@ def main() -> None:
 
         torch.set_num_threads(1)
         largest = max(os.path.getsize(path) for path in sys.argv[1:])
-        resource.setrlimit(resource.RLIMIT_DATA, (SPARE_BYTES + 2 * largest,) * 2)
+        if sys.platform != "win32":
+            resource.setrlimit(resource.RLIMIT_DATA, (SPARE_BYTES + 2 * largest,) * 2)
         problem = shut_off()
         if problem is not None:
             out.write(json.dumps({"open": problem}).encode() + b"\n")

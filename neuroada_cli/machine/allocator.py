@@ -25,8 +25,8 @@ def keeping_freed_memory() -> Iterator[bool]:
     Only for work that allocates the same sizes again and again. Generation does not: its cache grows token
     by token, no hole fits the next size, and such a heap would only ever grow.
     """
-    libc = ctypes.CDLL(None)
-    if not sys.platform.startswith("linux") or not hasattr(libc, "mallopt"):  # musl, macOS
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if libc is None or not hasattr(libc, "mallopt"):  # musl, macOS, Windows
         yield False
         return
     try:

@@ -260,6 +260,8 @@ def speaks(error: BaseException) -> bool:
 
 def _end_with_the_launcher() -> None:
     """A launcher that is killed takes its processes along: they get SIGTERM, and save."""
+    if not sys.platform.startswith("linux"):
+        return
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if sys.platform.startswith("linux") and prctl is not None:
+    if prctl is not None:
         prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))

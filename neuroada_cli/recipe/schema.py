@@ -200,7 +200,7 @@ class Recipe(Section):
     description: str = Field("", description="One line shown by `neuroada recipes ls`.")
     seed: int = Field(42, ge=0, lt=2**32, description="Seeds data order, dropout, fresh heads.")
     device: str | None = Field(
-        None, pattern=r"^(cpu|cuda(:\d+)?)$", description="Empty: cuda where there is one, else cpu."
+        None, pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="Empty: cuda where there is one, else cpu."
     )
     run_dir: str | None = Field(None, description="Where the run is written; empty: runs/<name>.")
     model: ModelSection

@@ -112,7 +112,7 @@ def _say_time(checked: Checked, console: Console) -> None:
     if isinstance(found, str):
         _say(console, f"time       is not estimated: {found}")
         return
-    where = "this GPU" if checked.device.startswith("cuda") else "this machine's CPU"
+    where = "this machine's CPU" if checked.device == "cpu" else "this GPU"
     _say(
         console,
         f"time       about {clock(found.seconds)} on {where}, evaluations and saving apart "

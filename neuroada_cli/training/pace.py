@@ -118,7 +118,7 @@ def _batch(checked: Checked, parameters: int) -> Batch:
     """Rows of middle length, at most a micro-batch, and fewer where a step would take long."""
     recipe, rows = checked.recipe.train, sorted(checked.rows.data.train, key=len)
     size = min(recipe.micro_batch_size or recipe.batch_size, len(rows))
-    most = MOST_PRODUCTS[checked.device.partition(":")[0]] / (4 * parameters)
+    most = MOST_PRODUCTS.get(checked.device.partition(":")[0], MOST_PRODUCTS["cpu"]) / (4 * parameters)
     middle = rows[max(0, (len(rows) - size) // 2) :][:size]
     kept = middle[:1]
     for row in middle[1:]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 
 import torch
 from torch import nn
 
 from neuroada_cli import hub, memory
 from neuroada_cli.errors import RecipeError
+from neuroada_cli.machine.memory import available_memory
 from neuroada_cli.ranks.group import Ranks
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.criteria import DATA_CRITERIA
@@ -99,12 +99,7 @@ def memory_of(device: str, ranks: Ranks) -> int:
     """Bytes that one process may take: its GPU's, or its share of what the machine has available."""
     if device.startswith("cuda"):
         return int(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return available // ranks.local_size
+    return available_memory() // ranks.local_size
 
 
 def why_not_sharded(recipe: Recipe) -> str | None:
