@@ -38,7 +38,7 @@ ALLOWED_OUTSIDE = {
     "foreign_text": {"rich"},
     "errors": set(),
     "failures": set(),
-    "machine": {"torch"},
+    "machine": {"torch", "psutil"},
     "ranks": {"torch"},
     "delta": {"torch", "triton", "bitsandbytes"},
     "methods": {"torch", "peft"},
