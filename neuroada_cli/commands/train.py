@@ -69,7 +69,7 @@ def run(
         ranks.first_does(lambda: run_folder.check(run_dir, resume, overwrite, recipe_file))
     if resume:
         recipe = run_folder.as_begun(recipe, run_dir)
-    checked = ranks.all_do(lambda: check(recipe, overwrite, ranks, processes or ranks.size))
+    checked = ranks.all_do(lambda: check(recipe, overwrite, ranks, processes or ranks.size, console))
     if not ranks.alone:
         ranks.refuse_differences(
             {

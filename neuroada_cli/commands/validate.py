@@ -46,7 +46,7 @@ def run(recipe: Recipe, show_rows: int = 0) -> None:
     if _is_elsewhere(recipe):
         model = _unseen(recipe, task)
     else:
-        checked = check(recipe, overwrite=False)
+        checked = check(recipe, overwrite=False, console=Console(stderr=True))
         space.require(checked)
         model = _seen(checked)
     train = recipe.train

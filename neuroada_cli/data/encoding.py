@@ -8,7 +8,7 @@ the prompt by itself only to find how many tokens of the whole are not learnt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -22,6 +22,8 @@ from neuroada_cli.foreign_text import printable
 from neuroada_cli.hub.endings import endings
 
 FEW = 32  # tokens of an answer that may all be spaces
+PART = 500  # rows that are tokenised at once
+Watch = Callable[[int], object]
 TooLong = Literal["refuse", "cut", "drop"]
 
 
@@ -58,6 +60,7 @@ def encode(
     loss_on_prompt: bool = False,
     published: bool = False,
     too_long: TooLong = "refuse",
+    watch: Watch | None = None,
 ) -> tuple[list[Encoded], EncodeReport]:
     """Encode rows for training or validation.
 
@@ -68,6 +71,7 @@ def encode(
     too_long        what becomes of longer rows. refuse: their end is cut off, and a row whose prompt alone
                     fills max_length stops the run; cut: the beginning of the prompt goes, then the answer's
                     end; drop: they are left out
+    watch           told how many rows more are done
     Raises DataError for no rows at all, rows without an answer, and what too_long refuses or leaves nothing
     of; ModelError for a tokenizer that cannot end a text, or fails.
     """
@@ -78,8 +82,14 @@ def encode(
     texts = _Texts(tokenizer, max_length, loss_on_prompt, too_long)
     examples = [each for example in examples for each in (*example.apart, example)]
     _refuse_without_answer([e.row for e in examples if texts.is_empty(e)], len(examples))
-    cuts = texts.coded(examples, published)
-    silent = [e.row for e, cut in zip(examples, cuts, strict=True) if texts.says_nothing(e, cut)]
+    cuts: list[Cut] = []
+    silent: list[int] = []
+    for start in range(0, len(examples), PART):
+        part = examples[start : start + PART]
+        cuts += texts.coded(part, published)
+        silent += [e.row for e, cut in zip(part, cuts[start:], strict=True) if texts.says_nothing(e, cut)]
+        if watch is not None:
+            watch(len(part))
     if not published:  # there the answer may stand in the prompt's last token, which is counted
         _refuse_without_answer(silent, len(examples))
     made = [texts.row(example, cut) for example, cut in zip(examples, cuts, strict=True)]

@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
 from torch import nn
 
 from neuroada_cli import hub
@@ -50,12 +51,19 @@ class Checked:
     start: AdapterFolder | None = None
 
 
-def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE, processes: int = 1) -> Checked:
+def check(
+    recipe: Recipe,
+    overwrite: bool,
+    ranks: Ranks = ALONE,
+    processes: int = 1,
+    console: Console | None = None,
+) -> Checked:
     """Everything that can be known without reading weights, cheap things first.
 
     overwrite  a selection of a former run in the run folder is going to be replaced, so it is not used
     ranks      the processes that work on this together: a GPU each
     processes  that are going to train together, as many or more
+    console    where is shown how far it is with many rows
     Raises RecipeError, DataError, ModelError, ResourceError.
     """
     _check_processes(recipe, max(processes, ranks.size))
@@ -78,7 +86,7 @@ def check(recipe: Recipe, overwrite: bool, ranks: Ranks = ALONE, processes: int 
     scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
     base = hub.open_base(folder, model_task, task.num_labels, model.trust_remote_code)
     recipe, limit = with_own_dtype(recipe, base), base.positions
-    rows = prepare(recipe.data, task, reader, recipe.seed, scored, limit)
+    rows = prepare(recipe.data, task, reader, recipe.seed, scored, limit, console)
     known = {"date": rows.day, "format": rows.form}  # `generate` asks in the form that was trained
     known = {key: value for key, value in known.items() if value is not None}
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=known)})

@@ -9,6 +9,8 @@ from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from rich.console import Console
+
 from neuroada_cli.data import sources
 from neuroada_cli.data.batch import Encoded, Example
 from neuroada_cli.data.encoding import EncodeReport
@@ -18,6 +20,7 @@ from neuroada_cli.hub.reader import Reader
 from neuroada_cli.loop.loop import TrainData
 from neuroada_cli.loop.validate import Metric
 from neuroada_cli.recipe.schema import DataSection
+from neuroada_cli.show.progress import counting
 from neuroada_cli.tasks import image_text, instruct, metrics
 from neuroada_cli.tasks.glue import half_of_validation
 from neuroada_cli.tasks.registry import get_protocol
@@ -58,13 +61,15 @@ def prepare(
     seed: int,
     scored: Collection[Task] = (),
     context: int | None = None,
+    console: Console | None = None,
 ) -> PreparedRows:
     """Load, split, limit and encode.
 
     Validation rows are, in this order: `data.validation`; the last `data.validation_rows` of the training
     set; the last 300 for GSM8K by itself; the task's own validation set (of GLUE's the part that chooses
     checkpoints); otherwise there are none. `scored` are the tasks whose test sets `data.drop_leaked` means.
-    context: tokens that the model takes, where rows may be cut or dropped for it.
+    context: tokens that the model takes, where rows may be cut or dropped for it; console: where is shown
+    how far encoding is.
     Raises DataError or RecipeError, with counts and places.
     """
     metrics.require(task.metrics[:1] if task.kind != "generation" else ())
@@ -79,11 +84,12 @@ def prepare(
     habits = reading.habits
     on_prompt = habits.learn == "all" if task.name == "instruct" else rules.loss_on_prompt
     how = (max_length, task.kind, on_prompt, task.published, section.too_long)
-    train_encoded, report = encode_for(reader, train, *how)
     held: list[Encoded] = []
     held_report = None
-    if validation:
-        held, held_report = encode_for(reader, validation, *how)
+    with counting("encoding rows", len(train) + len(validation), console) as watch:
+        train_encoded, report = encode_for(reader, train, *how, watch=watch)
+        if validation:
+            held, held_report = encode_for(reader, validation, *how, watch=watch)
     hashes = {"train": rows.sha256, "train tokens": _hash_of(train_encoded)}
     if validation_rows is not None:
         hashes |= {"validation": validation_rows.sha256, "validation tokens": _hash_of(held)}
