@@ -8,13 +8,9 @@ classes by name, parameters and ties, on the meta device, which can be walked bu
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,14 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli import files
 from neuroada_cli.delta.layout import is_conv1d
-from neuroada_cli.errors import UserError
 from neuroada_cli.hub.kinds import ModelTask
+from neuroada_cli.hub.known import known
 from neuroada_cli.hub.loading import skeleton
 from neuroada_cli.hub.parts import stacks_of
 from neuroada_cli.hub.resolve import read_config
-from neuroada_cli.machine.cache import cache_folder
 
 FORMAT = 5  # raised when a record says other things, so that an older one is not taken for it
 # The sizes by which a layer is known beside its tensors.
@@ -99,22 +93,15 @@ def module_graph(
     `config` the plain values and `get_text_config`. A model that brings code of its own is always built.
     Raises ModelError for a config that transformers cannot build.
     """
-    if "auto_map" in read_config(folder):
+
+    def build() -> nn.Module:
         return skeleton(folder, task, num_labels, trust_remote_code)
-    file = cache_folder() / "graphs" / f"{_key(folder, task, num_labels)}.json"
-    with suppress(UserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError):
-        return rebuilt(files.read_json(file))
-    model = skeleton(folder, task, num_labels, trust_remote_code)
-    with suppress(UserError, OSError):  # a cache that cannot be written costs time and nothing else
-        file.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(file, described(model))
-    return model
 
-
-def _key(folder: Path, task: ModelTask, num_labels: int | None) -> str:
-    versions = [metadata.version(package) for package in ("torch", "transformers", "neuroada-cli")]
-    about = json.dumps([FORMAT, versions, task, num_labels]).encode()
-    return hashlib.sha256(about + (folder / "config.json").read_bytes()).hexdigest()
+    if "auto_map" in read_config(folder):
+        return build()
+    told_by, about = [folder / "config.json"], [FORMAT, task, num_labels]
+    found: nn.Module = known("graphs", told_by, about, build, described, rebuilt)
+    return found
 
 
 def described(model: Any) -> dict[str, Any]:

@@ -55,6 +55,14 @@ class Work(NamedTuple):
         return {"generation": "writes texts", "regression": "scores texts"}.get(self.kind, "classifies texts")
 
 
+def as_task(name: str) -> ModelTask:
+    """The class of model of this name. Raises ValueError for any other text."""
+    for task in CLASSES:
+        if task == name:
+            return task
+    raise ValueError(f"no class of model: {name}")
+
+
 def task_of(config: Any, work: Work, where: str) -> ModelTask:
     """The class of model that does this work, by the model's config.
 

@@ -15,13 +15,14 @@ from neuroada_cli.delta.quantized import keep_layout
 from neuroada_cli.delta.targets import is_linear
 from neuroada_cli.errors import ModelError, ResourceError, UserError, limit_reached
 from neuroada_cli.hub.endings import settle
-from neuroada_cli.hub.kinds import CLASSES, CLASSIFIERS, ModelTask, Work, task_of
+from neuroada_cli.hub.kinds import CLASSES, CLASSIFIERS, ModelTask, Work, as_task, task_of
+from neuroada_cli.hub.known import known
 from neuroada_cli.hub.plausible import bounded
-from neuroada_cli.hub.resolve import check_folder
+from neuroada_cli.hub.resolve import check_folder, read_config
+from neuroada_cli.hub.tokenizer_class import read_tokenizer
 from neuroada_cli.hub.weights import open_weights
 from neuroada_cli.machine.quiet import quiet_bitsandbytes
 
-BYTES = '"ByteLevel"'  # in a tokenizer.json, of texts that are read byte by byte
 # The recipe's names of data types.
 # what a tokenizer may be read from
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
@@ -126,14 +127,9 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False, model: Path | 
     model  the folder of these configs, where it is another one
     Raises ModelError when there is none, or one that cannot name its own special tokens or read a text.
     """
-    from transformers import AutoTokenizer
-
     try:
         with _silent_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=trust_remote_code
-            )
-            tokenizer = _as_stored(tokenizer, folder)
+            tokenizer = read_tokenizer(folder, trust_remote_code)
             settle(tokenizer, model or folder)
             _ = tokenizer.special_tokens_map, tokenizer.all_special_ids, tokenizer.pad_token_id
             tokenizer("a", verbose=False)
@@ -162,28 +158,18 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False, model: Path | 
         ) from error
 
 
-def _as_stored(tokenizer: Any, folder: Path) -> Any:
-    """The tokenizer that reads bytes where tokenizer.json says so.
-
-    Up to transformers 5.21 a folder that names LlamaTokenizer gets one that splits at spaces and loses them,
-    whatever its tokenizer.json holds; later versions do as is done here.
-    """
-    file, made = folder / "tokenizer.json", getattr(tokenizer, "backend_tokenizer", None)
-    if made is None or not file.is_file() or BYTES in made.to_str():
-        return tokenizer
-    if BYTES not in file.read_text(encoding="utf-8"):
-        return tokenizer
-    from transformers import TokenizersBackend
-
-    return TokenizersBackend.from_pretrained(folder, local_files_only=True)
-
-
 def model_task(folder: Path, work: Work, trust_remote_code: bool = False) -> ModelTask:
     """The class of model that does this work in a checked folder.
 
     Raises ModelError, naming the model's type and why, where none can.
     """
-    return task_of(read_auto_config(folder, trust_remote_code), work, str(folder))
+
+    def find() -> ModelTask:
+        return task_of(read_auto_config(folder, trust_remote_code), work, str(folder))
+
+    if "auto_map" in read_config(folder):  # its own code may say otherwise
+        return find()
+    return known("kinds", [folder / "config.json"], work, find, str, as_task)
 
 
 def read_auto_config(folder: Path, trust_remote_code: bool = False) -> Any:

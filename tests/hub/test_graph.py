@@ -26,7 +26,7 @@ from neuroada_cli import hub
 from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.targets import find_targets, is_linear, sharing_modules
 from neuroada_cli.errors import ModelError
-from neuroada_cli.hub import graph
+from neuroada_cli.hub import graph, known
 from neuroada_cli.hub.graph import described, rebuilt
 
 MODELS = {
@@ -135,7 +135,7 @@ def test_what_may_be_another_graph_is_built(
         for file in (tmp_path / "cache" / "graphs").iterdir():
             file.write_text(file.read_text()[:-200])
     elif change == "version":
-        monkeypatch.setattr(graph.metadata, "version", lambda package: "0")
+        monkeypatch.setattr(known.metadata, "version", lambda package: "0")
     elif change == "labels":
         task, labels = "sequence-classification", 3
     else:

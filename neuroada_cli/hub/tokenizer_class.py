@@ -1,0 +1,107 @@
+"""A folder's tokenizer by the class that transformers chose for it before.
+
+AutoTokenizer reads the model's config through that model's own classes, which bring in torch's compiler and
+its distribution: seconds of processor time to learn the name of one class. Once it is known, that class reads
+the folder at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from neuroada_cli.files import read_json
+from neuroada_cli.hub.known import known
+
+BYTES = '"ByteLevel"'  # in a tokenizer.json, of texts that are read byte by byte
+KINDS = (
+    ".json",
+    ".txt",
+    ".model",
+    ".jinja",
+    ".tiktoken",
+    ".spm",
+    ".bpe",
+)  # of files a tokenizer is made from
+LARGEST = 100 << 20  # bytes of such a file; what is larger holds something else
+
+
+def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+    """What AutoTokenizer makes of the folder, but for bytes (see `_as_stored`); raises whatever it raises."""
+
+    def ask() -> Any:
+        from transformers import AutoTokenizer
+
+        made = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        return _as_stored(made, folder)
+
+    if _brings_code(folder):
+        return ask()
+    return known("tokenizers", _told_by(folder), None, ask, lambda made: _record(made, folder), _by(folder))
+
+
+def _by(folder: Path) -> Any:
+    def read(record: Any) -> Any:
+        import transformers
+
+        return getattr(transformers, record["class"]).from_pretrained(folder, local_files_only=True)
+
+    return read
+
+
+def _record(made: Any, folder: Path) -> dict[str, str] | None:
+    """The class, where it alone gives the same tokenizer; None where AutoTokenizer does more than that."""
+    record = {"class": type(made).__name__}
+    try:
+        again = _by(folder)(record)
+    except Exception:  # a class that needs more than the folder says: what it raises is its own affair
+        return None
+    return record if type(again) is type(made) and _content(again) == _content(made) else None
+
+
+def _content(tokenizer: Any) -> tuple[Any, ...]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    apart = ("name_or_path", "tokenizer_object")  # where it lies, and what is compared as text
+    settings = {name: value for name, value in tokenizer.init_kwargs.items() if name not in apart}
+    return (
+        None if backend is None else backend.to_str(),
+        tokenizer.get_vocab(),
+        tokenizer.special_tokens_map,
+        tokenizer.chat_template,
+        repr(sorted(settings.items(), key=lambda item: item[0])),
+    )
+
+
+def _brings_code(folder: Path) -> bool:
+    return any(
+        "auto_map" in read_json(file)
+        for name in ("config.json", "tokenizer_config.json")
+        if (file := folder / name).is_file()
+    )
+
+
+def _told_by(folder: Path) -> list[Path]:
+    """All that the choice may depend on: a file that is added or changed asks anew."""
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix in KINDS and not file.name.endswith(".index.json") and file.stat().st_size <= LARGEST
+    )
+
+
+def _as_stored(tokenizer: Any, folder: Path) -> Any:
+    """The tokenizer that reads bytes where tokenizer.json says so.
+
+    Up to transformers 5.21 a folder that names LlamaTokenizer gets one that splits at spaces and loses them,
+    whatever its tokenizer.json holds; later versions do as is done here.
+    """
+    file, made = folder / "tokenizer.json", getattr(tokenizer, "backend_tokenizer", None)
+    if made is None or not file.is_file() or BYTES in made.to_str():
+        return tokenizer
+    if BYTES not in file.read_text(encoding="utf-8"):
+        return tokenizer
+    from transformers import TokenizersBackend
+
+    return TokenizersBackend.from_pretrained(folder, local_files_only=True)
