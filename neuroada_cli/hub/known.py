@@ -51,7 +51,8 @@ def known(
 
 
 def _key(told_by: Sequence[Path], about: object) -> str:
-    asked = hashlib.sha256(json.dumps([[metadata.version(name) for name in PACKAGES], about]).encode())
+    versions = [metadata.version(name) for name in PACKAGES]
+    asked = hashlib.sha256(json.dumps([versions, about], sort_keys=True).encode())
     for file in told_by:
         here = file.is_file()
         asked.update(f"{file.name} {here}".encode())

@@ -14,15 +14,15 @@ from neuroada_cli.files import read_json
 from neuroada_cli.hub.known import known
 
 BYTES = '"ByteLevel"'  # in a tokenizer.json, of texts that are read byte by byte
-KINDS = (
-    ".json",
-    ".txt",
-    ".model",
-    ".jinja",
-    ".tiktoken",
-    ".spm",
-    ".bpe",
-)  # of files a tokenizer is made from
+# The files that a tokenizer may be made from.
+KINDS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe")
+# Of a model or an adapter, but not of its tokenizer; config.json is read by its keys.
+OTHERS = {"config.json", "adapter_config.json", "generation_config.json", "manifest.json"}
+# What a merge changes in a config, so that the merged model's tokenizer is known from its base's.
+APART = {
+    "dtype", "torch_dtype", "architectures", "transformers_version", "quantization_config",
+    "id2label", "label2id", "problem_type",
+}  # fmt: skip
 LARGEST = 100 << 20  # bytes of such a file; what is larger holds something else
 
 
@@ -39,7 +39,8 @@ def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
 
     if _brings_code(folder):
         return ask()
-    return known("tokenizers", _told_by(folder), None, ask, lambda made: _record(made, folder), _by(folder))
+    about = _config(folder)
+    return known("tokenizers", _told_by(folder), about, ask, lambda made: _record(made, folder), _by(folder))
 
 
 def _by(folder: Path) -> Any:
@@ -82,12 +83,22 @@ def _brings_code(folder: Path) -> bool:
     )
 
 
+def _config(folder: Path) -> Any:
+    """What the choice may depend on in the model's config; None where the folder has none."""
+    file = folder / "config.json"
+    config = read_json(file) if file.is_file() else None
+    return {key: value for key, value in config.items() if key not in APART} if config else None
+
+
 def _told_by(folder: Path) -> list[Path]:
-    """All that the choice may depend on: a file that is added or changed asks anew."""
+    """The files that the choice may depend on: one that is added or changed asks anew."""
     return sorted(
         file
         for file in folder.iterdir()
-        if file.suffix in KINDS and not file.name.endswith(".index.json") and file.stat().st_size <= LARGEST
+        if file.suffix in KINDS
+        and file.name not in OTHERS
+        and not file.name.endswith(".index.json")
+        and file.stat().st_size <= LARGEST
     )
 
 
