@@ -67,6 +67,8 @@ def refuse_impossible(config: Mapping[str, Any], infos: Mapping[str, TensorInfo]
             said = f"the longest side of a stored tensor is {longest:,}"
         elif count > MOST.get(name, count):
             said = "no model has so many"
+        elif count < 0 and (LAYERS.fullmatch(name) or name == "vocab_size"):
+            said = "no model has so few"
         if said is not None:
             raise ModelError(f"{key} is {count:,}, but {said}", str(folder / CONFIG), MEND)
 

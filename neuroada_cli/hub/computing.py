@@ -55,8 +55,10 @@ def difference(theirs: Any, ours: Mapping[str, Any], defaults: bool = True) -> D
         return both[0] if both else None
     if not defaults or any(_is_huge(value) for _, _, value in found):
         return found[0]
-    left = list(_differences(_resolved(theirs), _resolved(ours)))
-    return left[0] if left else None
+    full = _resolved(theirs), _resolved(ours)
+    if full[0] is None or full[1] is None:
+        return found[0]
+    return next(_differences(full[0], full[1]), None)
 
 
 def _counts(key: str) -> bool:
@@ -90,20 +92,20 @@ def _is_huge(value: Any) -> bool:
     return isinstance(value, int) and abs(value) > MOST
 
 
-def _resolved(config: Mapping[str, Any]) -> dict[str, Any]:
-    """With every default of the installed transformers; as it is for a model that it does not know."""
+def _resolved(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """With every default of the installed transformers; None for a model, or a config, that it does not take."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     from neuroada_cli.hub.loading import _silent_transformers
 
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        return dict(config)
+        return None
     try:
         with _silent_transformers():
             full = CONFIG_MAPPING[kind].from_dict(json.loads(json.dumps(config))).to_dict()
     except Exception:  # whatever a library says of a foreign config: then it is compared as it was written
-        return dict(config)
+        return None
     found = computing(full)
     rope = found.get("rope_parameters")
     if isinstance(rope, dict) and "rope_type" in rope:

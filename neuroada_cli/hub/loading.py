@@ -292,8 +292,14 @@ def _refuse_at_limit(error: Exception, folder: Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
+    """The first line, with those behind it as long as it only announces them."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    first = lines[0] if lines else type(error).__name__
+    for line in lines[1:]:
+        if not first.endswith(":"):
+            break
+        first = f"{first} {line}"
+    return first[:300]
 
 
 @contextmanager

@@ -135,6 +135,8 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi'"),
         ({"attention_bias": True}, "attention_bias is True, it was False"),
         ({"rope_parameters": None, "rope_theta": 5e5}, "rope_theta"),
+        # what transformers does not take has no defaults to compare with
+        ({"layer_types": ["full_attention"] * 9}, "its layer_types is ['full_attention'"),
     ],
 )  # fmt: skip
 def test_the_difference_is_named(base: Path, changes: dict[str, Any], said: str) -> None:

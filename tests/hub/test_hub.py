@@ -374,6 +374,12 @@ def test_what_transformers_cannot_build_is_one_line(folder: Path) -> None:
         hub.skeleton(folder, "causal-lm")
 
 
+def test_what_a_library_says_behind_its_first_line_is_told_where_that_only_announces_it(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers="two")
+    with pytest.raises(ModelError, match=r"field 'num_hidden_layers': .*expected int.*'two'"):
+        hub.skeleton(folder, "causal-lm")
+
+
 def test_tokenizer_missing(folder: Path) -> None:
     with pytest.raises(ModelError, match="no tokenizer"):
         hub.load_tokenizer(folder)

@@ -67,6 +67,8 @@ def test_a_vocabulary_is_not_missed_in_files_that_only_look(tmp_path: Path) -> N
         ({"vocab_size": 97}, "vocab_size is 97, but the largest stored tensor has 96 rows"),
         ({"vocab_size": 10**12}, "vocab_size is 1,000,000,000,000"),
         ({"text_config": {"vocab_size": 10**9}}, "text_config.vocab_size is 1,000,000,000"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers is -1, but no model has so few"),
+        ({"text_config": {"vocab_size": -5}}, "text_config.vocab_size is -5"),
         ({"num_labels": 10**9}, "num_labels is 1,000,000,000, but no model has so many"),
         ({"max_position_embeddings": 10**12}, "max_position_embeddings is 1,000,000,000,000"),
         (
