@@ -93,7 +93,7 @@ def _is_huge(value: Any) -> bool:
 
 
 def _resolved(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """With every default of the installed transformers; None for a model, or a config, that it does not take."""
+    """With every default of the installed transformers; None for what it does not take."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     from neuroada_cli.hub.loading import _silent_transformers
