@@ -5,9 +5,16 @@ one machine's alone.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
+from neuroada_cli.errors import ModelError
+from neuroada_cli.files import claims, strict_json
+from neuroada_cli.machine.network import hub_answers
+
+CONFIG = "adapter_config.json"
 HERE = "./"  # begins every name that is a way and no hub id
+MOVED = "if the base has moved, name it with --base"
 
 
 def told(path: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -43,3 +50,46 @@ def found(name: str, adapter: Path) -> str:
         if (start / name / "config.json").is_file():
             return os.path.normpath(start / name)
     return name
+
+
+def look(folder: Path) -> None:
+    """Raises ModelError where the base of an adapter, or of a run's best one, is not to be had, or has a
+    config that cannot be that of its files. Whatever else is wrong is left to those who read it.
+
+    Here, since torch is not there yet: the answer comes at once.
+    """
+    for adapter in (folder, folder / "best", folder / "last"):
+        name = _named(adapter / CONFIG)
+        if name is None:
+            continue
+        base = found(name, adapter)
+        if os.path.isdir(os.path.expanduser(base)):
+            claims.look(Path(base).expanduser())
+        elif name.startswith((HERE, "/", "~")):
+            raise ModelError("the adapter's base: no such model folder", base, f"check the path; {MOVED}")
+        elif name.count("/") == 1 and (why := _out_of_reach(name)) is not None:
+            what = f"the adapter's base: is neither a folder here nor in the cache, and {why}"
+            raise ModelError(what, name, f"give a local folder; {MOVED}")
+        return
+
+
+def _named(config: Path) -> str | None:
+    """The base that an adapter's config names, where it can be read so far."""
+    with suppress(OSError, ValueError, ModelError):
+        if config.stat().st_size <= claims.MAX_BYTES:
+            found = strict_json.parse(config.read_bytes())
+            name = found.get("base_model_name_or_path") if isinstance(found, dict) else None
+            return name if isinstance(name, str) else None
+    return None
+
+
+def _out_of_reach(hub_id: str) -> str | None:
+    """Why a hub id that nobody fetched before cannot be fetched now."""
+    from huggingface_hub import constants
+
+    place = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
+    if place.is_dir():
+        return None
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    return None if hub_answers(constants.ENDPOINT) else f"{constants.ENDPOINT} cannot be reached"

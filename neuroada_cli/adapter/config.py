@@ -14,13 +14,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from neuroada_cli import hub
+from neuroada_cli.adapter.base_name import CONFIG as CONFIG
 from neuroada_cli.errors import ModelError
 from neuroada_cli.foreign_text import short
 from neuroada_cli.methods import METHODS
 from neuroada_cli.recipe.schema import PeerSection
 from neuroada_cli.selection.file import check_format
 
-CONFIG = "adapter_config.json"
 # PEFT knows no other: where it has no word for the task, settings.model_task says it
 PEFT_TASKS: dict[hub.ModelTask, str] = {
     "causal-lm": "CAUSAL_LM",

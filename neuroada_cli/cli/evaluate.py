@@ -20,6 +20,7 @@ from neuroada_cli.cli.options import (
     in_ranks,
     launched,
     load,
+    look_at_base,
     look_at_model,
     refuse_idle,
     split,
@@ -110,6 +111,7 @@ def eval_(
     if target is None:
         raise RecipeError("nothing to score", "eval", "name a model folder, a run folder or a hub id")
     look_at_model(target)
+    look_at_base(target, base)
     if harness is not None:
         refuse_idle(context, "--harness", *WITH_HARNESS)
         if trust_remote_code:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from neuroada_cli.cli.options import BaseOption, Dtype, OverwriteOption, TrustOption, run_folder
+from neuroada_cli.cli.options import BaseOption, Dtype, OverwriteOption, TrustOption, look_at_base, run_folder
 from neuroada_cli.export.formats import FORMATS
 
 
@@ -37,6 +37,7 @@ def export(
     """
     folder = run_folder(source)
     inside = not (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    look_at_base(folder, base)
     from neuroada_cli.commands import export as command
 
     command.run(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from neuroada_cli.cli.options import BaseOption, DeviceOption, Dtype, TrustOption, look_at_model
+from neuroada_cli.cli.options import BaseOption, DeviceOption, Dtype, TrustOption, look_at_base, look_at_model
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.machine import kernels
 
@@ -65,7 +65,8 @@ def generate(
     neuroada generate runs/mine --compare "Name three rivers."
     neuroada generate smollm2-135m < question.txt
     """
-    look_at_model(target, base)
+    look_at_model(target)
+    look_at_base(target, base)
     wishes = _wishes(form, system, max_new_tokens, temperature, top_p, seed)
     asked = prompts or _piped()
     from neuroada_cli.commands import generate as command
@@ -94,7 +95,8 @@ def chat(
     neuroada chat runs/mine
     neuroada chat runs/mine --compare --temperature 0.7
     """
-    look_at_model(target, base)
+    look_at_model(target)
+    look_at_base(target, base)
     wishes = _wishes(form, system, max_new_tokens, temperature, top_p, seed)
     from neuroada_cli.commands import generate as command
 

@@ -11,7 +11,7 @@ from neuroada_cli.cli.options import (
     BaseOption,
     OverwriteOption,
     TrustOption,
-    look_at_model,
+    look_at_base,
     merged_default,
     parse_bytes,
     run_folder,
@@ -71,7 +71,8 @@ def merge(
         [run_folder(source) for source in sources],
         parse_bytes(max_shard_size, "--max-shard-size"),
     )
-    look_at_model(base)
+    for folder in folders:
+        look_at_base(folder, base)
     if trust_remote_code:
         kernels.let_in()
     from neuroada_cli.commands import merge as command

@@ -100,6 +100,17 @@ def look_at_model(*named: str | None) -> None:
             claims.look(folder)
 
 
+def look_at_base(adapter: str | Path, base: str | None) -> None:
+    """Raises ModelError for a base that is not to be had, or cannot be what its config says: the one that is
+    named, else that of the adapter in a folder.
+    """
+    from neuroada_cli.adapter import base_name
+
+    look_at_model(base)
+    if base is None and os.path.isdir(adapter):
+        base_name.look(Path(adapter))
+
+
 def suite_overrides(overrides: list[str], data_dir: Path | None = None) -> dict[str, Any]:
     """--set words as recipe key -> value, for every recipe of a suite. Raises RecipeError."""
     from neuroada_cli.recipe.load import read_override

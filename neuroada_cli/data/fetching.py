@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 from neuroada_cli import files
 from neuroada_cli.errors import DataError
-from neuroada_cli.hub.resolve import hub_answers
 from neuroada_cli.machine.cache import cache_folder
+from neuroada_cli.machine.network import hub_answers
 
 
 class Unreachable(DataError):

@@ -25,7 +25,7 @@ from neuroada_cli.data.picture_folders import class_folders, rows_of_classes
 from neuroada_cli.data.reading import ENDINGS, FileRows, Row, read_as, read_file
 from neuroada_cli.errors import DataError, RecipeError, unreadable
 from neuroada_cli.foreign_text import HAS_SECRETS, INSTEAD, has_secrets
-from neuroada_cli.hub.resolve import hub_answers
+from neuroada_cli.machine.network import hub_answers
 
 LLM_ADAPTERS = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
 # set -> public address; {split} is filled in. Hub ids are "owner/name:config".

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import threading
-import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from neuroada_cli.errors import ModelError, ResourceError, unreadable
+from neuroada_cli.machine.network import hub_answers
 
 MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = 16 << 20, 32
 Found = TypeVar("Found", bound=Path | None)
-PROBE_SECONDS = 1.5
 ANSWER_SECONDS = 10  # for the hub to say what a model consists of
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 # The top level's small files that a model needs; weights are added, pickles and code never are.
@@ -222,27 +218,3 @@ def _wanted_files(hub_id: str, revision: str | None, trust_remote_code: bool) ->
     small = [name for name in listed if SMALL_FILES.match(name)]
     code = [name for name in listed if trust_remote_code and name.endswith(".py") and "/" not in name]
     return weights + small + code
-
-
-def hub_answers(endpoint: str) -> bool:
-    """Whether the hub, or the proxy on the way to it, accepts a connection within PROBE_SECONDS.
-
-    The probe runs in its own thread because a name look-up without a network cannot be given a timeout.
-    """
-    host = urllib.parse.urlsplit(endpoint).hostname or ""
-    proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get("https")
-    address = urllib.parse.urlsplit(proxy or endpoint)
-    port = address.port or (443 if address.scheme == "https" else 80)
-    answered = threading.Event()
-
-    def connect() -> None:
-        try:
-            socket.create_connection((address.hostname or "", port), timeout=PROBE_SECONDS).close()
-        except OSError:
-            return
-        answered.set()
-
-    probe = threading.Thread(target=connect, daemon=True)
-    probe.start()
-    probe.join(PROBE_SECONDS)
-    return answered.is_set()

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from neuroada_cli.errors import ModelError, ResourceError
-from neuroada_cli.hub.resolve import ANSWER_SECONDS, SMALL_FILES, ask_hub, hub_answers, is_hub_id
+from neuroada_cli.hub.resolve import ANSWER_SECONDS, SMALL_FILES, ask_hub, is_hub_id
+from neuroada_cli.machine.network import hub_answers
 
 ADAPTER = "adapter_config.json"
 # what is read of an adapter folder, beside the small files that any model folder has

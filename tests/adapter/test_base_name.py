@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from conftest import pico_llama
 from random_adapter import adapter_of
 from tiny_tokenizer import SIZE, byte_tokenizer
 
-from neuroada_cli.adapter.base_name import found, told
+from neuroada_cli.adapter.base_name import found, look, told
 from neuroada_cli.adapter.load import load
 from neuroada_cli.commands import eval as command
 from neuroada_cli.errors import ModelError
@@ -80,3 +83,46 @@ def test_the_way_out_of_the_working_directory_is_found_from_everywhere(
     monkeypatch.chdir("/")
     assert found(name, tmp_path / "elsewhere" / "runs") == str(project / "models" / "base")
     assert found("owner/name", tmp_path) == "owner/name"
+
+
+SEVERAL = """
+import json, sys
+from neuroada_cli.cli.app import main
+for words in json.loads(sys.argv[1]):
+    try:
+        main(words)
+    except SystemExit as end:
+        print(end.code, 'torch' in sys.modules)
+"""
+GONE, UNKNOWN = "no such model folder", "HF_HUB_OFFLINE is set"
+
+
+def test_a_base_that_cannot_be_had_is_told_before_torch_is_imported(project: Path) -> None:
+    """In one process of its own, whatever the command: importing torch alone takes seconds."""
+    config = project / "models" / "base" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 900}))
+    for place, name in {"moon": "./models/base", "gone/best": "./models/other", "id": "some-org/x"}.items():
+        (project / place).mkdir(parents=True)
+        told_by = json.dumps({"base_model_name_or_path": name})
+        (project / place / "adapter_config.json").write_text(told_by)
+    commands = [["merge", "moon", "out"], ["eval", "gone"], ["generate", "id", "x"], ["chat", "gone"]]
+    commands += [
+        ["export", "id", "--to", "peft-trainable"],
+        ["merge", "gone", "out", "--base", "models/base"],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL, json.dumps(commands)],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "4 False\n" * len(commands), done.stderr
+    lines = done.stderr.splitlines()
+    said = ["numbered blocks", GONE, UNKNOWN, GONE, UNKNOWN, "numbered blocks"]
+    assert [words for words, line in zip(said, lines, strict=True) if words in line] == said
+    assert "name it with --base" in lines[1]
+
+
+def test_what_nobody_can_tell_so_early_is_left_to_the_readers(project: Path) -> None:
+    for text in ("{", "[]", "{}", '{"base_model_name_or_path": 5}', '{"base_model_name_or_path": "gpt2"}'):
+        (project / "adapter_config.json").write_text(text)
+        look(project)
+    look(project / "nothing")

@@ -117,11 +117,12 @@ CAPPED = """
 import resource, sys
 from neuroada_cli.cli import app as cli
 try:
-    cli.main(["train", sys.argv[1], "--dry-run"])  # everything is imported now
+    few = ["--set", "train.batch_size=2", "--set", "train.micro_batch_size=2"]
+    cli.main(["train", sys.argv[1], "--dry-run", *few])  # everything is imported now
 except SystemExit as stop:
     assert not stop.code
 pages = int(open("/proc/self/statm").read().split()[0])
-room = pages * resource.getpagesize() + (300 << 20)
+room = pages * resource.getpagesize() + (150 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (room, room))
 cli.main(["train", sys.argv[1]])
 """
@@ -130,9 +131,9 @@ cli.main(["train", sys.argv[1]])
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS as Linux has it")
 def test_a_process_that_really_has_no_memory_left_ends_with_6(tmp_path: Path) -> None:
     """The command line under a limit on its memory, with a step that takes gigabytes."""
-    model = tiny_llama_folder(tmp_path / "llama", intermediate_size=2048)
-    big = {"batch_size": 512, "micro_batch_size": 512, "max_steps": 1}
-    data = {"limit": 512, "validation_limit": 2}
+    model = tiny_llama_folder(tmp_path / "llama", intermediate_size=8192)
+    big = {"batch_size": 64, "micro_batch_size": 64, "max_steps": 1}
+    data = {"limit": 64, "validation_limit": 2}
     recipe = tmp_path / "big.yaml"
     recipe.write_text(to_yaml(tiny_recipe(model, tmp_path / "run", data=data, train=big)), encoding="utf-8")
     done = subprocess.run(
@@ -143,7 +144,7 @@ def test_a_process_that_really_has_no_memory_left_ends_with_6(tmp_path: Path) ->
     assert done.returncode == 6, done.stderr[-2000:]
     assert len(lines) == 1, done.stderr[-2000:]
     assert "out of memory in training" in lines[0]
-    assert "lower train.micro_batch_size (now 512) or data.max_length" in lines[0]
+    assert "lower train.micro_batch_size (now 64) or data.max_length" in lines[0]
     assert "Traceback" not in done.stderr
     assert saved(tmp_path / "run") == set()
 

@@ -40,7 +40,7 @@ def run_cases(script: str, kind: str, count: int, room: Path) -> dict[str, int]:
 
 
 def test_killed_at_any_moment_what_was_said_to_be_saved_loads(tmp_path: Path) -> None:
-    count = scale(1_000, 10_000)
+    count = scale(250, 10_000)
     found = run("saves", count, tmp_path)
     assert sum(found.values()) == count
     assert found["recovered"] > count / 4

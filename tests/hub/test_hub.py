@@ -19,6 +19,7 @@ from neuroada_cli.delta.layout import Layout
 from neuroada_cli.errors import ModelError, ResourceError
 from neuroada_cli.files.tensors import DTYPES
 from neuroada_cli.hub import resolve
+from neuroada_cli.machine import network
 
 
 @pytest.fixture
@@ -454,9 +455,9 @@ def test_a_hub_that_accepts_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch)
         for client in waiting:
             client.setblocking(False)
             client.connect_ex(address)
-        monkeypatch.setattr(resolve, "PROBE_SECONDS", 0.3)
+        monkeypatch.setattr(network, "PROBE_SECONDS", 0.3)
         started = time.perf_counter()
-        assert not resolve.hub_answers(f"http://127.0.0.1:{address[1]}")
+        assert not network.hub_answers(f"http://127.0.0.1:{address[1]}")
         assert time.perf_counter() - started < 2
         for client in waiting:
             client.close()
