@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from neuroada_cli.machine import environment
+from neuroada_cli.machine.cache import cache_folder
 
 
 def run() -> None:
     """Print versions, processor, memory and accelerators, one `name: value` a line."""
     for name, value in environment.facts().items():
         print(f"{name:14} {value}")
+    print(f"{'cache':14} {_cache()}")
+
+
+def _cache() -> str:
+    """Where what can be made again is kept (module graphs, encoded rows, kernels), and what it takes."""
+    folder = cache_folder()
+    home = Path.home()
+    shown = f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
+    sizes = [file.lstat().st_size for file in folder.rglob("*") if file.is_file()]
+    return f"{shown}: {sum(sizes) / 1e6:,.1f} MB in {len(sizes)} files, which may be removed at any time"

@@ -335,6 +335,15 @@ def test_env_names_the_versions(neuroada) -> None:
     assert re.search(rf"^torch +{re.escape(number)}(\+\w+)?$", out, re.MULTILINE)
 
 
+def test_env_says_what_the_cache_takes(neuroada, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NEUROADA_CACHE", str(tmp_path / "kept"))
+    assert "~/kept: 0.0 MB in 0 files" in neuroada("env")[1]
+    (tmp_path / "kept" / "rows").mkdir(parents=True)
+    (tmp_path / "kept" / "rows" / "a").write_bytes(b"0" * 1_500_000)
+    assert "~/kept: 1.5 MB in 1 files, which may be removed at any time" in neuroada("env")[1]
+
+
 def test_validate_says_what_a_recipe_would_do(neuroada, capsys, tmp_path: Path) -> None:
     tiny_llama_folder(tmp_path / "model")
     capsys.readouterr()  # transformers draws a bar
