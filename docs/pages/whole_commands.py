@@ -23,10 +23,11 @@ def before_work(result: dict[str, Any]) -> tuple[list[str], list[list[str]], str
     said = (
         "SmolLM2-135M, K=1, 64 rows that the package makes; whole processes, one thread, what they take of the "
         "processor. `train` around its loop is the run of 2 steps less what the 2 more steps of the other take. "
-        f"The floor of every command that touches weights is `{FLOOR}`: {seconds[FLOOR]:.1f} s. Whatever reads a config or a "
-        "tokenizer imports `transformers`, too, and its config classes bring torch's compiler and distributed tensors along; with "
-        f"the code of a model it is {seconds[MODELS]:.1f} s. Of `validate`, `select` "
-        "and `merge` that is most; a dry run adds the prediction of its memory, a run its selection, folder and picture."
+        f"The floor of every command that touches weights is `{FLOOR}`: {seconds[FLOOR]:.1f} s; whoever reads text adds "
+        "`transformers`' tokenizers. Its config classes bring torch's compiler and distributed tensors along: with them and "
+        f"the code of a model it is {seconds[MODELS]:.1f} s. They are asked once: what a config says (kind of model, module graph, class of the "
+        "tokenizer) is kept in the cache folder, so `validate`, `select` and `merge` of a model that was seen before, as here, do without. "
+        "A dry run steps through the model and needs its code; a run adds its selection, folder and picture."
     )
     return ["command", "processor", "target"], cells, said
 
