@@ -187,6 +187,9 @@ class EvalSection(Section):
         "beams). sampling: reft's alternative, drawn by `seed`.",
     )
     limit: int | None = Field(None, ge=1, description="Score only the first N rows of each task.")
+    samples: int = Field(
+        0, ge=0, le=100, description="Answers written at every evaluation of a training, for so many rows."
+    )
     forgetting: str | None = Field(
         None, description="General text (rows with `text`, or a .txt file): its loss before and after tuning."
     )

@@ -49,6 +49,7 @@ from neuroada_cli.training.live import LiveReport, SilentReport
 from neuroada_cli.training.log import MetricsLog, read_metrics
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.remarks import left_out
+from neuroada_cli.training.samples import Sampler, sampler
 from neuroada_cli.training.settings import dtype_of, loop_settings
 from neuroada_cli.training.trackers import tracked
 
@@ -120,7 +121,10 @@ def fit(
     indices = selection.indices if checked.plan.facts.chosen else {}
     try:
         keeping = keeping_freed_memory() if checked.device == "cpu" else contextlib.nullcontext()
-        reported = _report(recipe, source, log, console, device, stream) if ranks.first else SilentReport()
+        asked = sampler(checked, model, ranks) if ranks.first else None
+        reported = (
+            _report(recipe, source, log, console, device, stream, asked) if ranks.first else SilentReport()
+        )
         with advised(checked, "training"), keeping, reported as report:
             settings, section = loop_settings(recipe), recipe.select
             again = partial(choose_in, k=section.k, criterion=section.criterion, rank=section.lift_rank)
@@ -146,12 +150,13 @@ def _report(
     console: Console,
     device: torch.device,
     stream: TextIO | None,
+    samples: Sampler | None,
 ) -> Iterator[LiveReport]:
     """What a run says of itself: its live line, its log and its trackers."""
     resumed_at = None if source is None else int(source.folder.name.rpartition("-")[2])
     with (
         tracked(recipe, resumed_at, lambda line: tell([line])) as track,
-        LiveReport(log, device, console, stream, track) as report,
+        LiveReport(log, device, console, stream, track, samples) as report,
     ):
         yield report
 

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from neuroada_cli.data.batch import listed
+from neuroada_cli.foreign_text import shown as as_shown
 from neuroada_cli.loop.spikes import SpikeWatch
 from neuroada_cli.loop.standstill import Standstill
 from neuroada_cli.loop.step import StepStats
@@ -24,10 +25,12 @@ from neuroada_cli.machine.memory import peak_memory
 from neuroada_cli.show.notes import say
 from neuroada_cli.show.numbers import clock
 from neuroada_cli.training.log import MetricsLog, read_metrics
+from neuroada_cli.training.samples import Sampler
 from neuroada_cli.training.trackers import Track
 
 SMOOTHING = 0.9  # of the smoothed loss and of the speed
 PLAIN_LINES = 40  # lines of a whole run when nobody watches
+ASKED, ANSWERED = 60, 240  # characters of a sample that are shown
 STANDING = {"train": 10, "eval": 2}  # losses in a row that are one number before it is said
 NO_EFFECT = "what trains does not change it; check select.targets, optim.lr and model.dtype"
 
@@ -63,6 +66,7 @@ class LiveReport:
 
     Without a terminal it prints a plain line at the first, the last and about every 40th part of the run. A
     loss that jumps (`SpikeWatch` says when) is marked in the log and gets a line of its own.
+    samples asked at every evaluation
     stream  for programs: every entry of the log as a JSON object a line, as it comes, and no other line
     """
 
@@ -73,8 +77,10 @@ class LiveReport:
         console: Console | None = None,
         stream: TextIO | None = None,
         track: Track | None = None,
+        samples: Sampler | None = None,
     ) -> None:
         self._log, self._device, self._stream, self._track = log, device, stream, track
+        self._samples = samples
         self._console = console or Console(stderr=True)
         self._smooth: dict[str, tuple[float, int]] = {}
         self._spikes: SpikeWatch | None = None
@@ -159,7 +165,7 @@ class LiveReport:
 
     def _append(self, entry: dict[str, Any]) -> None:
         self._log.append(entry)
-        if self._track is not None:
+        if self._track is not None and entry["kind"] != "sample":
             self._track.entry(entry)
         if self._stream is not None:
             print(json.dumps(entry), file=self._stream, flush=True)
@@ -167,6 +173,18 @@ class LiveReport:
     def evaluation(self, step: int, evaluation: Evaluation, is_best: bool) -> None:
         stands = self._watch("eval").stands(evaluation.loss)
         self._append({"kind": "eval", "step": step, **asdict(evaluation), "best": is_best})
+        self._say_evaluation(step, evaluation, is_best, stands)
+        for sample in self._samples() if self._samples is not None else ():
+            self._append({"kind": "sample", "step": step, **asdict(sample)})
+            if self._stream is None:
+                say(
+                    self._console,
+                    f"  row {sample.row} is asked …{_excerpt(sample.prompt, -ASKED)}",
+                    style="dim",
+                )
+                say(self._console, f"  and answered {_excerpt(sample.answer, ANSWERED)}")
+
+    def _say_evaluation(self, step: int, evaluation: Evaluation, is_best: bool, stands: bool) -> None:
         if self._stream is not None:
             return
         shown = f"validation loss {evaluation.loss:.4f}"
@@ -189,3 +207,11 @@ class LiveReport:
         due = first or step == total or step % max(1, total // PLAIN_LINES) == 0
         if due and self._stream is None:
             say(self._console, f"step {step}/{total}  {line}")
+
+
+def _excerpt(text: str, characters: int) -> str:
+    """So many characters of its beginning, or if negative of its end, on one line and fit for a terminal."""
+    line = " ".join(text.split())
+    if characters < 0:
+        return as_shown(line[characters:])
+    return as_shown(line if len(line) <= characters else f"{line[:characters]}…")

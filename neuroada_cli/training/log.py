@@ -10,7 +10,9 @@ from neuroada_cli.errors import ModelError
 
 
 class MetricsLog:
-    """metrics.jsonl: one object per optimizer step ("train") and per evaluation ("eval")."""
+    """metrics.jsonl: one object per optimizer step ("train"), per evaluation ("eval") and per answer that was
+    written at one ("sample").
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,7 +49,12 @@ def read_metrics(path: Path, nbytes: int | None = None) -> list[dict[str, Any]]:
 
 def _is_entry(entry: Any) -> bool:
     """Whether everything is there that is read again, and is what it should be."""
-    if not isinstance(entry, dict) or type(entry.get("step")) is not int or not _is_number(entry.get("loss")):
+    if not isinstance(entry, dict) or type(entry.get("step")) is not int:
+        return False
+    if entry.get("kind") == "sample":
+        texts = all(isinstance(entry.get(key), str) for key in ("prompt", "answer", "reference"))
+        return texts and type(entry.get("row")) is int and type(entry.get("ended")) is bool
+    if not _is_number(entry.get("loss")):
         return False
     if entry.get("kind") == "train":
         return _is_number(entry.get("lr")) and _is_number(entry.get("grad_norm"))

@@ -13,6 +13,7 @@ from neuroada_cli.delta.targets import ALL_LINEAR, parameter_name, target_of, ta
 from neuroada_cli.hub.stored import main_dtype, rounded_by
 from neuroada_cli.show.numbers import describe_dtype
 from neuroada_cli.training.preflight import Checked
+from neuroada_cli.training.samples import why_none
 from neuroada_cli.training.settings import dtype_of
 
 LEAST = 0.01  # share of a model's parameters that is worth a line
@@ -32,6 +33,8 @@ def remarks(checked: Checked) -> Iterator[str]:
     yield from _of_weights(checked)
     yield from left_out(checked)
     yield from checked.rows.notes
+    if (why := why_none(checked)) is not None:
+        yield f"eval.samples={checked.recipe.eval.samples} has no effect: {why}"
     for counts, what in (
         (checked.rows.train_report, "rows"),
         (checked.rows.validation_report, "validation rows"),

@@ -38,6 +38,7 @@ def write(path: Path, checked: Checked, entries: Sequence[dict[str, Any]], train
             page.figures_row(_numbers(checked, steps, evaluations, trainable)),
             page.section("Course", *(page.picture(*drawn) for drawn in picture.courses(entries))),
             page.section("Evaluations while training", _evaluations(evaluations)),
+            *_samples(entries),
             page.section("What was learnt", *_deltas(_adapter(run_dir))),
             page.section("Rows", page.facts_table(_rows(checked))),
             page.section("Command", page.preformatted(page.command())),
@@ -109,6 +110,22 @@ def _evaluations(evaluations: Sequence[dict[str, Any]]) -> str:
         for entry in evaluations
     ]
     return page.table(headings, rows, words=0)
+
+
+def _samples(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """What the model wrote at each evaluation, row by row; no section where it was not asked."""
+    by_row: dict[int, list[dict[str, Any]]] = {}
+    for entry in entries:
+        if entry["kind"] == "sample":
+            by_row.setdefault(entry["row"], []).append(entry)
+    if not by_row:
+        return []
+    parts = [page.paragraph("the first validation rows, answered by the likeliest token each time")]
+    for row, asked in by_row.items():
+        answers = [[f"step {e['step']:,}", e["answer"] + ("" if e["ended"] else " …")] for e in asked]
+        parts.append(page.folded(f"row {row}: what is asked", page.preformatted(asked[0]["prompt"])))
+        parts.append(page.table(["", "answer"], [*answers, ["the row", asked[0]["reference"]]], words=2))
+    return [page.section("Answers while training", *parts)]
 
 
 def _deltas(adapter: Adapter | None) -> list[str]:
