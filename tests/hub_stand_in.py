@@ -19,11 +19,14 @@ KEY = "hf_standin"
 
 
 class Hub:
-    """repos  id -> {name: content}, one commit each;  asked  every request, in order."""
+    """repos  id -> {name: content}, one commit each;  asked  every request, in order;
+    ranges  parts of files that were asked for
+    """
 
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}
         self.asked: list[str] = []
+        self.ranges: list[str] = []
         self.address = ""
 
     def commit(self, hub_id: str) -> str:
@@ -71,6 +74,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return
             content = hub.repos[hub_id][name]
             etag = f'"{hashlib.sha1(content).hexdigest()}"'
+            if (asked := self.headers.get("Range", "").removeprefix("bytes=")) and self.command == "GET":
+                hub.ranges.append(f"{name} {asked}")
+                first, last = map(int, asked.split("-"))
+                content = content[first : last + 1]
             self._answer(content, X_Repo_Commit=hub.commit(hub_id), ETag=etag)
 
         def _about(self, hub_id: str, rest: list[str]) -> None:

@@ -65,11 +65,13 @@ def run(
     if extend and not resume:
         raise RecipeError("goes on with a run", "--extend", "add --resume")
     run_dir, stream = recipe.run_path, sys.stdout if as_json else None
-    if not (dry_run or show_rows):
+    looks = dry_run or show_rows > 0
+    if not looks:
         ranks.first_does(lambda: run_folder.check(run_dir, resume, overwrite, recipe_file))
     if resume:
         recipe = run_folder.as_begun(recipe, run_dir)
-    checked = ranks.all_do(lambda: check(recipe, overwrite, ranks, processes or ranks.size, console))
+    size = processes or ranks.size
+    checked = ranks.all_do(lambda: check(recipe, overwrite, ranks, size, console, outline=looks))
     if not ranks.alone:
         ranks.refuse_differences(
             {
@@ -83,7 +85,7 @@ def run(
     preview.show(checked, console, ranks, why)
     if show_rows and ranks.first:
         preview.show_rows(checked, show_rows, Console())
-    if dry_run or show_rows:
+    if looks:
         told = dry_run and ranks.first
         predicted = forecast.dry_run(checked, processes or ranks.size, origins, full) if told else None
         if dry_run and (problem := run_folder.problem(run_dir, resume, overwrite, recipe_file)):

@@ -157,7 +157,7 @@ def _from_hub(hub_id: str, revision: str | None, trust_remote_code: bool) -> Pat
         return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
 
     def download() -> Path:
-        files = _wanted_files(hub_id, revision, trust_remote_code)
+        files = wanted_files(hub_id, revision, trust_remote_code)
         place = snapshot_download(hub_id, revision=revision, allow_patterns=files)
         return Path(place)
 
@@ -202,7 +202,7 @@ def ask_hub(hub_id: str, ask: Callable[[], Found], unreachable: str) -> Found:
         ) from None
 
 
-def _wanted_files(hub_id: str, revision: str | None, trust_remote_code: bool) -> list[str]:
+def wanted_files(hub_id: str, revision: str | None, trust_remote_code: bool) -> list[str]:
     from huggingface_hub import HfApi
 
     about = HfApi().model_info(hub_id, revision=revision, timeout=ANSWER_SECONDS)

@@ -16,6 +16,7 @@ from neuroada_cli import hub
 from neuroada_cli.adapter.folder import AdapterFolder
 from neuroada_cli.delta.targets import shapes_of, target_of, targets_of
 from neuroada_cli.errors import ModelError, RecipeError
+from neuroada_cli.hub.outline import is_outline, resolve_outline
 from neuroada_cli.methods import facts_of
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.schema import Recipe
@@ -57,6 +58,7 @@ def check(
     ranks: Ranks = ALONE,
     processes: int = 1,
     console: Console | None = None,
+    outline: bool = False,
 ) -> Checked:
     """Everything that can be known without reading weights, cheap things first.
 
@@ -64,6 +66,7 @@ def check(
     ranks      the processes that work on this together: a GPU each
     processes  that are going to train together, as many or more
     console    where is shown how far it is with many rows
+    outline    no weight is going to be read: of a hub model that is not here only headers are fetched
     Raises RecipeError, DataError, ModelError, ResourceError.
     """
     _check_processes(recipe, max(processes, ranks.size))
@@ -78,7 +81,8 @@ def check(
     facts_of(recipe.train.method).require()
     trackers.require(recipe.train.report_to)
     model = recipe.model
-    folder = hub.resolve_model(model.path, model.revision, model.trust_remote_code)
+    resolve = resolve_outline if outline else hub.resolve_model
+    folder = resolve(model.path, model.revision, model.trust_remote_code)
     model_task = hub.model_task(folder, task.work, model.trust_remote_code)
     _check_kind(recipe, model_task, str(folder))
     reader = hub.load_reader(folder, model_task, model.trust_remote_code, task.pictures)
@@ -200,7 +204,8 @@ def _given_selection(recipe: Recipe, base: hub.Base, choice: Choice, overwrite: 
     else:
         return None
     selection = read_selection(file)
-    check_base(selection.fingerprint, base)
+    if not is_outline(base.folder):
+        check_base(selection.fingerprint, base)
     check_shapes(selection, shapes_of(targets_of(base.graph)), str(file))
     if file == own:
         _check_own(selection, choice, str(file))

@@ -10,6 +10,7 @@ from torch import nn
 from neuroada_cli import hub
 from neuroada_cli.data.encoding import EncodeReport
 from neuroada_cli.delta.targets import ALL_LINEAR, parameter_name, target_of, targets_of
+from neuroada_cli.hub.outline import is_outline, weights_of
 from neuroada_cli.hub.stored import main_dtype, rounded_by
 from neuroada_cli.show.numbers import describe_dtype
 from neuroada_cli.training.preflight import Checked
@@ -45,6 +46,10 @@ def remarks(checked: Checked) -> Iterator[str]:
 
 def _of_weights(checked: Checked) -> Iterator[str]:
     """What training does to the base before it begins."""
+    if is_outline(checked.base.folder):
+        size = weights_of(checked.base.folder)
+        yield f"the weights are not on this machine: {size / 1e9:.2f} GB are fetched when they are needed"
+        return
     wanted, own = dtype_of(checked.recipe), main_dtype(checked.base.weights)
     if torch.promote_types(own, wanted) == wanted:
         return
