@@ -18,6 +18,8 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -28,6 +30,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -127,8 +130,23 @@ def pico_smolvlm(**changes: Any) -> PreTrainedModel:
     return SmolVLMForConditionalGeneration(config).eval()
 
 
+def pico_paligemma(**changes: Any) -> PreTrainedModel:
+    """Its processor adds 1,152 tokens for places and outlines to any tokenizer."""
+    torch.manual_seed(0)
+    config = PaliGemmaConfig(
+        text_config=TEXT | {"model_type": "gemma", "vocab_size": 1536, "head_dim": 8} | changes,
+        vision_config={
+            "model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": SIDE, "patch_size": 8,
+            "projection_dim": 32, "initializer_range": 0.15,
+        },
+        projection_dim=32, vocab_size=1536, image_token_index=token("<image>"), initializer_range=0.15,
+    )  # fmt: skip
+    return PaliGemmaForConditionalGeneration(config).eval()
+
+
 WRITERS: dict[str, Callable[..., PreTrainedModel]] = {
-    "llava": pico_llava, "qwen2_5_vl": pico_qwen_vl, "smolvlm": pico_smolvlm,
+    "llava": pico_llava, "paligemma": pico_paligemma, "qwen2_5_vl": pico_qwen_vl, "smolvlm": pico_smolvlm,
 }  # fmt: skip
 PROCESSORS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "llava": (
@@ -139,6 +157,11 @@ PROCESSORS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
             "processor_class": "LlavaProcessor", "patch_size": 8, "vision_feature_select_strategy": "default",
             "num_additional_image_tokens": 1,
         },
+        "<image>",
+    ),
+    "paligemma": (
+        lambda: SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}, image_seq_length=16),
+        {"processor_class": "PaliGemmaProcessor"},
         "<image>",
     ),
     "qwen2_5_vl": (

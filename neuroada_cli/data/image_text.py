@@ -23,8 +23,10 @@ from neuroada_cli.data.seen import pixels
 from neuroada_cli.errors import DataError
 
 PROCESSOR = "the model's processor"
-TEXT = ("input_ids", "attention_mask")
+TEXT = ("input_ids", "attention_mask", "labels")
 PER_TOKEN = "token_type_ids"  # ends the names of what a processor says of every token
+# what it says of an answer; not 0, the kind of text, where that means what is asked and read both ways
+OF_ANSWERS = {"PaliGemmaProcessor": 1}
 
 
 def encode_image_text(
@@ -51,6 +53,7 @@ def encode_image_text(
             fix="fill their answers in, or drop these rows",
         )
     prompts = encode_prompts(examples, processor)
+    kind = OF_ANSWERS.get(type(processor).__name__, 0)
     made: list[tuple[Encoded, bool]] = []
     for example, prompt in zip(examples, prompts, strict=True):
         answer = coder.going_on(example.target)
@@ -58,7 +61,7 @@ def encode_image_text(
             answer.append(int(processor.tokenizer.eos_token_id))
         ids = prompt.input_ids + answer
         labels = ids if loss_on_prompt else [IGNORED] * len(prompt) + answer
-        told = {name: values + [0] * len(answer) for name, values in prompt.told.items()}
+        told = {name: values + [kind] * len(answer) for name, values in prompt.told.items()}
         row = replace(
             prompt, input_ids=ids[:max_length], labels=labels[:max_length], told=_cut(told, max_length)
         )

@@ -26,6 +26,7 @@ from neuroada_cli.data.inputs import aligned_padding
 from neuroada_cli.delta.targets import ALL_LINEAR, find_targets, parameter_name
 from neuroada_cli.errors import PeerError, RecipeError, UserError
 from neuroada_cli.hub.sharded import load_sharded
+from neuroada_cli.loop.causality import check_causality
 from neuroada_cli.loop.loop import Progress, train
 from neuroada_cli.loop.packing import check_packing
 from neuroada_cli.machine import environment
@@ -96,6 +97,7 @@ def fit(
         attached = _attached_in_parts if ranks.sharded else _attached
         model, method, trainable = attached(checked, selection, ranks)
     data = checked.rows.data
+    check_causality(model, data.train[0], data.pad_id, data.features)
     if recipe.train.packing:
         check_packing(model, data.train)
     if data.kind != "generation":

@@ -250,7 +250,7 @@ SORTS: dict[str, dict[str, Any]] = {
     },
     "funnel": {
         "vocab_size": VOCABULARY, "d_model": 32, "d_inner": 48, "n_head": 4, "d_head": 8,
-        "block_sizes": [1, 1],
+        "block_sizes": [1, 1], "pad_token_id": 0,
     },
     "longformer": ENCODER | {"attention_window": 8},
     "squeezebert": ENCODER | {"embedding_size": 32},
@@ -299,9 +299,6 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "llava_next": {"vision_config": VISION | {"model_type": "clip_vision_model"}, "text_config": LLAMA},
     "mistral3": {"vision_config": VISION | {"model_type": "pixtral", "head_dim": 8},
                  "text_config": TEXT | {"model_type": "mistral"}},
-    "paligemma": {"vision_config": VISION | {"projection_dim": 32, "model_type": "siglip_vision_model"},
-                  "text_config": TEXT | {"model_type": "gemma"}, "projection_dim": 32,
-                  "vocab_size": VOCABULARY},
     "qwen2_vl": {"vision_config": TOWER | {"hidden_size": 32, "mlp_ratio": 2}, "text_config": QWEN},
     "qwen3_vl": {"vision_config": TOWER | {"deepstack_visual_indexes": [0]}, "text_config": QWEN},
     "qwen3_vl_moe": {"vision_config": TOWER | {"deepstack_visual_indexes": [0]}, "text_config": QWEN},
