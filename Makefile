@@ -44,3 +44,4 @@ include benchmarks/targets.mk
 include tests/faults/targets.mk
 include tests/families/targets.mk
 include tests/mutants/targets.mk
+include tests/ranks/targets.mk

@@ -83,12 +83,17 @@ def _section(function: Callable[..., None], path: str) -> str:
     usage = " ".join([path, *arguments, *(["[OPTIONS]"] if options else [])])
     parts = [f"## {path}\n", f"{' '.join(said.split())}\n", f"    {usage}\n"]
     if examples:
-        lines = "".join(f"$ {line.strip()}\n" for line in examples.splitlines())
+        lines = "".join(f"{_prompt(line)}{line.rstrip()}\n" for line in examples.splitlines())
         parts.append(f"```console\n{lines}```\n")
     rows = [f"| `{name}` | {text} |" for name, text in (arguments | options).items()]
     if rows:
         parts.append("\n".join(["| | |", "|---|---|", *rows]) + "\n")
     return "\n".join(parts)
+
+
+def _prompt(example: str) -> str:
+    """Of a line that begins a command; an indented one goes on with it."""
+    return "" if example.startswith(" ") else "$ "
 
 
 def _parameters(function: Callable[..., None]) -> tuple[dict[str, str], dict[str, str]]:

@@ -87,7 +87,10 @@ def train(
     neuroada train llama7b_math --resume --extend --set train.epochs=5
     neuroada train llama2_70b_commonsense_k1 --processes 8
     neuroada train llama2_70b_commonsense_k1 --processes 32 --dry-run
-    torchrun --nnodes 4 --nproc-per-node 8 … -m neuroada_cli train llama2_70b_commonsense_k1
+    torchrun --nproc-per-node 8 -m neuroada_cli train llama2_70b_commonsense_k1
+    torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d \\
+        --rdzv-endpoint node0:29500 --rdzv-id RUN \\
+        -m neuroada_cli train llama2_70b_commonsense_k1
     """
     if full and not dry_run:
         raise RecipeError("shows the recipe of a dry run", "--full", "add --dry-run")

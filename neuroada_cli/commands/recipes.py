@@ -28,8 +28,11 @@ GROUPS = (  # by parameters of the model, in billions, in 16 bits: a laptop, one
     ("On several GPUs", float("inf")),
 )
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
-# names without a size
-NAMED = {"roberta-base": 0.125, "roberta-large": 0.355, "minilm-l6-v2": 0.02, "phi-4-mini-instruct": 3.8}
+# names without a size, or with one that is not the model's
+NAMED = {
+    "roberta-base": 0.125, "roberta-large": 0.355, "minilm-l6-v2": 0.02, "phi-4-mini-instruct": 3.8,
+    "mixtral-8x7b-v0.1": 46.7,
+}  # fmt: skip
 
 
 def list_all() -> None:

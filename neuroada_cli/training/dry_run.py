@@ -13,6 +13,7 @@ from neuroada_cli.foreign_text import printable, shown
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.show.notes import say
 from neuroada_cli.show.numbers import counted, share
+from neuroada_cli.training.parallel import without_a_row
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.remarks import remarks
 
@@ -38,7 +39,9 @@ def show(checked: Checked, console: Console, ranks: Ranks = ALONE, why: str = ""
         lines.insert(2, f"{rows.dropped:,} rows left out: test sets ask them, too")
     for line in lines:
         say(console, shown(line))
-    for line in remarks(checked):
+    idle = without_a_row(recipe, ranks.size)
+    more = [] if idle is None else [f"{idle}; the others hold their share and wait"]
+    for line in (*more, *remarks(checked)):
         say(console, shown(line), style="yellow")
     warmup = recipe.optim.warmup_steps
     if warmup is not None and warmup > plan.steps:

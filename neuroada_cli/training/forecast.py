@@ -20,7 +20,7 @@ from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.show.notes import say
 from neuroada_cli.show.numbers import clock, counted, share
 from neuroada_cli.training.pace import pace
-from neuroada_cli.training.parallel import ROOM, memory_of, of_processes, why_not_sharded
+from neuroada_cli.training.parallel import ROOM, memory_of, of_processes, why_not_sharded, without_a_row
 from neuroada_cli.training.plan import largest_step, predicted_memory
 from neuroada_cli.training.preflight import Checked
 
@@ -60,8 +60,11 @@ def dry_run(
     console.print(_memory_table(ways, recipe.train.method, own))
     if processes == 1:
         _say_fit(checked, ways["GB"].peak, own, console)
-    elif (why := why_not_sharded(recipe)) is not None:
+        return ways["GB"]
+    if (why := why_not_sharded(checked)) is not None:
         _say(console, f"train.parallel: shard {why}")
+    if (idle := without_a_row(recipe, processes)) is not None:
+        _say(console, f"{idle}: replicate is refused; in shard the others hold their share and wait")
     return min(ways.values(), key=lambda way: way.peak)
 
 

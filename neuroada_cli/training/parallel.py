@@ -24,11 +24,26 @@ def decide(checked: Checked, ranks: Ranks) -> tuple[Ranks, str]:
     """(the ranks, sharded or not; why, in a few words). All ranks call it, and agree.
 
     `auto` replicates where a step is predicted to fit into each process's memory: then only gradients travel.
-    Raises RecipeError for a recipe that cannot be sharded and is to be.
+    Raises RecipeError for a recipe that cannot be sharded and is to be, and for whole models of which some
+    would have no row to work on.
     """
     if ranks.alone:
         return ranks, ""
-    wanted, problem = checked.recipe.train.parallel, why_not_sharded(checked.recipe)
+    decided, why = _way(checked, ranks)
+    if not decided.sharded and (idle := without_a_row(checked.recipe, ranks.size)) is not None:
+        raise RecipeError(idle, fix=f"choose {ranks.size} or more, or start fewer")
+    return decided, why
+
+
+def without_a_row(recipe: Recipe, processes: int) -> str | None:
+    """What to say of a step with fewer rows than processes."""
+    if recipe.train.batch_size >= processes:
+        return None
+    return f"train.batch_size={recipe.train.batch_size} has not a row for each of {processes} processes"
+
+
+def _way(checked: Checked, ranks: Ranks) -> tuple[Ranks, str]:
+    wanted, problem = checked.recipe.train.parallel, why_not_sharded(checked)
     if wanted == "shard" and problem is not None:
         raise RecipeError(f"train.parallel=shard {problem}", fix="set train.parallel: replicate")
     if wanted != "auto":
@@ -65,7 +80,7 @@ def of_processes(checked: Checked, processes: int) -> dict[str, memory.ProcessBy
     if quantization is None:
         found["replicate"] = memory.of_replica(step, processes)
     ways = [way for way in ("replicate", "shard") if way not in found]
-    if why_not_sharded(recipe) is not None:
+    if why_not_sharded(checked) is not None:
         ways.remove("shard")
     for way in ways:
         found[way] = memory.of_process(
@@ -102,11 +117,11 @@ def memory_of(device: str, ranks: Ranks) -> int:
     return available_memory() // ranks.local_size
 
 
-def why_not_sharded(recipe: Recipe) -> str | None:
-    """What in a recipe needs the whole model in one process."""
+def why_not_sharded(checked: Checked) -> str | None:
+    """What in a recipe, or in the layers that it names, needs the whole model in one process."""
     from neuroada_cli.methods import METHODS
 
-    train = recipe.train
+    recipe, train = checked.recipe, checked.recipe.train
     if METHODS[train.method].shards is None:
         return f"does not go with train.method={train.method}"
     if train.reselect_every is not None:
@@ -115,4 +130,7 @@ def why_not_sharded(recipe: Recipe) -> str | None:
         return "does not go with train.train_bias"
     if recipe.select.criterion in DATA_CRITERIA and recipe.select.file is None:
         return f"does not go with select.criterion={recipe.select.criterion}, which needs the whole model"
+    experts = (name for name, target in checked.choice.targets.items() if target.layout.experts is not None)
+    if (name := next(experts, None)) is not None:
+        return f"does not go with {name}, one tensor of all experts' matrices; choose other select.targets"
     return None

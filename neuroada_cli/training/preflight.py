@@ -159,17 +159,10 @@ def _check_layers(recipe: Recipe, choice: Choice) -> None:
 
 
 def _check_processes(recipe: Recipe, processes: int) -> None:
-    """Raises RecipeError for settings that leave a process without a GPU or without work."""
-    if processes == 1:
-        return
-    if recipe.device is not None and recipe.device.startswith("cuda:"):
+    """Raises RecipeError for settings that leave a process without a GPU."""
+    if processes > 1 and recipe.device is not None and recipe.device.startswith("cuda:"):
         raise RecipeError(
             f"device={recipe.device} is one GPU for {processes} processes", fix="write device: cuda"
-        )
-    if recipe.train.batch_size < processes:
-        raise RecipeError(
-            f"train.batch_size={recipe.train.batch_size} has not a row for each of {processes} processes",
-            fix=f"choose {processes} or more, or start fewer",
         )
 
 

@@ -54,8 +54,9 @@ def commands(app: typer.Typer = cli.app, path: tuple[str, ...] = ()) -> list[tup
 
 
 def examples() -> list[str]:
-    text = "\n".join(help_text for _, help_text in commands())
-    return [line.strip() for line in text.splitlines() if line.strip().startswith("neuroada ")]
+    text = "\n".join(help_text for _, help_text in commands()).replace("\\\n", "")
+    lines = [line.strip() for line in text.splitlines()]
+    return [line for line in lines if line.startswith(("neuroada ", "torchrun "))]
 
 
 # --- a fast start ---------------------------------------------------------------------------------
@@ -236,6 +237,13 @@ def test_the_examples_parse(line: str) -> None:
     from neuroada_cli.recipe.load import bundled_recipes, load_recipe
 
     words = line.partition(" > ")[0].split()[1:]
+    if line.startswith("torchrun"):
+        from torch.distributed.run import parse_args
+
+        given = parse_args(words)
+        assert (given.module, given.training_script) == (True, "neuroada_cli")
+        assert given.nnodes == "1:1" or (given.rdzv_backend, given.rdzv_id != "none") == ("c10d", True)
+        words = given.training_script_args
     command = typer.main.get_command(cli.app)
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]  # type: ignore[attr-defined]

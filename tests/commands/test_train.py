@@ -261,8 +261,9 @@ def test_a_dry_run_of_several_processes_tells_both_ways_to_share_the_work(
     shown = capsys.readouterr().out
     assert "train.parallel: shard does not go with train.reselect_every" in shown
     assert only_whole.peak_bytes > 0
-    with pytest.raises(RecipeError, match="has not a row for each of 99 processes"):
-        go(recipe, dry_run=True, processes=99)
+    go(recipe, dry_run=True, processes=99)
+    shown = capsys.readouterr().out
+    assert "train.batch_size=4 has not a row for each of 99 processes: replicate is refused" in shown
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,11 @@ from neuroada_cli.commands import train, validate
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import Recipe
 
-MIXTURES = {"qwen3_30b_a3b_commonsense": "qwen3_moe", "gpt_oss_20b_commonsense": "gpt_oss"}
+MIXTURES = {
+    "qwen3_30b_a3b_commonsense": "qwen3_moe",
+    "gpt_oss_20b_commonsense": "gpt_oss",
+    "mixtral_8x7b_commonsense_k1": "mixtral",
+}
 WRITERS = {"llava15_7b_textvqa": "llava", "qwen25_vl_7b_textvqa": "qwen2_5_vl"}
 
 

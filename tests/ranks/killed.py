@@ -1,0 +1,212 @@
+"""One of two processes of a training killed at random moments of its whole life, and gone on with.
+
+    python tests/ranks/killed.py COUNT [--write FILE] [--seed N]
+
+Trainings are started as a person does (`--processes 2`), killed and resumed until they end; in every second
+one each process holds its own rows only (`train.parallel: shard`). Every kill has to end all processes with
+exit code 8 and one line, leave nothing half written, and every end has to be that of a run that was never
+killed, bit for bit. How long the others lived on is measured, from the kill to the last of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tiny_run import hashes, losses, tiny_llama_folder, tiny_recipe
+
+from neuroada_cli import files
+from neuroada_cli.machine.load import machine
+from neuroada_cli.recipe.load import to_yaml
+from neuroada_cli.training.checkpoint import newest_opened
+
+ROOT = Path(__file__).parents[2]
+PROCESSES = 2
+WAYS = ("replicate", "shard")
+PROMISED = 30.0  # seconds after which none is left
+HANGS = 300.0  # seconds after which this script gives up
+LINES = tuple(
+    f"error: process {rank} was killed by SIGKILL, so the others were ended, too; go on with --resume"
+    for rank in range(PROCESSES)
+)
+
+
+class Training:
+    """One `neuroada train --processes 2`."""
+
+    def __init__(self, recipe: Path, out: Path, way: str) -> None:
+        words = ["--out", str(out), "--processes", str(PROCESSES), "--set", f"train.parallel={way}"]
+        resumes = ["--resume"] if any(out.glob("checkpoint-*")) else ["--overwrite"]
+        command = [sys.executable, "-m", "neuroada_cli", "train", str(recipe), "--quiet", *words, *resumes]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.said = out.with_suffix(".said")
+        with self.said.open("w") as said:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
+        self.ranks = self._ranks()
+        self.began = time.monotonic()
+
+    def _ranks(self) -> list[int]:
+        """The process numbers of all ranks, as soon as all are there, in their order."""
+        until = time.monotonic() + HANGS
+        while time.monotonic() < until and self.process.poll() is None:
+            found = children(self.process.pid)
+            if len(found) == PROCESSES:
+                return found
+            time.sleep(0.02)
+        sys.exit(f"has not started: {self.said.read_text()}")
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it ended by itself in that time."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def end_after_kill(self, rank: int) -> float | None:
+        """Kill one; the seconds until all have gone. It has to end with exit code 8 and one line. None where
+        the process had done its work already.
+        """
+        killed = time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.ranks[rank], signal.SIGKILL)
+        everyone = [*self.ranks, self.process.pid]
+        while self.process.poll() is None or any(alive(pid) for pid in everyone):
+            if time.monotonic() - killed > HANGS:
+                sys.exit(f"still there {HANGS:.0f} s after a kill: {[p for p in everyone if alive(p)]}")
+            time.sleep(0.02)
+        seconds = time.monotonic() - killed
+        if self.process.returncode == 0:
+            return None
+        said = self.said.read_text().splitlines()
+        if self.process.returncode != 8 or said[-1:] != [LINES[rank]]:
+            sys.exit(f"exit {self.process.returncode} after process {rank} was killed: {said}")
+        return seconds
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            told = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # has ended
+            continue
+        if int(told[1]) == parent and told[0] != "Z":
+            found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def refuse_half_written(run: Path) -> None:
+    """Every folder that is called a checkpoint is one; what `last` points to is there."""
+
+    def refuse(name: str, why: str) -> None:
+        sys.exit(f"{run}/{name} is half written: {why}")
+
+    if run.is_dir():
+        newest_opened(run, refuse)
+        if (run / "last").is_symlink() and not (run / "last").is_dir():
+            sys.exit(f"{run}/last points to nothing")
+
+
+@dataclass
+class Found:
+    """came_out: what -> how often; seconds: from each kill to the end of all."""
+
+    came_out: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+
+
+class Runs:
+    """Trainings in a folder, one after the other, each with what it must end with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        model = tiny_llama_folder(folder / "model")
+        self.recipe = folder / "recipe.yaml"
+        train = {"epochs": 4, "save_every": 3, "eval_every": 100}
+        self.recipe.write_text(to_yaml(tiny_recipe(model, folder / "run", train=train)))
+        self.expected, self.life = {}, {}
+        for way in WAYS:
+            whole = folder / f"whole-{way}"
+            training = Training(self.recipe, whole, way)
+            if not training.wait(HANGS) or training.process.returncode:
+                sys.exit(f"a training that nobody killed has failed: {training.said.read_text()}")
+            self.life[way] = time.monotonic() - training.began
+            self.expected[way] = hashes(whole / "last"), losses(whole)
+
+    def until_the_end(self, name: str, way: str, kills: int, chance: random.Random, found: Found) -> None:
+        """One training, killed at most so often."""
+        run = self.folder / name
+        while True:
+            training = Training(self.recipe, run, way)
+            if training.wait(chance.uniform(0, self.life[way]) if kills else HANGS):
+                break
+            rank = chance.randrange(PROCESSES)
+            seconds = training.end_after_kill(rank)
+            if seconds is None:
+                break
+            kills -= 1
+            found.seconds.append(seconds)
+            refuse_half_written(run)
+            when = "with a checkpoint" if any(run.glob("checkpoint-*")) else "before the first checkpoint"
+            found.came_out[f"process {rank} killed {when}"] += 1
+            print(f"{name}, {way}: {rank} {when}, all gone after {found.seconds[-1]:.1f} s", flush=True)
+        if training.process.returncode:
+            sys.exit(f"{name}: exit {training.process.returncode}: {training.said.read_text()}")
+        if (hashes(run / "last"), losses(run)) != self.expected[way]:
+            sys.exit(f"{run} ended otherwise than a run that was never killed")
+        found.came_out[f"same end, {way}"] += 1
+        shutil.rmtree(run)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Kill one of two processes at random moments.")
+    parser.add_argument("count", type=int)
+    parser.add_argument("--write", type=Path, metavar="FILE", help="where the counts go")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(words)
+    chance, found = random.Random(given.seed), Found()
+    with tempfile.TemporaryDirectory() as folder:
+        runs, number = Runs(Path(folder)), 0
+        while len(found.seconds) < given.count or number < len(WAYS):
+            left = given.count - len(found.seconds)
+            share = -(-left // 2) if number < len(WAYS) - 1 else left
+            runs.until_the_end(f"run-{number}", WAYS[number % len(WAYS)], share, chance, found)
+            number += 1
+    longest = max(found.seconds)
+    print(f"{len(found.seconds)} kills, {dict(found.came_out)}, longest {longest:.1f} s", flush=True)
+    if given.write is not None:
+        result = {
+            "machine": machine(), "kills": len(found.seconds),
+            "came_out": dict(sorted(found.came_out.items())), "longest_seconds": round(longest, 1),
+            "median_seconds": round(sorted(found.seconds)[len(found.seconds) // 2], 1),
+            "promised_seconds": PROMISED,
+        }  # fmt: skip
+        files.write_json(given.write, result)
+    if longest > PROMISED:
+        sys.exit(f"a kill was noticed after {longest:.1f} s; {PROMISED:.0f} s are promised")
+
+
+if __name__ == "__main__":
+    main()
