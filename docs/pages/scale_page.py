@@ -34,6 +34,12 @@ neuroada eval RUN --processes 8                           # rows are dealt out, 
 All machines need the model, the data and the run's folder under the same paths, on a shared disk; process 0 writes, the others are
 silent. `--resume` takes any number of processes, and `merge` needs none of them.
 
+**Stopping.** A signal to any process or to `neuroada train --processes` stops all of them after the same step, with a
+checkpoint, one line and 143 (SIGTERM) or 130 (Ctrl-C). torchrun itself, where it was started by hand, ends with a
+traceback of its own and exit code 1 whatever its processes made of the signal, and kills them after 30 s: for models
+whose step takes longer, give it `--shutdown-timeout 600`. When a process dies, all others end with exit code 8
+([how soon](reliability.md)).
+
 ## Two ways
 
 `train.parallel: auto` takes the first where the predicted memory fits nine tenths of the device, else the second,
@@ -69,8 +75,9 @@ LIMITS = """
   thirty-second: see Mixtral's rows above, whose weights hardly shrink from 8 to 32 processes and whose messages grow
   fourfold. Take as many processes as there are experts, or `replicate` in nf4.
 - **GPT-2's transposed layers** need a number of neurons that the processes divide.
-- **Small batches**: a step is cut into at least one micro-batch per process. With fewer rows than processes some have
-  none; they send and receive all the same.
+- **Small batches**: a step is cut into at least one micro-batch per process. With fewer rows than processes
+  (`train.batch_size: 8` on 32 of them) some never have one: with whole models that is refused, with shares of them
+  it is said, and they hold their share, send and receive. A larger batch gives them work.
 - **The slowest link**: all of the column "sent" passes it in every step. Gradient accumulation (`batch_size` above
   `micro_batch_size` times processes) sends the blocks again for every micro-batch.
 """

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -219,19 +220,27 @@ def join() -> Ranks:
     if not dist.is_initialized():
         _end_with_the_launcher()
         _connect(here, "cpu:gloo,cuda:nccl" if cuda else "gloo")
-    patient = dist.new_group(timeout=WORK_TIMEOUT, backend="gloo")
+    patient = _hearing_signals(lambda: dist.new_group(timeout=WORK_TIMEOUT, backend="gloo"))
     return Ranks(here.number, here.size, here.local, here.local_size, patient)
 
 
 def _connect(here: Place, backend: str) -> None:
     try:
-        dist.init_process_group(backend, timeout=STEP_TIMEOUT)
+        _hearing_signals(lambda: dist.init_process_group(backend, timeout=STEP_TIMEOUT))
     except (RuntimeError, ValueError) as error:
         raise ResourceError(
             f"the {here.size} processes cannot reach each other: {' '.join(str(error).split())[:200]}",
             f"MASTER_ADDR={os.environ.get('MASTER_ADDR', '')[:80]}",
             "check the address and the network (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)",
         ) from error
+
+
+def _hearing_signals(connect: Callable[[], Value]) -> Value:
+    """What waits in C for processes that may never come, in a thread: Python runs handlers of signals only in
+    the main one, and only when that is back from C.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(connect).result()
 
 
 def leave(ranks: Ranks) -> None:

@@ -131,10 +131,25 @@ def refuse_half_written(run: Path) -> None:
 
 @dataclass
 class Found:
-    """came_out: what -> how often; seconds: from each kill to the end of all."""
+    """came_out: what -> how often; seconds: from each kill to the end of all; file: where it is kept."""
 
     came_out: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
+    file: Path | None = None
+
+    def note(self, what: str) -> None:
+        """Count it, and write down all that is known by now."""
+        self.came_out[what] += 1
+        if self.file is not None and self.seconds:
+            middle, longest = sorted(self.seconds)[len(self.seconds) // 2], max(self.seconds)
+            files.write_json(
+                self.file,
+                {
+                    "machine": machine(), "kills": len(self.seconds),
+                    "came_out": dict(sorted(self.came_out.items())), "promised_seconds": PROMISED,
+                    "longest_seconds": round(longest, 1), "median_seconds": round(middle, 1),
+                },
+            )  # fmt: skip
 
 
 class Runs:
@@ -170,13 +185,13 @@ class Runs:
             found.seconds.append(seconds)
             refuse_half_written(run)
             when = "with a checkpoint" if any(run.glob("checkpoint-*")) else "before the first checkpoint"
-            found.came_out[f"process {rank} killed {when}"] += 1
+            found.note(f"process {rank} killed {when}")
             print(f"{name}, {way}: {rank} {when}, all gone after {found.seconds[-1]:.1f} s", flush=True)
         if training.process.returncode:
             sys.exit(f"{name}: exit {training.process.returncode}: {training.said.read_text()}")
         if (hashes(run / "last"), losses(run)) != self.expected[way]:
             sys.exit(f"{run} ended otherwise than a run that was never killed")
-        found.came_out[f"same end, {way}"] += 1
+        found.note(f"same end, {way}")
         shutil.rmtree(run)
 
 
@@ -186,7 +201,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, metavar="FILE", help="where the counts go")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(words)
-    chance, found = random.Random(given.seed), Found()
+    chance, found = random.Random(given.seed), Found(file=given.write)
     with tempfile.TemporaryDirectory() as folder:
         runs, number = Runs(Path(folder)), 0
         while len(found.seconds) < given.count or number < len(WAYS):
@@ -196,14 +211,6 @@ def main(words: Sequence[str] | None = None) -> None:
             number += 1
     longest = max(found.seconds)
     print(f"{len(found.seconds)} kills, {dict(found.came_out)}, longest {longest:.1f} s", flush=True)
-    if given.write is not None:
-        result = {
-            "machine": machine(), "kills": len(found.seconds),
-            "came_out": dict(sorted(found.came_out.items())), "longest_seconds": round(longest, 1),
-            "median_seconds": round(sorted(found.seconds)[len(found.seconds) // 2], 1),
-            "promised_seconds": PROMISED,
-        }  # fmt: skip
-        files.write_json(given.write, result)
     if longest > PROMISED:
         sys.exit(f"a kill was noticed after {longest:.1f} s; {PROMISED:.0f} s are promised")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import signal
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from forked import child, code_of
 from forked_ranks import in_ranks
 from torch import nn
 
+from neuroada_cli import stopping
 from neuroada_cli.errors import DataError, Followed, PeerError, ResourceError
 from neuroada_cli.ranks import group
 from neuroada_cli.ranks.gradients import sum_gradients
@@ -120,6 +124,26 @@ def test_a_peer_that_has_gone_is_an_error_of_code_8(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"exit codes \[0, -9\]"):
         in_ranks(2, tmp_path, work)
     assert '"code": 8' in (tmp_path / "rank0.json").read_text()
+
+
+def test_a_signal_is_heard_while_others_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 never comes: a launcher that sends SIGTERM since it was killed need not wait for a timeout."""
+    monkeypatch.setattr(group, "STEP_TIMEOUT", datetime.timedelta(seconds=60))
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    places = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": store.port}
+    for name, value in (places | {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": True}).items():
+        monkeypatch.setenv(name, str(value))
+
+    def wait_for_rank_0() -> None:
+        stopping.install()
+        group.join()
+
+    pid = child(wait_for_rank_0)
+    addresses = "default_pg/0//cpu//0/1"  # what rank 1 tells of itself before it asks for rank 0
+    while not store.check([addresses]):
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    os.kill(pid, signal.SIGTERM)
+    assert code_of(pid) == 143
 
 
 def test_gradients_are_summed_where_any_rank_has_one(tmp_path: Path) -> None:
