@@ -100,6 +100,7 @@ def load(
     revision: str | None = None,
     attention: str | None = None,
     trust_remote_code: bool = False,
+    weights: bool = True,
 ) -> Adapted:
     """Load `target` ready to answer.
 
@@ -107,6 +108,7 @@ def load(
     task    the class of a plain model, or what is asked of it; an adapter knows its own
     dtype   default: what training saw, else the files' own; fp32 for a classifier that we did not write
     base    where an adapter's base lies now; default: where training found it
+    weights  False: only what is known of a plain model without them, for whoever else loads it
     Raises ModelError for anything missing, broken, or a base that is not the adapter's.
     """
     target = target if isinstance(target, Target) else find_target(str(target))
@@ -114,6 +116,8 @@ def load(
         folder = hub.resolve_model(target.name, revision, trust_remote_code)
         kind = _class_of(folder, task or hub.Work(), trust_remote_code)
         foreign = kind in hub.CLASSIFIERS and not files.is_ours(folder)
+        if not weights:
+            return _without_weights(folder, kind, trust_remote_code)
         usual = "fp32" if foreign else own_dtype(hub.open_weights(folder))
         loaded = hub.load_model(
             folder, kind, dtype or usual, device, num_labels, attention,
@@ -147,6 +151,17 @@ def load(
     }
     fresh = tuple(name for name in loaded.fresh if name not in adapter.whole)
     return Adapted(loaded.model.eval(), reader, folder, adapter, identity, fresh)
+
+
+def _without_weights(folder: Path, kind: hub.ModelTask, trust_remote_code: bool) -> Adapted:
+    """A model on the meta device, with the settings of generation that lie beside it."""
+    model: Any = hub.skeleton(folder, kind, trust_remote_code=trust_remote_code).eval()
+    if (folder / "generation_config.json").is_file():
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    identity = {"model": hub.fingerprint(folder), "model_content": "sampled"}
+    return Adapted(model, hub.load_reader(folder, kind, trust_remote_code), folder, None, identity)
 
 
 def _class_of(folder: Path, task: hub.ModelTask | hub.Work, trust_remote_code: bool) -> hub.ModelTask:

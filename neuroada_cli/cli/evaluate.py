@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -83,6 +83,10 @@ def eval_(
     fewshot: Annotated[
         int | None, typer.Option("--num-fewshot", min=0, help="With --harness: worked examples in front.")
     ] = None,
+    engine: Annotated[
+        Literal["vllm"] | None,
+        typer.Option("--engine", help="Let vLLM write the answers of a plain or merged folder (a GPU)."),
+    ] = None,
     chat: Annotated[
         bool, typer.Option("--apply-chat-template", help="With --harness: prompts as turns of a chat.")
     ] = False,
@@ -138,6 +142,7 @@ def eval_(
             recipe=loaded,
             forgetting=forgetting,
             base=base,
+            engine=engine,
             overrides=overrides if loaded is None else (),
             tasks=names,
             protocol=protocol,

@@ -6,7 +6,7 @@ import contextlib
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from neuroada_cli.adapter.forgetting import measure
 from neuroada_cli.adapter.results import results_folder
 from neuroada_cli.data.sources import refuse_foreign
 from neuroada_cli.errors import DataError, ModelError, RecipeError, Stopped
-from neuroada_cli.evaluation import display, foreign, report
+from neuroada_cli.evaluation import display, foreign, report, vllm_engine
 from neuroada_cli.evaluation.records import About, Records
 from neuroada_cli.evaluation.rows import Learnt, TaskRows, learnt_by, prepare
 from neuroada_cli.evaluation.run import Prediction, TaskResult, summarise
 from neuroada_cli.evaluation.scoring import Settings, about, score
+from neuroada_cli.evaluation.vllm_engine import AT_ONCE, VllmEngine
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.ranks.place import refuse_strangers
@@ -65,6 +66,7 @@ def run(
     overrides: Sequence[str] = (),
     forgetting: str | None = None,
     base: str | None = None,
+    engine: str | None = None,
 ) -> EvalResult:
     """Score `target` (base, adapter, run or merged folder, hub id, or a recipe: its base) on tasks.
 
@@ -76,6 +78,7 @@ def run(
     overrides  "key=value" of the recipe that an adapter or merged folder was trained with
     forgetting  general text: its loss before and after tuning. Without `tasks` nothing else is measured
     base       where an adapter's base lies now
+    engine     "vllm": it loads a plain or merged folder and writes the answers
     Raises UserErrors before the model loads wherever that is possible, Stopped when interrupted.
     """
     refuse_strangers(ranks.alone, "scores")
@@ -95,6 +98,8 @@ def run(
     if forgetting is None and text is not None and named is None and trained is not None:
         _refuse_foreign(trained, data_dir, "test", text if text == trained.eval.forgetting else None)
     chosen = [] if forgetting and not tasks else _chosen_tasks(tasks, recipe, found)
+    if engine is not None:
+        vllm_engine.check(found.adapter is None, ranks.alone, chosen, settings.decoding_of)
     records = Records(Path(out) if out is not None else results_folder(found))
     data_dir = data_dir or (recipe.data.data_dir if recipe else None)
     limit = limit or (recipe.eval.limit if recipe else None)
@@ -142,8 +147,13 @@ def run(
 
     with console.status("loading the model"):
         subject = ranks.all_do(
-            lambda: _load(found, recipe, trained, chosen[0], device, dtype, trusted, named is not None, base)
+            lambda: _load(
+                found, recipe, trained, chosen[0], device, dtype, trusted, named is not None, base, engine
+            )
         )
+    if engine is not None:
+        writer = VllmEngine(subject.folder, dtype, settings.seed, trusted)
+        settings = replace(settings, engine=writer, batch_size=batch_size or AT_ONCE)
     if not ranks.alone:
         rows_of = {job.task.name: job.rows.sha256 for job in jobs}
         ranks.refuse_differences({"model": subject.identity, "set of rows": rows_of})
@@ -344,6 +354,7 @@ def _load(
     trusted: bool,
     named: bool,
     base: str | None,
+    engine: str | None,
 ) -> adapted.Adapted:
     """Whatever was trained knows its data type; a base gets that of a recipe which the user named."""
     model = recipe.model if recipe else None
@@ -359,6 +370,7 @@ def _load(
         attention=model.attention if model else None,
         revision=model.revision if model else None,
         trust_remote_code=trusted,
+        weights=engine is None,
     )
 
 

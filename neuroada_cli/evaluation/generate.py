@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import DataError
 from neuroada_cli.evaluation.greedy import can_leave, complete
 from neuroada_cli.evaluation.rounds import in_rounds
+from neuroada_cli.evaluation.vllm_engine import VllmEngine
 from neuroada_cli.hub.positions import positions_of
 from neuroada_cli.loop.loss import on_model
 from neuroada_cli.loop.numerics import not_numbers
@@ -48,12 +49,14 @@ def generate(
     special: bool = False,
     ranks: Ranks = ALONE,
     beside: Callable[[Sequence[int]], dict[str, Tensor]] | None = None,
+    engine: VllmEngine | None = None,
 ) -> list[str]:
     """The completions of `prompts` (texts, or their tokens), in their order, without the end token.
 
     special  write special tokens as text and tidy nothing, so that an answer comes back as it was learnt
     ranks    take turns at the batches, which are the same ones; each ends with all completions
     beside   numbers of rows -> what the model is given beside their tokens, padded on the left
+    engine   writes in place of the model, of which then only its settings are used
 
     Whatever the model's own generation settings say, `decoding` is what happens. Rows of similar length share
     a batch, longest first, and a batch ends with its last row's end token. Where the most likely token is
@@ -77,6 +80,10 @@ def generate(
         def texts_of(batch: tuple[list[int], int]) -> tuple[list[str], int]:
             numbers, room = batch
             rows = [encoded[i] for i in numbers]
+            if engine is not None:
+                ends: Any = cast(Any, model).generation_config.eos_token_id
+                new = engine.complete(rows, room, ends, decoding, seed)
+                return _as_texts(tokenizer, new, special)
             with nullcontext() if decoding.temperature is None else drawing(model, rows, seed):
                 also = {} if beside is None else beside(numbers)
                 return _complete(model, tokenizer, rows, room, special, also)
@@ -116,6 +123,11 @@ def _complete(
             "the model's outputs are not numbers (NaN), so nothing it writes means anything",
             "try --dtype fp32",
         )
+    return _as_texts(tokenizer, new, special)
+
+
+def _as_texts(tokenizer: Any, new: list[list[int]], special: bool) -> tuple[list[str], int]:
+    """(what each row wrote, tokens in all)."""
     tidied = {"clean_up_tokenization_spaces": False} if special else {}
     texts = [tokenizer.decode(row, skip_special_tokens=not special, **tidied) for row in new]
     return texts, sum(map(len, new))

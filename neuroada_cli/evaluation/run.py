@@ -16,6 +16,7 @@ from neuroada_cli.data.inputs import aligned_padding, encode_for, features_for, 
 from neuroada_cli.data.seams import Coder
 from neuroada_cli.evaluation.generate import context_of, generate
 from neuroada_cli.evaluation.rounds import in_rounds
+from neuroada_cli.evaluation.vllm_engine import VllmEngine
 from neuroada_cli.hub.reader import Reader
 from neuroada_cli.loop.loss import row_logits, token_loss
 from neuroada_cli.loop.numerics import not_numbers
@@ -146,11 +147,13 @@ def predict(
     decoding: Decoding | None = None,
     seed: int = 0,
     ranks: Ranks = ALONE,
+    engine: VllmEngine | None = None,
 ) -> tuple[list[Prediction], int]:
     """(scored predictions in the order of `examples`, tokens generated); on_rows gets each batch at once.
 
     decoding  of text, None: the protocol's own; seed: of what sampling draws (see `generate`)
     ranks     take turns at the batches; each ends with all of it
+    engine    writes in place of the model
     A prompt that fills the model's context by itself is not asked, and counts as not answered.
     Raises NumericsError for logits that are not finite, DataError where no prompt fits.
     """
@@ -196,6 +199,7 @@ def predict(
         special=not task.published and reader.decoder_start is None,
         ranks=ranks,
         beside=_beside(reader, [prompts[n] for n in fit]),
+        engine=engine,
     )
     return [done[number] for number in range(len(examples))], tokens
 

@@ -16,6 +16,7 @@ from neuroada_cli.evaluation import display
 from neuroada_cli.evaluation.records import About, Progress, Records
 from neuroada_cli.evaluation.rows import TaskRows
 from neuroada_cli.evaluation.run import Prediction, TaskResult, predict, summarise
+from neuroada_cli.evaluation.vllm_engine import VllmEngine
 from neuroada_cli.hub import Reader
 from neuroada_cli.ranks.group import Ranks
 from neuroada_cli.tasks.task import Decoding, Protocol, Task, decoding_of
@@ -26,6 +27,7 @@ class Settings:
     """rules score; loss_mask is what the model was trained under (a base: what the protocol would have).
 
     decoding, seed  as the recipe has them
+    engine          writes in place of the model; None: the model itself
     """
 
     rules: Protocol
@@ -35,6 +37,7 @@ class Settings:
     max_length: int
     decoding: Literal["greedy", "sampling"] | None
     seed: int
+    engine: VllmEngine | None = None
 
     def decoding_of(self, task: Task) -> Decoding:
         return decoding_of(task, self.rules, self.decoding)
@@ -46,22 +49,27 @@ def about(job: TaskRows, settings: Settings, model: nn.Module, identity: dict[st
     decoding = settings.decoding_of(job.task)
     seed = f", seed {settings.seed}" if decoding.temperature is not None else ""
     some = next(model.parameters())
-    return identity | {
-        "protocol": settings.rules.name,
-        "loss_mask": settings.loss_mask if scoring else None,
-        "decoding": f"{decoding}{seed}" if scoring else None,
-        "max_new_tokens": settings.new_tokens or scoring.max_new_tokens if scoring else None,
-        "max_length": None if scoring else settings.max_length,
-        "batch_size": settings.batch_size,
-        "data": {"source": job.rows.label, "rows": job.part, "sha256": job.rows.sha256},
-        "dtype": str(some.dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name(some.device) if some.is_cuda else some.device.type,
-        "versions": {
-            "neuroada": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-    }
+    by = {} if settings.engine is None else {"engine": settings.engine.name, "device": settings.engine.name}
+    return (
+        identity
+        | {
+            "protocol": settings.rules.name,
+            "loss_mask": settings.loss_mask if scoring else None,
+            "decoding": f"{decoding}{seed}" if scoring else None,
+            "max_new_tokens": settings.new_tokens or scoring.max_new_tokens if scoring else None,
+            "max_length": None if scoring else settings.max_length,
+            "batch_size": settings.batch_size,
+            "data": {"source": job.rows.label, "rows": job.part, "sha256": job.rows.sha256},
+            "dtype": str(some.dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name(some.device) if some.is_cuda else some.device.type,
+            "versions": {
+                "neuroada": __version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+        }
+        | by
+    )
 
 
 def _resumed(records: Records, name: str, about: About, ranks: Ranks) -> Progress:
@@ -112,6 +120,7 @@ def score(
                 settings.decoding_of(job.task),
                 settings.seed,
                 ranks,
+                settings.engine,
             )
             progress.seconds = time.perf_counter() - started
     found = [progress.done[example.row] for example in job.examples]
