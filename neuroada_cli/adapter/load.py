@@ -154,12 +154,7 @@ def load(
 
 
 def _without_weights(folder: Path, kind: hub.ModelTask, trust_remote_code: bool) -> Adapted:
-    """A model on the meta device, with the settings of generation that lie beside it."""
-    model: Any = hub.skeleton(folder, kind, trust_remote_code=trust_remote_code).eval()
-    if (folder / "generation_config.json").is_file():
-        from transformers import GenerationConfig
-
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model = hub.writing_skeleton(folder, kind, trust_remote_code).eval()
     identity = {"model": hub.fingerprint(folder), "model_content": "sampled"}
     return Adapted(model, hub.load_reader(folder, kind, trust_remote_code), folder, None, identity)
 

@@ -31,6 +31,7 @@ from neuroada_cli.hub.loading import (
     model_task,
     packed_layers,
     skeleton,
+    writing_skeleton,
 )
 from neuroada_cli.hub.parts import left_out, parts_of
 from neuroada_cli.hub.reader import Reader, decoder_start, load_reader
@@ -86,4 +87,5 @@ __all__ = [
     "skeleton",
     "upload",
     "what_differs",
+    "writing_skeleton",
 ]

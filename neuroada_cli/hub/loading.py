@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -42,6 +42,16 @@ def choose_device(wanted: str | None = None, number: int | None = None) -> str:
         raise ResourceError(f"there is no {wanted} here", "device", f"choose {', '.join(here)}")
     chosen = wanted or here[0]
     return f"cuda:{number}" if chosen == "cuda" and number is not None else chosen
+
+
+def writing_skeleton(folder: Path, task: ModelTask, trust_remote_code: bool = False) -> nn.Module:
+    """`skeleton`, with the settings of writing (which tokens end a text) that lie beside the weights."""
+    from transformers import GenerationConfig
+
+    model: Any = skeleton(folder, task, trust_remote_code=trust_remote_code)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return cast(nn.Module, model)
 
 
 @dataclass(frozen=True)
