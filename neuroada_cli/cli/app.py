@@ -217,11 +217,12 @@ def main(args: list[str] | None = None) -> None:
 def _command() -> Any:
     """The command line, whose help does not write `<bool>` behind a switch as if it took a value."""
     command = typer.main.get_command(app)
-    pending: list[Any] = [command]
+    pending: list[tuple[Any, typer.Context | None]] = [(command, None)]
     while pending:
-        here = pending.pop()
-        pending += getattr(here, "commands", {}).values()
-        for parameter in here.params:
+        here, above = pending.pop()
+        context = typer.Context(here, parent=above, **here.context_settings)
+        pending += [(below, context) for below in getattr(here, "commands", {}).values()]
+        for parameter in here.get_params(context):  # with --help
             if getattr(parameter, "is_flag", False):
                 parameter.metavar = ""
     return command
