@@ -15,7 +15,7 @@ from neuroada_cli.machine.network import hub_answers
 
 
 class Unreachable(DataError):
-    """The host of an address does not answer."""
+    """The host of an address does not answer, or is not to be asked."""
 
 
 def fetched(url: str, kind: str) -> Path:
@@ -25,8 +25,12 @@ def fetched(url: str, kind: str) -> Path:
     Raises DataError for an address that cannot be fetched (Unreachable: whose host does not answer),
     ResourceError for the disk.
     """
+    from huggingface_hub import constants
+
     kept = kept_at(url, kind)
     if not kept.is_file():
+        if constants.HF_HUB_OFFLINE:
+            raise Unreachable("is not fetched, since HF_HUB_OFFLINE is set", url)
         parts = urllib.parse.urlsplit(url)
         if not _answers(f"{parts.scheme}://{parts.netloc}"):
             raise Unreachable("does not answer", url)

@@ -237,8 +237,8 @@ def take(rows: Sized, limit: int | None, seed: int) -> list[int]:
 def _from_url(url: str, source: str, places: list[Path], key: str | None) -> FileRows:
     try:
         kept = fetched(url, "data")
-    except Unreachable:
-        raise _nowhere(source, places, f"{url} does not answer") from None
+    except Unreachable as error:
+        raise _nowhere(source, places, f"{url} {error.what}") from None
     return read_as(kept, urllib.parse.urlsplit(url).path, url, key)
 
 

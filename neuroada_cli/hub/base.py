@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuroada_cli.delta.finite import all_finite, broken_row
 from neuroada_cli.delta.targets import Target, parameter_name
+from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.fingerprint import HASHES, fingerprint, hash_of
 from neuroada_cli.hub.graph import Rules, module_graph, rules_of
 from neuroada_cli.hub.kinds import CLASSIFIERS, ModelTask, Work
@@ -22,7 +24,7 @@ from neuroada_cli.hub.places import Places, Run
 from neuroada_cli.hub.plausible import refuse_other_shapes
 from neuroada_cli.hub.positions import positions_of
 from neuroada_cli.hub.ties import held_apart, untie
-from neuroada_cli.hub.weights import Weights, open_weights
+from neuroada_cli.hub.weights import WEIGHT_DTYPES, Weights, open_weights
 from neuroada_cli.ranks.group import Ranks
 
 
@@ -118,11 +120,22 @@ class Base:
         self.hashes[name] = hash_of(tensor)
         return tensor
 
+    def _read_sound(self, name: str) -> None:
+        """Hash a tensor. Raises ModelError where it holds NaN or infinity: a merge would refuse it, when all
+        is trained.
+        """
+        tensor = self.read(name)
+        if tensor.dtype in WEIGHT_DTYPES and not all_finite(tensor):
+            where = str(self.weights.info(name).file)
+            raise ModelError(
+                f"{name}: row {broken_row(tensor)} holds NaN or infinity", where, "download it again"
+            )
+
     def read_in_turns(self, names: Collection[str], ranks: Ranks) -> None:
         """Hash these tensors, each by one of the ranks; and the others, where they are the smaller part."""
         wanted = [*names, *(self._smaller_part(names))]
         for name in ranks.mine(wanted):
-            self.read(name)
+            self._read_sound(name)
         for hashes in ranks.collected({name: self.hashes[name] for name in ranks.mine(wanted)}):
             self.hashes.update(hashes)
 
@@ -139,7 +152,7 @@ class Base:
         """
         unread = [name for name in self.weights if name not in self.hashes]
         for name in unread if everything else self._smaller_part(self.hashes):
-            self.read(name)
+            self._read_sound(name)
         return self.fingerprint | {HASHES: dict(sorted(self.hashes.items()))}
 
 

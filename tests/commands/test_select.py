@@ -83,6 +83,15 @@ def test_a_weight_that_is_no_number_names_its_row(tmp_path: Path, value: float, 
         selected(base, criterion=criterion)
 
 
+def test_a_number_that_is_none_is_told_outside_the_chosen_layers_too(tmp_path: Path) -> None:
+    """An embedding that no row looks up trains well, and is refused by the merge at the very end."""
+    model = pico_llama()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7, 2] = float("nan")
+    with pytest.raises(ModelError, match=r"embed_tokens\.weight: row 7 holds NaN or infinity; download it"):
+        selected(saved(model, tmp_path / "base"))
+
+
 def test_sharding_does_not_matter(tmp_path: Path) -> None:
     single = saved(pico_llama(), tmp_path / "single")
     parts = saved(pico_llama(), tmp_path / "parts", max_shard_size="20KB")
