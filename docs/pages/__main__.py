@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import command_pages
+import comparison_page
 import families_page
 import mutants_page
 import performance_page
@@ -28,6 +29,7 @@ SCHEMA = DOCS.parent / "recipes" / SCHEMA_FILE  # what editors check recipes by
 
 PAGES: dict[str, Callable[[], str]] = {
     "cli": command_pages.cli_page,
+    "comparison": comparison_page.page,
     "recipe": command_pages.recipe_page,
     "families": families_page.page,
     "mutants": mutants_page.page,

@@ -96,16 +96,17 @@ def test_what_is_refused(changes: dict[str, object], error: type[UserError], wor
     assert words in caught.value.line()
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_a_quantised_base_is_measured_with_what_trains_on_it(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "peers"), [("nf4", None), ("nf4", ("dora",)), ("int8", ("lora", "dora"))])
+def test_a_quantised_base_is_measured_with_what_trains_on_it(
+    kind: str, peers: tuple[str, ...] | None, tmp_path: Path
+) -> None:
     pytest.importorskip("peft")
     pytest.importorskip("bitsandbytes")
     folder = tiny_llama_folder(tmp_path / "model", hidden_size=64, intermediate_size=128)
     recipe = tiny_recipe(folder, tmp_path / "run", model={"dtype": "bf16", "quantization": kind})
     quick = {"batch": 2, "sequence": 16, "rounds": 1, "warmup": 0, "device": "cpu", "quiet": True}
-    peers = None if kind == "nf4" else ("dora",)
     result = bench.run(recipe, compare=peers, **quick)  # type: ignore[arg-type]
-    assert [row.method for row in result.rows] == ["floor", "neuroada", "lora" if peers is None else "dora"]
+    assert [row.method for row in result.rows] == ["floor", "neuroada", *(peers or ("lora",))]
     packed = 0.5 if kind == "nf4" else 1
     linear = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)
     embeddings = 2 * 259 * 64
