@@ -23,7 +23,7 @@ NUMBERS = {
 }  # fmt: skip
 ARTICLES = {"a", "an", "the"}
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-PERIOD = re.compile(r"(?<!\d)\.|\.(?!\d)")  # none but a decimal point stays
+PERIOD = re.compile(r"\.(?!\d)")  # what the published evaluation really takes out: not ".5", and not "v.2"
 DIGIT_COMMA = re.compile(r"\d,\d")
 # Contractions, which people write without their apostrophe.
 CONTRACTED = """

@@ -41,6 +41,7 @@ def test_one_person_is_right() -> None:
         ("An apple, a pear", "apple pear"),
         ("1,000", "1000"),
         ("3.5", "3.5"),
+        ("$.50", "$.50"),
         ("dont know", "don't know"),
         ("Don't know", "don't know"),
         ("ice-cream", "ice cream"),
