@@ -244,7 +244,7 @@ READS = """
 SORTS: dict[str, dict[str, Any]] = {
     **alike(READS, ENCODER),
     **{name: NARROW for name in ("albert", "convbert", "electra", "rembert", "roformer")},
-    "mobilebert": NARROW | {"initializer_range": 0.02},  # it normalises nothing, so larger weights make it sure
+    "mobilebert": NARROW | {"initializer_range": 0.02},  # nothing is normalised, and more makes it sure
     "distilbert": {
         "vocab_size": VOCABULARY, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4,
         "max_position_embeddings": 256, "pad_token_id": 0,
