@@ -23,9 +23,14 @@ import results_page
 import scale_page
 
 from neuroada_cli.commands.recipes import SCHEMA_FILE, schema_text
+from neuroada_cli.suites.schema import Suite
 
 DOCS = Path(__file__).parents[1]
-SCHEMA = DOCS.parent / "recipes" / SCHEMA_FILE  # what editors check recipes by
+# what editors check recipes and suites by
+SCHEMAS = {
+    DOCS.parent / "recipes" / SCHEMA_FILE: schema_text,
+    DOCS.parent / "recipes" / "suites" / "suite.schema.json": lambda: schema_text(Suite),
+}
 
 PAGES: dict[str, Callable[[], str]] = {
     "cli": command_pages.cli_page,
@@ -42,7 +47,7 @@ PAGES: dict[str, Callable[[], str]] = {
 
 def stale() -> list[str]:
     """The files that differ from what their maker gives."""
-    files = {_file(name): make for name, make in PAGES.items()} | {SCHEMA: schema_text}
+    files = {_file(name): make for name, make in PAGES.items()} | SCHEMAS
     found = [
         file for file, make in files.items() if file.exists() and file.read_text(encoding="utf-8") != make()
     ]
@@ -65,7 +70,8 @@ def main() -> None:
     for name in given.names or PAGES:
         _file(name).write_text(PAGES[name](), encoding="utf-8")
     if not given.names:
-        SCHEMA.write_text(schema_text(), encoding="utf-8")
+        for file, make in SCHEMAS.items():
+            file.write_text(make(), encoding="utf-8")
         pictures.draw_all()
 
 

@@ -120,7 +120,8 @@ def select(
         typer.Option("--compare", metavar="A,B", help="Criteria or files: what they have in common."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="With --compare: draw it here, blocks by layers.")
+        Path | None,
+        typer.Option("--plot", help="Draw here how neurons share inputs; with --compare: what is in common."),
     ] = None,
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="With --compare: a row for every layer, not for every kind.")
@@ -131,10 +132,10 @@ def select(
 
     \b
     neuroada select llama7b_commonsense
-    neuroada select my.yaml --set select.k=4 --out k4.safetensors
+    neuroada select my.yaml --set select.k=4 --out k4.safetensors --plot k4.png
     neuroada select minilm_rte --compare magnitude,gradient,lift --plot overlap.png
     """
-    for option in given_options(context) & {"--plot", "--per-layer"} if compare is None else ():
+    for option in given_options(context) & {"--per-layer"} if compare is None else ():
         raise RecipeError("shows a comparison", option, "add --compare magnitude,gradient")
     if compare is not None and out is not None:
         raise RecipeError("stores one selection, and --compare stores none", "--out", "leave one of them out")
@@ -146,7 +147,7 @@ def select(
     if compare is not None:
         command.compare(loaded, split(compare), plot, per_layer)
         return
-    command.run(loaded, out=out, overwrite=overwrite)
+    command.run(loaded, out=out, overwrite=overwrite, plot=plot)
 
 
 app.command(name="train")(train)

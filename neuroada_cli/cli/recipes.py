@@ -44,15 +44,20 @@ def show_recipe(
 
 
 @recipes_app.command(name="schema")
-def recipe_schema() -> None:
+def recipe_schema(
+    suite: Annotated[bool, typer.Option("--suite", help="Of a suite file, for `bench --suite`.")] = False,
+) -> None:
     """The JSON Schema of a recipe: editors complete and check keys by it.
 
     \b
     neuroada recipes schema > recipe.schema.json
+    neuroada recipes schema --suite > suite.schema.json
     """
     from neuroada_cli.commands import recipes as command
+    from neuroada_cli.recipe.schema import Recipe
+    from neuroada_cli.suites.schema import Suite
 
-    command.schema()
+    command.schema(Suite if suite else Recipe)
 
 
 @recipes_app.command(name="keys")

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from pydantic import BaseModel
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -87,15 +88,15 @@ def billions(path: str) -> float:
     return float(number) / (1000 if unit.lower() == "m" else 1)
 
 
-def schema_text() -> str:
-    """The JSON Schema of a recipe, for editors."""
+def schema_text(kind: type[BaseModel] = Recipe) -> str:
+    """The JSON Schema of a recipe, or of a suite, for editors."""
     told = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return json.dumps(told | Recipe.model_json_schema(), indent=2) + "\n"
+    return json.dumps(told | kind.model_json_schema(), indent=2) + "\n"
 
 
-def schema() -> None:
+def schema(kind: type[BaseModel] = Recipe) -> None:
     """Print it."""
-    print(schema_text(), end="")
+    print(schema_text(kind), end="")
 
 
 def keys(part: str = "") -> None:

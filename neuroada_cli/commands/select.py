@@ -22,7 +22,7 @@ from neuroada_cli import files, hub
 from neuroada_cli.errors import ModelError, OutputError, RecipeError
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.recipe.schema import Recipe
-from neuroada_cli.selection import overlap
+from neuroada_cli.selection import overlap, shares
 from neuroada_cli.selection.choice import Choice, check_criterion, choice_of
 from neuroada_cli.selection.file import Selection, check_base, read_selection, write_selection
 from neuroada_cli.selection.from_files import LayerChoice
@@ -34,9 +34,16 @@ from neuroada_cli.tasks.registry import recipe_task
 from neuroada_cli.training import choose
 
 
-def run(recipe: Recipe, out: str | Path | None = None, overwrite: bool = False, quiet: bool = False) -> Path:
+def run(
+    recipe: Recipe,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    plot: Path | None = None,
+) -> Path:
     """Write the selection of a recipe to `out` (default: selection.safetensors in the run folder).
 
+    plot  picture of how neurons share the inputs, by its ending PNG, SVG or PDF
     Raises RecipeError (K too large, a target that matches nothing), ModelError, OutputError (out exists,
     or another process works on it).
     """
@@ -47,6 +54,7 @@ def run(recipe: Recipe, out: str | Path | None = None, overwrite: bool = False, 
     out = Path(out) if out is not None else recipe.run_path / "selection.safetensors"
     if out.exists() and not overwrite:
         raise OutputError("exists", str(out), "name another file with --out, or give --overwrite")
+    check_ending(plot, "--plot")
     started = time.perf_counter()
     base, choice = _base(recipe)
     tell(hub.ignored_of_model(base.folder, recipe.model.trust_remote_code), quiet)
@@ -55,6 +63,9 @@ def run(recipe: Recipe, out: str | Path | None = None, overwrite: bool = False, 
         files.clean_stale(out.parent, out.name)
         selection, choices = _choose(recipe, base, choice, quiet)
         write_selection(out, selection)
+    if plot is not None:
+        inputs = {name: columns for name, (_, columns) in choice.shapes.items()}
+        drawn(lambda: shares.draw(selection, inputs, plot), plot, asked_for=True)
     if not quiet:
         _show(choices, recipe.select.criterion, base.parameters, out, time.perf_counter() - started)
     return out

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from neuroada_cli.recipe import strict_yaml
 from neuroada_cli.recipe.load import bundled_recipes, load_recipe
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.suites.grid import cell
@@ -217,3 +219,11 @@ def test_all_linear_of_a_llama_is_the_papers_seven_projections(llama: object) ->
     names = find_targets(llama, ["all-linear"], exclude=hub.default_exclude(llama))
     seven = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert {name.rpartition(".")[2] for name in names} == seven
+
+
+def test_every_suite_names_its_schema_and_keeps_to_it() -> None:
+    schema = json.loads((RECIPES / "suites" / "suite.schema.json").read_text(encoding="utf-8"))
+    for file in sorted((RECIPES / "suites").glob("*.yaml")):
+        text = file.read_text(encoding="utf-8")
+        assert text.startswith("# yaml-language-server: $schema=suite.schema.json\n"), file.name
+        assert set(strict_yaml.parse(text, file.name)[0]) <= set(schema["properties"]), file.name
