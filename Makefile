@@ -45,3 +45,4 @@ include tests/faults/targets.mk
 include tests/families/targets.mk
 include tests/mutants/targets.mk
 include tests/ranks/targets.mk
+include tests/versions/targets.mk

@@ -21,6 +21,7 @@ import pictures
 import reliability_page
 import results_page
 import scale_page
+import versions_page
 
 from neuroada_cli.commands.recipes import SCHEMA_FILE, schema_text
 from neuroada_cli.suites.schema import Suite
@@ -42,6 +43,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reliability": reliability_page.page,
     "results": results_page.page,
     "scale": scale_page.page,
+    "versions": versions_page.page,
 }
 
 
