@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from _pytest.mark import ParameterSet
 from conftest import pico_bert, pico_llama
 from tiny_choice import selected
 from torch import Tensor, nn
@@ -45,6 +47,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "one kind": ("q_proj",),
     "all-linear": ("all-linear",),
     "tied head": ("lm_head", "up_proj"),
+    "untied head": ("lm_head", "up_proj"),
 }
 # beside every method as it is: what changes its course; name -> (method, what it is built with, settings)
 WAYS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -88,18 +91,48 @@ class Case:
 
 def cases() -> list[Case]:
     """Every method on every base it trains on, with every target set that makes a difference to it."""
-    found = []
-    for way, (method, _, _) in WAYS.items():
-        facts = METHODS[method]
-        for base, (_, quantization) in BASES.items():
-            anew = way == "neuroada choosing anew"
-            if quantization is not None and (anew or not facts.quantized):  # a recipe refuses these
-                continue
-            named = TARGETS if way == method and (facts.chosen or facts.added) else ["all-linear"]
-            if anew:  # what rests is left out twice where a head is tied
-                named = ["all-linear", "tied head"]
-            found += [Case(way, base, targets) for targets in named]
-    return found
+    return [case for case in every_case() if not refused(case)]
+
+
+def every_case() -> list[Case]:
+    return [
+        Case(way, base, targets)
+        for way, (method, _, _) in WAYS.items()
+        for base in BASES
+        for targets in (TARGETS if METHODS[method].chosen or METHODS[method].added else ["all-linear"])
+    ]
+
+
+def refused(case: Case) -> bool:
+    """Whether a recipe says that it cannot be (`tests/metamorphic/test_refused.py`)."""
+    quantized = BASES[case.base][1] is not None
+    return quantized and (case.way == "neuroada choosing anew" or not METHODS[case.method].quantized)
+
+
+def packs(case: Case) -> bool:
+    return METHODS[case.method].packs and not case.classifies
+
+
+def covered(wide: bool = False) -> list[ParameterSet]:
+    """The cases as parameters of a test. All but a few are slow: what stays holds every pair of a way and a
+    base, of a base and a target set, and of a way and a target set. Of the wide ones, which take seconds,
+    one for every way stays.
+    """
+    every = [replace(case, wide=wide) for case in cases() if not wide or case.targets == "all-linear"]
+    missing = {pair for case in every for pair in _pairs(case, wide)}
+    quick: set[Case] = set()
+    while missing:
+        best = max(every, key=lambda case: len(missing & _pairs(case, wide)))
+        missing -= _pairs(best, wide)
+        quick.add(best)
+    slow = [pytest.mark.slow]
+    return [pytest.param(case, id=str(case), marks=[] if case in quick else slow) for case in every]
+
+
+def _pairs(case: Case, wide: bool) -> set[tuple[str, ...]]:
+    if wide:
+        return {(case.way,), (case.base,)}
+    return {(case.way, case.base), (case.base, "on", case.targets), (case.way, "on", "", case.targets)}
 
 
 @cache

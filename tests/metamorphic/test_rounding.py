@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_loop import Bench, Case, Outcome, cases
+from _pytest.mark import ParameterSet
+from tiny_loop import Bench, Case, Outcome, covered, packs
 from tiny_run import one_thread  # noqa: F401
-
-from neuroada_cli.methods import METHODS
 
 DELTAS, LOSS = 1e-4, 1e-3  # of their size; of about 4.6
 OTHERWISE: dict[str, dict[str, Any]] = {
@@ -34,15 +33,18 @@ def plain(bench: Bench) -> dict[Case, Outcome]:
     return {}
 
 
-def packs(case: Case) -> bool:
-    return METHODS[case.method].packs and not case.classifies
+def tables() -> list[ParameterSet]:
+    """Every case with each way; those that do not pack are refused (test_refused.py)."""
+    return [
+        pytest.param(case.values[0], way, id=f"{case.id}, {way}", marks=case.marks)
+        for case in covered()
+        for way in OTHERWISE
+        if way != "packing" or packs(case.values[0])
+    ]
 
 
-@pytest.mark.parametrize("way", OTHERWISE)
-@pytest.mark.parametrize("case", cases(), ids=str)
+@pytest.mark.parametrize(("case", "way"), tables())
 def test_only_rounding_differs(case: Case, way: str, bench: Bench, plain: dict[Case, Outcome]) -> None:
-    if way == "packing" and not packs(case):
-        return
     if case not in plain:
         plain[case] = bench.run(case, dropout=0.0)
     expected, found = plain[case], bench.run(case, dropout=0.0, **OTHERWISE[way])

@@ -5,12 +5,11 @@ The oracle is the same training without it; nothing here knows what the right nu
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_loop import STEPS, Bench, Case, Outcome, cases
+from tiny_loop import STEPS, Bench, Case, Outcome, covered
 from tiny_run import one_thread  # noqa: F401
 from torch import nn
 
@@ -25,7 +24,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("bases"))
 
 
-@pytest.fixture(scope="module", params=cases(), ids=str)
+@pytest.fixture(scope="module", params=covered())
 def case(request: pytest.FixtureRequest) -> Case:
     found: Case = request.param
     return found
@@ -90,9 +89,7 @@ def test_a_second_adapter_attached_and_detached_changes_nothing(
     assert bench.run(case, before=visit).bits() == plain.bits()
 
 
-@pytest.mark.parametrize(
-    "case", [replace(c, wide=True) for c in cases() if c.targets == "all-linear"], ids=str
-)
+@pytest.mark.parametrize("case", covered(wide=True))
 def test_the_number_of_threads_changes_nothing(case: Case, bench: Bench) -> None:
     """Without dropout in the attention: torch's softmax on a CPU has another backward pass for one thread
     than for several, which differs in the last bit; only dropout (or eager attention) makes use of it.
