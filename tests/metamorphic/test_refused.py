@@ -53,7 +53,7 @@ def test_methods_that_do_not_pack(way: str, tmp_path: Path) -> None:
     """By the recipe, or, where it is the task that does not, before anything is loaded."""
     if METHODS[WAYS[way][0]].packs:
         recipe = recipe_of(way, "fp32", tiny_llama_folder(tmp_path / "llama"), packing=True)
-        data = recipe.data.model_copy(update={"task": "glue_mrpc"})
+        data = recipe.data.model_copy(update={"task": "mrpc"})
         with pytest.raises(RecipeError, match=r"train.packing is for tasks that generate, not .*; remove it"):
             preflight.check(recipe.model_copy(update={"data": data}), overwrite=False)
     else:
