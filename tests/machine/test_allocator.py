@@ -21,12 +21,13 @@ def freed(mib=256):
     del block
     return before - resident()
 
+began = resident()  # with torch, of which some builds are large
 assert freed() > 200 << 20, "glibc gives a large block back"
 with keeping_freed_memory() as kept:
     print("kept" if kept else "not glibc")
     if kept:
         assert freed() < 10 << 20, "not inside"
-assert resident() < 500 << 20, "all of it afterwards"
+assert resident() < began + (50 << 20), "all of it afterwards"
 assert freed() > 200 << 20
 """
 
