@@ -96,7 +96,10 @@ def test_what_is_refused(changes: dict[str, object], error: type[UserError], wor
     assert words in caught.value.line()
 
 
-@pytest.mark.parametrize(("kind", "peers"), [("nf4", None), ("nf4", ("dora",)), ("int8", ("lora", "dora"))])
+@pytest.mark.parametrize(
+    ("kind", "peers"),
+    [("nf4", None), pytest.param("nf4", ("dora",), marks=pytest.mark.slow), ("int8", ("lora", "dora"))],
+)
 def test_a_quantised_base_is_measured_with_what_trains_on_it(
     kind: str, peers: tuple[str, ...] | None, tmp_path: Path
 ) -> None:
