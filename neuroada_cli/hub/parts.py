@@ -66,8 +66,8 @@ def _inside(names: list[str], module: str) -> list[str]:
 
 
 def _unread(model: Any, names: list[str], tower: str) -> list[str]:
-    """Layers of blocks that nothing reads: LLaVA takes the vision tower's states before its last block (its
-    config's `vision_feature_layer` is -2).
+    """Layers that nothing reads: LLaVA takes the vision tower's states before its last block (its config's
+    `vision_feature_layer` is -2), and all take them before SigLIP's pooling `head`.
     """
     taken = getattr(model.config, "vision_feature_layer", None)
     numbers = {name: block_number(name.removeprefix(f"{tower}.")) for name in names}
@@ -77,7 +77,8 @@ def _unread(model: Any, names: list[str], tower: str) -> list[str]:
             max((n % (depth + 1) for n in taken), default=depth) if isinstance(taken, list | tuple) else depth
         )
     read = taken % (depth + 1)  # states[n] is what block n - 1 gives, states[0] what goes into the first
-    return [name for name, number in numbers.items() if number is not None and number >= read]
+    late = [name for name, number in numbers.items() if number is not None and number >= read]
+    return [*late, *(name for name in names if name.startswith(f"{tower}.head."))]
 
 
 def _may_look(model: Any) -> bool:

@@ -255,6 +255,7 @@ def test_what_does_not_go_with_pictures_is_told(vit: Path, tmp_path: Path) -> No
 
 LANGUAGE = {
     "llava": "model.language_model.",
+    "paligemma": "model.language_model.",
     "qwen2_5_vl": "model.language_model.",
     "smolvlm": "model.text_model.",
 }
@@ -283,8 +284,13 @@ def test_a_writer_as_by_hand(writer: tuple[str, Path], tmp_path: Path) -> None:
         """transformers' loss of each row alone, times its targets, over all of them."""
         total, targets = torch.zeros(()), 0
         for row in rows:
-            whole = f"{asked(row)}{row['answer']}<end_of_utterance></s>"
-            inputs = processor(text=[whole], images=[[decoded(row["image"])]], return_tensors="pt")
+            answer, given = f"{row['answer']}<end_of_utterance>", {"text": [asked(row)]}
+            if name == "paligemma":  # it takes the answer apart and ends it
+                given["suffix"] = [answer]
+            else:
+                given["text"][0] += f"{answer}</s>"
+            inputs = dict(processor(**given, images=[[decoded(row["image"])]], return_tensors="pt"))
+            inputs.pop("labels", None)
             count = len(tokenizer(row["answer"], add_special_tokens=False)["input_ids"]) + 2
             labels = inputs["input_ids"].clone()
             labels[:, :-count] = -100
@@ -319,6 +325,7 @@ def test_parts_are_targets(writer: tuple[str, Path], tmp_path: Path) -> None:
     name, folder = writer
     inside = {
         "llava": {"vision": "model.vision_tower.", "projector": "model.multi_modal_projector."},
+        "paligemma": {"vision": "model.vision_tower.", "projector": "model.multi_modal_projector."},
         "qwen2_5_vl": {"vision": "model.visual.blocks.", "projector": "model.visual.merger."},
         "smolvlm": {"vision": "model.vision_model.", "projector": "model.connector."},
     }[name]
@@ -326,7 +333,8 @@ def test_parts_are_targets(writer: tuple[str, Path], tmp_path: Path) -> None:
     for part, module in inside.items():
         recipe = recipe_of(folder, tmp_path / part, "shapes_vqa", select={"targets": [part]})
         found = set(read_selection(select.run(recipe, quiet=True)).indices)
-        dead = "model.vision_tower.encoder.layers.2."  # LLaVA reads the states before the last block
+        # LLaVA reads the states before the last block, PaliGemma those before SigLIP's pooling
+        dead = ("model.vision_tower.encoder.layers.2.", "model.vision_tower.head.")
         assert found == {n for n in linear if n.startswith(module) and not n.startswith(dead)}, part
         assert found
     language = {n for n in linear if n.startswith(LANGUAGE[name])}
