@@ -38,7 +38,9 @@ MOMENTS = """
 Nothing is aimed at here: the process dies, or is asked to stop, at a random moment of its whole life. A
 checkpoint it said it had saved must load afterwards and hold what was saved; a training that goes on must end
 with the same bits in adapter, optimizer and loss log as one that was never stopped; a signal ends it with
-130 or 143. A limit on the size of files (as under a quota) ends in exit code 6, and everything is as before.
+130, 143 or 129, and the command can be done again. A limit on the size of files (as under a quota) or on how
+many may be open ends in exit code 6, and everything is as before. Whoever reads or merges a run while it
+saves and removes checkpoints gets a whole one.
 """
 READERS = """
 ## Damaged and hostile files
@@ -67,6 +69,14 @@ difference named |
 | NaN in the adapter | PEFT: merges unless asked to check | never written, and refused when read |
 | full disk | `torch.save`: leaves a part of the file | nothing left over, exit code 6, the bytes needed |
 | no permission to save | Lightning's atomic save: says nothing | exit code 6, the place and what to do |
+
+## What runs where
+
+`make test` tries all of these kinds but the longest, with fewer cases each, so that the whole suite stays
+under a quarter of an hour on two cores; what takes minutes by itself (the longer outputs call by call,
+signals at any moment, the steps with flat memory) is in `make test-slow`. `make reliability` runs both at
+full size. Whether the tests would notice a fault in the product is tried one line at a time
+([mutants](mutants.md)).
 
 ## What this does not show
 
@@ -105,7 +115,7 @@ def _calls(counts: dict[str, Any]) -> str:
 
 
 def _at_random(name: str) -> bool:
-    return name.startswith(("random ", "file size", "steps "))
+    return name.startswith(("random ", "file size", "steps ", "few ", "signals "))
 
 
 def _moments(counts: dict[str, Any]) -> str:

@@ -523,10 +523,9 @@ def test_a_second_interrupt_exits_at_once(llama_folder: Path, tmp_path: Path) ->
         "    assert stop.requested == signal.SIGINT\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    time.sleep(60)\n"
+        "    os._exit(1)  # it was to end before\n"
     )
-    started = time.monotonic()
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 130
-    assert time.monotonic() - started < 30
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -125,14 +124,11 @@ def test_a_full_disk_keeps_the_older_checkpoints_and_training_goes_on_with_room(
     assert "checkpoint-12" in (tmp_path / "all").read_text(encoding="utf-8").split()
 
 
-def test_without_a_network_a_hub_id_is_answered_at_once(tmp_path: Path) -> None:
+def test_without_a_network_a_hub_id_is_one_line(tmp_path: Path) -> None:
     recipe = recipe_file(tmp_path, "some-org/some-model", str(tmp_path / "run"))
     home = f"HF_HOME={tmp_path}/hub"
-    started = time.monotonic()
     done = unshared("-Urn", f"{home} {sys.executable} -m neuroada_cli train {recipe}")
-    seconds = time.monotonic() - started
     assert done.returncode == 4, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.strip()]
     assert "some-org/some-model" in line
-    assert seconds < 60  # no retry after retry; how fast it is shown by the page, not asserted by a clock
     assert not (tmp_path / "run").exists()

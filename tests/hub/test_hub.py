@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import struct
-import time
 from pathlib import Path
 
 import pytest
@@ -432,17 +431,22 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "https://does-not-exist.invalid"])
-def test_an_unreachable_hub_is_told_within_two_seconds(
+def test_an_unreachable_hub_is_told_without_a_second_try(
     endpoint: str, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    started = time.perf_counter()
+    tries, connect = [], socket.create_connection
+
+    def counted(address: tuple[str, int], *given: object, **named: object) -> socket.socket:
+        tries.append(address)
+        return connect(address, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "create_connection", counted)
     with pytest.raises(ModelError, match=r"cannot be reached.*give a local folder") as caught:
         hub.resolve_model("somebody/some-model")
-    assert time.perf_counter() - started < 2
-    assert caught.value.exit_code == 4
+    assert (caught.value.exit_code, len(tries)) == (4, 1)
 
 
 def test_a_hub_that_accepts_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -456,9 +460,7 @@ def test_a_hub_that_accepts_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch)
             client.setblocking(False)
             client.connect_ex(address)
         monkeypatch.setattr(network, "PROBE_SECONDS", 0.3)
-        started = time.perf_counter()
         assert not network.hub_answers(f"http://127.0.0.1:{address[1]}")
-        assert time.perf_counter() - started < 2
         for client in waiting:
             client.close()
 
