@@ -87,8 +87,13 @@ def install() -> None:
 
 
 def _deafen() -> None:
-    """All is done: the interpreter, which takes our handlers away as it ends, is not to die of a signal."""
-    if _state.owner == os.getpid():
+    """All is done: the interpreter, which takes our handlers away as it ends, is not to die of a signal.
+
+    A GPU's libraries may hang while they are torn down: then it stays one that a signal ends.
+    """
+    torch = sys.modules.get("torch")
+    drives = torch is not None and torch.cuda.is_initialized()
+    if _state.owner == os.getpid() and not drives:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
