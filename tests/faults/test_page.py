@@ -17,7 +17,6 @@ FIGURES = {
     ("every single-bit flip",): 100_000,
     ("wrong bases",): 1_000,
     ("few file descriptors",): 10,
-    ("merged mutants",): 5_000,
     ("random moments of reading",): 3_000,
     ("random moments of merging",): 60,
     ("random kills: saving",): 10_000,
@@ -35,6 +34,6 @@ def test_the_counts_are_those_of_a_whole_run() -> None:
     for kinds, least in FIGURES.items():
         tried = sum(sum(found.values()) for name, found in counts.items() if name.startswith(kinds))
         assert tried >= least, kinds
-    for kind, least in (("random signals in training", 200), ("random kills: training", 100)):
-        (found,) = (found for name, found in counts.items() if name.startswith(kind))
-        assert found["resumed, same end"] >= least
+    for kind, least in (("random signals", 200), ("random kills: training", 100)):
+        by_name = [found for name, found in counts.items() if name.startswith(kind)]
+        assert max(found.get("resumed, same end", 0) for found in by_name) >= least
