@@ -141,6 +141,9 @@ def _limit(seconds: float) -> Iterator[None]:
 def adopt(packed: Path) -> None:
     """Lay a run's results under benchmarks/results, and choose back-ends by what it measured."""
     with tarfile.open(packed) as archive:
+        told = archive.extractfile("gpu_run.json")
+        if told is None or json.load(told)["machine"]["gpu"] is None:
+            sys.exit(f"{packed}: measured on no GPU (--smoke?); nothing was taken over")
         archive.extractall(RESULTS, filter="data")
     path = RESULTS / "op_cuda.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -83,3 +83,35 @@ def test_each_phase_is_caught_by_itself_and_all_results_lie_in_one_file(gpu: Any
 
 def test_all_phases_together_may_take_no_more_than_the_run(gpu: Any) -> None:
     assert sum(seconds for _, seconds in gpu.STEPS.values()) + sum(gpu.OTHERS.values()) <= gpu.SECONDS < 540
+
+
+def test_what_was_measured_elsewhere_is_laid_where_the_pages_look(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.setattr(gpu, "RESULTS", here)
+    monkeypatch.setattr(gpu.op, "TABLE", tmp_path / "table.json")
+    row = {"tokens": 8192, "inputs": 4096, "outputs": 4096, "k": 1, "fastest": "native"}
+    known = {"kind": "cpu float32", **row}
+    gpu.files.write_json(gpu.op.TABLE, {"made_by": "make bench-op", "machine": "a CPU", "rows": [known]})
+
+    def brought(name: str | None) -> Path:
+        run = gpu.Run(tmp_path / f"from {name}", 600)
+        run.results.mkdir()
+        monkeypatch.setattr(gpu, "machine", lambda: {"gpu": name})
+        measured = {"kind": "cuda bfloat16", **row, "fastest": "triton_rows"}
+        gpu.files.write_json(run.results / "op_cuda.json", {"machine": {"gpu": name}, "rows": [measured]})
+        run.note()
+        return run.results / gpu.PACK
+
+    with pytest.raises(SystemExit, match="measured on no GPU"):
+        gpu.adopt(brought(None))
+    assert not list(here.iterdir())
+    gpu.adopt(brought("H100"))
+    assert {file.name for file in here.iterdir()} == {"gpu_run.json", "op_cuda.json"}
+    chosen = json.loads(gpu.op.TABLE.read_text(encoding="utf-8"))["rows"]
+    assert [(each["kind"], each["fastest"]) for each in chosen] == [
+        ("cpu float32", "native"),
+        ("cuda bfloat16", "triton_rows"),
+    ]

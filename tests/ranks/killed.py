@@ -85,9 +85,14 @@ class Training:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.ranks[rank], signal.SIGKILL)
         everyone = [*self.ranks, self.process.pid]
+        told = False
         while self.process.poll() is None or any(alive(pid) for pid in everyone):
-            if time.monotonic() - killed > HANGS:
-                sys.exit(f"still there {HANGS:.0f} s after a kill: {[p for p in everyone if alive(p)]}")
+            lived = time.monotonic() - killed
+            if lived > PROMISED / 2 and not told:
+                told = True
+                print(f"  process {rank} killed, still there: {where(everyone)}", flush=True)
+            if lived > HANGS:
+                sys.exit(f"still there {HANGS:.0f} s after a kill: {where(everyone)}")
             time.sleep(0.02)
         seconds = time.monotonic() - killed
         if self.process.returncode == 0:
@@ -115,6 +120,16 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def where(processes: Sequence[int]) -> list[str]:
+    """State of those that are still there (ranks in their order, then the launcher), what they wait for."""
+    found = []
+    for number, pid in enumerate(processes):
+        with contextlib.suppress(OSError):
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            found.append(f"{number} {state} {Path(f'/proc/{pid}/wchan').read_text()}")
+    return found
 
 
 def refuse_half_written(run: Path) -> None:
@@ -202,7 +217,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(words)
     chance, found = random.Random(given.seed), Found(file=given.write)
-    with tempfile.TemporaryDirectory() as folder:
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # else a slow disk is measured as well
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
         runs, number = Runs(Path(folder)), 0
         while len(found.seconds) < given.count or number < len(WAYS):
             left = given.count - len(found.seconds)
