@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from performance_page import machine_line
+
 DOCS = Path(__file__).parents[1]
 COUNTS = DOCS / "results" / "reliability.json"
+KILLED = DOCS / "results" / "killed_ranks.json"
 EVERY_CALL = "every call: "
 INTRODUCTION = """\
 # Nothing lost, nothing let in
@@ -41,6 +44,16 @@ with the same bits in adapter, optimizer and loss log as one that was never stop
 130, 143 or 129, and the command can be done again. A limit on the size of files (as under a quota) or on how
 many may be open ends in exit code 6, and everything is as before. Whoever reads or merges a run while it
 saves and removes checkpoints gets a whole one.
+"""
+RANKS = """
+## One of several processes dies
+
+`make killed-ranks` starts trainings in two processes (`--processes 2`, with whole models and sharded ones),
+kills one of the two with SIGKILL at a random moment of their whole life, from the first import to the end,
+and goes on with `--resume`. Nothing may be half written, the line says which process was killed, the exit
+code is 8, and the end has the same bits in adapter, optimizer, random states and loss log as that of a run
+that was never killed. The folders lie in memory where they can: a process that waits for a busy disk ends
+only when that answers. The counts are written after every kill, also of a series that was cut short.
 """
 READERS = """
 ## Damaged and hostile files
@@ -80,8 +93,8 @@ full size. Whether the tests would notice a fault in the product is tried one li
 
 ## What this does not show
 
-These counts are of runs of one process. In a run of several (`torchrun`, `--processes`) only rank 0 writes,
-by the same code; when one of them dies or hangs, the others end with exit code 8 and write nothing.
+The counts at every call and of signals are of runs of one process. In a run of several (`torchrun`,
+`--processes`) only rank 0 writes, by the same code.
 
 A kill leaves the operating system alive: what it has taken, it writes. A machine that loses power may forget
 what was not yet synced. Therefore every file and folder is fsynced before it gets the name that makes it
@@ -92,7 +105,8 @@ to keep its word.
 
 def page() -> str:
     counts = json.loads(COUNTS.read_text(encoding="utf-8"))
-    return INTRODUCTION + _calls(counts) + MOMENTS + _moments(counts) + READERS + _readers(counts) + PEERS
+    random = MOMENTS + _moments(counts) + RANKS + _ranks(json.loads(KILLED.read_text(encoding="utf-8")))
+    return INTRODUCTION + _calls(counts) + random + READERS + _readers(counts) + PEERS
 
 
 def _calls(counts: dict[str, Any]) -> str:
@@ -125,6 +139,20 @@ def _moments(counts: dict[str, Any]) -> str:
             shown = ", ".join(f"{key}: {number:,}" for key, number in found.items())
             lines.append(f"| {name} | {sum(found.values()):,} | {shown} |")
     return "\n".join(lines) + "\n"
+
+
+def _ranks(found: dict[str, Any]) -> str:
+    lines = ["", "| what | cases |", "|---|---:|"]
+    lines += [f"| {name} | {number} |" for name, number in found["came_out"].items()]
+    bound, longest, median = (found[f"{name}_seconds"] for name in ("promised", "longest", "median"))
+    lines += [
+        "",
+        f"{found['kills']} kills. From the kill until every process was gone: {median} s in the middle, "
+        f"{longest} s at most; {bound:.0f} s are promised. (One that hangs but lives is noticed after ten "
+        "minutes.)",
+        machine_line(found["machine"], "make killed-ranks"),
+    ]
+    return "\n".join(lines)
 
 
 def _readers(counts: dict[str, Any]) -> str:
