@@ -21,7 +21,7 @@ is developed with. Only what is named below the table was run.
 
 def page() -> str:
     found = json.loads(FILE.read_text(encoding="utf-8"))
-    ends = list(found)
+    ends = sorted(found)  # lowest, newest
     lines = [f"| | {' | '.join(ends)} |", "|---|" + "---|" * len(ends)]
     names = dict.fromkeys(name for end in ends for name in found[end]["versions"])
     rows = {name: [found[end]["versions"].get(name, "") for end in ends] for name in names}
@@ -38,6 +38,7 @@ def page() -> str:
 
 def _details(end: str, result: dict[str, Any]) -> list[str]:
     folders = ", ".join(f"`{name}`" for name in result["rooms"])
-    lines = [f"## {end.capitalize()}", "", f"Run of `tests/`: {folders}.", ""]
+    lines = [f"## {end.capitalize()}", "", f"Run of `tests/`: {folders}."]
+    lines += [""] * bool(result["failed"] or result["skipped"])
     lines += [f"- failed: `{name}`" for name in result["failed"]]
     return lines + [f"- skipped ({count}): {reason}" for reason, count in result["skipped"].items()]
