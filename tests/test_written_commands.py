@@ -54,7 +54,10 @@ def test_every_page_with_commands_is_run() -> None:
 def test_what_needs_a_large_model_is_marked() -> None:
     for page in PAGES:
         for line, runs in commands(page):
-            large = any(word.startswith("llama") and word in bundled_recipes() for word in line.split())
+            words = line.split()
+            large = "RECIPE" in words or any(
+                word.startswith("llama") and word in bundled_recipes() for word in words
+            )
             assert not (large and runs and "train" in line), f"{page}: {line}"
 
 
