@@ -85,6 +85,7 @@ def named_after(recipe: str | None, model: str | None, data: str | None, out: Pa
     short = {"model.path": model, "data.train": data}
     if recipe is None and data is not None and out is None:
         stem = Path(data.rstrip("/")).name.partition(".")[0]
+        short["description"] = f"{Path(str(model)).name}, tuned on {Path(data).name}"
         short["name"] = re.sub(r"[^\w.-]", "-", stem).lstrip(".-") or OWN_ROWS
     return [f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None]
 

@@ -122,9 +122,9 @@ def _samples(entries: Sequence[dict[str, Any]]) -> list[str]:
         return []
     parts = [page.paragraph("the first validation rows, answered by the likeliest token each time")]
     for row, asked in by_row.items():
-        answers = [[f"step {e['step']:,}", e["answer"] + ("" if e["ended"] else " …")] for e in asked]
+        answers = {f"step {e['step']:,}": e["answer"] + ("" if e["ended"] else " …") for e in asked}
         parts.append(page.folded(f"row {row}: what is asked", page.preformatted(asked[0]["prompt"])))
-        parts.append(page.table(["", "answer"], [*answers, ["the row", asked[0]["reference"]]], words=2))
+        parts.append(page.facts_table(answers | {"the row": asked[0]["reference"]}))
     return [page.section("Answers while training", *parts)]
 
 
