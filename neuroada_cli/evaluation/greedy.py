@@ -16,6 +16,7 @@ from torch import Tensor
 WORTH = 64  # tokens that sharing has to save: it takes one more pass through the model
 # lengths of rows in a batch change what these compute: frequencies are chosen by the longest
 BY_LENGTH = ("dynamic", "longrope")
+CACHE = ("past_key_values", "cache")  # what models call it, the latter from transformers 5.24 on
 MASKED = ("eager", "sdpa")  # attention that takes any mask, also with a gap between prefix and rest
 
 
@@ -34,9 +35,10 @@ def can_leave(model: Any) -> bool:
         return False
     rope = str(getattr(model.config.get_text_config(decoder=True), "rope_parameters", ""))
     layers = DynamicCache(config=model.config).layers
+    taken = set(inspect.signature(model.forward).parameters)
     return (
-        {"position_ids", "past_key_values", "attention_mask"}
-        <= set(inspect.signature(model.forward).parameters)
+        {"position_ids", "attention_mask"} <= taken
+        and not taken.isdisjoint(CACHE)
         and bool(layers)
         and all(type(layer) is DynamicLayer for layer in layers)
         and not any(kind in rope for kind in BY_LENGTH)
@@ -81,8 +83,9 @@ class _Asked:
         from transformers import DynamicCache
 
         self._model, self._cache = model, DynamicCache(config=model.config)
-        last = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._settings = {"use_cache": True, **({"logits_to_keep": 1} if last else {})}
+        taken = inspect.signature(model.forward).parameters
+        self._settings = {"use_cache": True, **({"logits_to_keep": 1} if "logits_to_keep" in taken else {})}
+        self._settings |= {next(name for name in CACHE if name in taken): self._cache}
         count, shared = len(rows), self._worth_sharing(rows)
         if shared:
             head_BS = torch.tensor([rows[0][:shared]], device=device)
@@ -119,7 +122,6 @@ class _Asked:
 
     def _pass(self, tokens_BS: Tensor, mask_BS: Tensor, positions_BS: Tensor) -> Tensor:
         output = self._model(
-            input_ids=tokens_BS, attention_mask=mask_BS, position_ids=positions_BS,
-            past_key_values=self._cache, **self._settings,
-        )  # fmt: skip
+            input_ids=tokens_BS, attention_mask=mask_BS, position_ids=positions_BS, **self._settings
+        )
         return torch.as_tensor(output.logits[:, -1].float())

@@ -191,6 +191,13 @@ def test_its_step_is_predicted_and_measured(tmp_path: Path) -> None:
         assert row.predicted_bytes == pytest.approx(row.peak_bytes, rel=0.1), row.method
 
 
+def test_a_step_is_predicted_with_every_layer_where_some_are_left_out_at_random(tmp_path: Path) -> None:
+    folder = tiny_pairs_folder(tmp_path / "bart", "bart", encoder_layerdrop=0.5, decoder_layerdrop=0.5)
+    dropping = train.run(recipe_of(tmp_path, "bart"), dry_run=True).peak_bytes
+    tiny_pairs_folder(folder, "bart")
+    assert dropping == train.run(recipe_of(tmp_path, "bart"), dry_run=True).peak_bytes > 0
+
+
 @pytest.mark.parametrize(
     ("sections", "error", "said"),
     [
