@@ -129,7 +129,7 @@ def test_a_selection_of_other_layers_is_named(recipe: Recipe, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--plot", "x.png"], "error: --plot: shows a comparison; add --compare"),
+        (["--plot", "x.txt"], "error: --plot: x.txt is no picture"),
         (["--per-layer"], "error: --per-layer: shows a comparison; add --compare"),
         (["--compare", "magnitude,random", "--out", "x"], "error: --out: stores one selection"),
         (["--compare", "magnitude,random", "--plot", "x.txt"], "error: --plot: x.txt is no picture"),
