@@ -19,6 +19,9 @@ from transformers import (
 )
 
 torch.set_num_threads(2)
+# The first backward pass starts torch's threads for devices. Over fake tensors, builds for CUDA take it that
+# there is one, and no forked child can compute a gradient any more.
+torch.ones(1, requires_grad=True).sum().backward()
 # what a shell that starts tests in the background has ignored (`&`, nohup) children would ignore, too
 for _number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_number) == signal.SIG_IGN:

@@ -13,12 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from forked import child
+from packaging.version import Version
 
 from neuroada_cli.errors import UserError
 from neuroada_cli.ranks.group import Ranks, join, leave
 
+shards = pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.12"), reason="torch 2.11 cannot shard whole numbers"
+)
 PATIENCE = 240  # seconds
 
 

@@ -284,7 +284,8 @@ def shard(model: nn.Module, ranks: Ranks, device: torch.device) -> None:
     """Deal every parameter's rows to the ranks, block by block, and make room for this rank's (unfilled).
 
     model  on the meta device, its buffers real
-    Raises ValueError for a layer that torch cannot cut along its neurons.
+    Raises ValueError for a layer that torch cannot cut along its neurons, and with a torch that
+    deals no whole numbers.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -295,10 +296,14 @@ def shard(model: nn.Module, ranks: Ranks, device: torch.device) -> None:
         if id(layer.weight) in sideways and layer.layout.outputs % ranks.size:
             raise ValueError(f"{name} has {layer.layout.outputs} neurons, no multiple of {ranks.size}")
     mesh = init_device_mesh(device.type, (ranks.size,))
-    for name in blocks_of(name for name, _ in model.named_parameters()):
-        block = model.get_submodule(name)
-        fully_shard(block, mesh=mesh, shard_placement_fn=lambda p: Shard(1) if id(p) in sideways else None)
-    fully_shard(model, mesh=mesh, shard_placement_fn=lambda p: Shard(1) if id(p) in sideways else None)
+    blocks = [model.get_submodule(name) for name in blocks_of(name for name, _ in model.named_parameters())]
+    try:
+        for part in (*blocks, model):
+            fully_shard(part, mesh=mesh, shard_placement_fn=lambda p: Shard(1) if id(p) in sideways else None)
+    except RuntimeError as error:  # torch 2.11 wants gradients of all that it deals, of places as well
+        if "floating point dtype can require gradients" not in str(error):
+            raise
+        raise ValueError(f"torch {torch.__version__} deals no whole numbers: install a later one") from error
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # targets of all ranks were counted before

@@ -132,10 +132,15 @@ _NONE = object()
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode; afterwards in the mode it was in."""
+    """Inside, the model is in evaluation mode; afterwards in the mode it was in.
+
+    What a sharded model has put together for its last forward pass is let go; a backward pass would do it.
+    """
     training = model.training
     model.eval()
     try:
         yield
     finally:
         model.train(training)
+        if hasattr(model, "reshard"):
+            model.reshard()  # type: ignore[operator]

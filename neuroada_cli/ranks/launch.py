@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
 import sys
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 from neuroada_cli.errors import PeerError
 from neuroada_cli.machine.processor import usable_cores
@@ -32,6 +34,9 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     os.environ[LAUNCHED] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (usable_cores() or 1) // processes)))
+    # torch 2.11 has its 30 s and no way to say otherwise
+    told = any(field.name == "shutdown_timeout" for field in dataclasses.fields(LaunchConfig))
+    patience: dict[str, Any] = {"shutdown_timeout": STOP_SECONDS} if told else {}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -41,7 +46,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        shutdown_timeout=STOP_SECONDS,
+        **patience,
     )
     try:
         elastic_launch(config, sys.executable)("-m", "neuroada_cli", *arguments)

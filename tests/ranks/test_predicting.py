@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from forked_ranks import in_ranks
+from forked_ranks import in_ranks, shards
 from tiny_run import one_thread, tiny_llama_folder  # noqa: F401
 
 from neuroada_cli import hub, memory
@@ -73,6 +73,7 @@ def predicted(
     return memory.of_process(model, counts, step, processes, sharded, dtype, quantized)
 
 
+@shards
 @pytest.mark.parametrize("case", CASES)
 def test_the_peak_within_a_tenth_and_every_byte_that_is_sent(
     base: hub.Base, measured: dict[str, dict[str, int]], case: str

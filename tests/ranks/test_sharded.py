@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import pico_gpt2, pico_llama
-from forked_ranks import in_ranks
+from forked_ranks import in_ranks, shards
 from tiny_run import BYTES, SPECIAL, one_thread, tiny_llama_folder, tiny_recipe, tiny_tokenizer  # noqa: F401
 
 from neuroada_cli import files, hub
@@ -28,6 +28,7 @@ from neuroada_cli.training.log import read_metrics
 
 VOCABULARY = len(SPECIAL) + len(BYTES)
 SHARD = {"parallel": "shard"}
+pytestmark = shards
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from forked_ranks import in_ranks
+from forked_ranks import in_ranks, shards
 from tiny_run import one_thread, tiny_bert_folder, tiny_llama_folder, tiny_recipe  # noqa: F401
 from trees import tree
 
@@ -65,6 +65,14 @@ def assert_same_course(one: Path, other: Path, rtol: float = 1e-6) -> None:
     assert [a[:2] for a, _ in pairs] == [b[:2] for _, b in pairs]
     for (*_, a), (*_, b) in pairs:
         assert a == pytest.approx(b, rel=rtol)
+
+
+@pytest.mark.skipif(not shards.args[0], reason="this torch shards whole numbers")
+def test_sharding_is_refused_where_torch_cannot(llama: Path, tmp_path: Path) -> None:
+    for told in run_in(2, tiny_recipe(llama, tmp_path / "run", train={"parallel": "shard"})):
+        assert told["code"] == 2
+        assert "train.parallel=shard: torch 2.11" in told["line"]
+        assert "deals no whole numbers: install a later one; set train.parallel: replicate" in told["line"]
 
 
 @pytest.mark.parametrize("micro", [None, 2, 1])
