@@ -18,6 +18,7 @@ from neuroada_cli.hub.packaged import PACKAGED
 from neuroada_cli.hub.resolve import (
     ANSWER_SECONDS,
     HUB_ID,
+    OUTLINE,
     WEIGHT_FILES,
     ask_hub,
     check_folder,
@@ -27,8 +28,6 @@ from neuroada_cli.hub.resolve import (
 )
 from neuroada_cli.machine.cache import cache_folder
 from neuroada_cli.machine.network import hub_answers
-
-MARK = "outline.json"  # what tells an outline from a model
 
 
 def resolve_outline(path_or_id: str, revision: str | None = None, trust_remote_code: bool = False) -> Path:
@@ -55,12 +54,12 @@ def resolve_outline(path_or_id: str, revision: str | None = None, trust_remote_c
 
 
 def is_outline(folder: Path) -> bool:
-    return (folder / MARK).is_file()
+    return (folder / OUTLINE).is_file()
 
 
 def weights_of(folder: Path) -> int:
     """Bytes of the weights that an outline stands for."""
-    return int(files.read_json(folder / MARK)["nbytes"])
+    return int(files.read_json(folder / OUTLINE)["nbytes"])
 
 
 def _is_here(hub_id: str, revision: str | None) -> bool:
@@ -87,7 +86,7 @@ def _fetched(hub_id: str, revision: str | None, trust_remote_code: bool) -> Path
     sizes = [_outline(hub_id, commit, each, folder / each) for each in weights]
     for each in small:
         files.copy_file(here / each, folder / each)
-    files.write_json(folder / MARK, {"hub id": hub_id, "commit": commit, "nbytes": sum(sizes)})
+    files.write_json(folder / OUTLINE, {"hub id": hub_id, "commit": commit, "nbytes": sum(sizes)})
     return folder
 
 

@@ -13,6 +13,7 @@ from neuroada_cli.machine.network import hub_answers
 
 MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = 16 << 20, 32
 Found = TypeVar("Found", bound=Path | None)
+OUTLINE = "outline.json"  # what tells a model's outline (`hub.outline`) from the model
 ANSWER_SECONDS = 10  # for the hub to say what a model consists of
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 # The top level's small files that a model needs; weights are added, pickles and code never are.
@@ -31,6 +32,12 @@ def resolve_model(path_or_id: str, revision: str | None = None, trust_remote_cod
     """
     path = Path(path_or_id).expanduser()
     if path.is_dir():
+        if (path / OUTLINE).is_file():
+            raise ModelError(
+                "holds the headers of a model's weights and no numbers, for dry runs",
+                path_or_id,
+                "name the model itself",
+            )
         check_folder(path, trust_remote_code)
         return path
     from neuroada_cli.hub.packaged import PACKAGED

@@ -14,7 +14,8 @@ from tiny_run import tiny_llama_folder, tiny_recipe, tiny_tokenizer
 from neuroada_cli import hub
 from neuroada_cli.commands import train
 from neuroada_cli.errors import ModelError
-from neuroada_cli.hub.outline import MARK, is_outline, resolve_outline, weights_of
+from neuroada_cli.hub.outline import is_outline, resolve_outline, weights_of
+from neuroada_cli.hub.resolve import OUTLINE
 from neuroada_cli.hub.weights import open_weights
 from neuroada_cli.training import forecast
 
@@ -83,10 +84,17 @@ def test_a_model_that_is_here_is_taken_as_it_is(online: Hub, tmp_path: Path, fol
 
 def test_an_outline_that_was_torn_is_made_again(online: Hub) -> None:
     outline = resolve_outline(HUB_ID)
-    (outline / MARK).unlink()
+    (outline / OUTLINE).unlink()
     (outline / "config.json").unlink()
     assert resolve_outline(HUB_ID) == outline
     assert (outline / "config.json").is_file()
     shutil.rmtree(outline)
     with pytest.raises(ModelError, match="is neither a folder here nor a model on the hub"):
         resolve_outline("someone/else")
+
+
+def test_an_outline_is_no_model(online: Hub) -> None:
+    """Its numbers are zeros that nobody wrote: nothing may train on them, or merge into them."""
+    outline = resolve_outline(HUB_ID)
+    with pytest.raises(ModelError, match="holds the headers of a model's weights and no numbers"):
+        hub.resolve_model(str(outline))
