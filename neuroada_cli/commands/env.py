@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from neuroada_cli.machine import environment
@@ -20,5 +21,11 @@ def _cache() -> str:
     folder = cache_folder()
     home = Path.home()
     shown = f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
-    sizes = [file.lstat().st_size for file in folder.rglob("*") if file.is_file()]
+    sizes = [_taken(file.lstat()) for file in folder.rglob("*") if file.is_file()]
     return f"{shown}: {sum(sizes) / 1e6:,.1f} MB in {len(sizes)} files, which may be removed at any time"
+
+
+def _taken(about: os.stat_result) -> int:
+    """Bytes on the disk: outlines of models have the size of their weights and hardly take any."""
+    blocks = getattr(about, "st_blocks", None)  # of 512 bytes; Windows does not say
+    return about.st_size if blocks is None else min(about.st_size, 512 * blocks)

@@ -349,7 +349,9 @@ def test_env_says_what_the_cache_takes(neuroada, tmp_path: Path, monkeypatch: py
     assert "~/kept: 0.0 MB in 0 files" in neuroada("env")[1]
     (tmp_path / "kept" / "rows").mkdir(parents=True)
     (tmp_path / "kept" / "rows" / "a").write_bytes(b"0" * 1_500_000)
-    assert "~/kept: 1.5 MB in 1 files, which may be removed at any time" in neuroada("env")[1]
+    with (tmp_path / "kept" / "outline").open("wb") as sparse:
+        sparse.truncate(1 << 30)
+    assert "~/kept: 1.5 MB in 2 files, which may be removed at any time" in neuroada("env")[1]
 
 
 def test_validate_says_what_a_recipe_would_do(neuroada, capsys, tmp_path: Path) -> None:
