@@ -163,7 +163,7 @@ def run(
         )
     tell(hub.ignored_of_model(subject.folder, trusted), console.quiet)
     if subject.adapter is not None:
-        console.print(SAME_BASE, style="dim")
+        say(console, SAME_BASE, style="dim")
     remark = None
     if subject.tokenizer is not None:
         tell(hub.ignored_of_tokenizer(subject.tokenizer, trusted), console.quiet)

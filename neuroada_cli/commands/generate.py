@@ -172,10 +172,10 @@ def _load(target: str, wishes: Wishes, how: Loading, compare: bool, quiet: bool)
     with Console(stderr=True, quiet=quiet).status("loading the model"):
         loaded, models = sides(found, trained, how, compare)
     tell(hub.ignored_of_tokenizer(reader.tokenizer, how.trust_remote_code), quiet)
-    aside = Console(stderr=True, quiet=quiet, style="dim", highlight=False, soft_wrap=True)
+    aside = Console(stderr=True, quiet=quiet)
     if loaded.adapter is not None:
-        aside.print(SAME_BASE)
-    aside.print(f"asked {way.how}")
+        say(aside, SAME_BASE, style="dim")
+    say(aside, f"asked {way.how}", style="dim", markup=False)
     return Models(reader, models, way)
 
 

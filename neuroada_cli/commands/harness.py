@@ -19,6 +19,7 @@ from neuroada_cli.adapter.results import results_folder
 from neuroada_cli.evaluation import harness
 from neuroada_cli.evaluation.harness import Asked, Score
 from neuroada_cli.foreign_text import shown
+from neuroada_cli.show.notes import say
 
 
 def run(
@@ -63,7 +64,7 @@ def run(
         }
         harness.keep(folder, scores, about)
     console.print(_table(scores, f"{shown(target)}   lm-eval {about['versions']['lm_eval']}"))
-    console.print(f"scores and rows: {shown(folder)}", soft_wrap=True)
+    say(console, f"scores and rows: {shown(folder)}")
     return scores
 
 
