@@ -76,18 +76,18 @@ def _content(tokenizer: Any) -> tuple[Any, ...]:
 
 
 def _brings_code(folder: Path) -> bool:
-    return any(
-        "auto_map" in read_json(file)
-        for name in ("config.json", "tokenizer_config.json")
-        if (file := folder / name).is_file()
-    )
+    return any("auto_map" in _object(folder / name) for name in ("config.json", "tokenizer_config.json"))
 
 
-def _config(folder: Path) -> Any:
-    """What the choice may depend on in the model's config; None where the folder has none."""
-    file = folder / "config.json"
-    config = read_json(file) if file.is_file() else None
-    return {key: value for key, value in config.items() if key not in APART} if config else None
+def _config(folder: Path) -> dict[str, Any]:
+    """What the choice may depend on in the model's config."""
+    return {key: value for key, value in _object(folder / "config.json").items() if key not in APART}
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """What a JSON file says; nothing where there is none, or another value, which transformers explains."""
+    found = read_json(file) if file.is_file() else None
+    return found if isinstance(found, dict) else {}
 
 
 def _told_by(folder: Path) -> list[Path]:
