@@ -49,9 +49,8 @@ def _library() -> ctypes.CDLL | None:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if os.environ.get("NEUROADA_NATIVE") == "0" or compiler is None:
         return None
-    if os.name == "nt" or not hasattr(
-        ctypes.CDLL(None), "GOMP_parallel"
-    ):  # torch's thread pool is not visible to us
+    here = None if os.name == "nt" else ctypes.CDLL(None)  # Windows wants a name
+    if not hasattr(here, "GOMP_parallel"):  # torch's thread pool is not visible to us
         return None
     sources = [source.read_text() for source in SOURCES]
     key = hashlib.sha256("\n".join([*sources, *FLAGS, compiler, _cpu()]).encode()).hexdigest()

@@ -23,9 +23,9 @@ from neuroada_cli.hub.tokenizer_class import read_tokenizer
 from neuroada_cli.hub.weights import open_weights
 from neuroada_cli.machine.quiet import quiet_bitsandbytes
 
-# The recipe's names of data types.
-# what a tokenizer may be read from
+# Without any of these a folder has no tokenizer.
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+# The recipe's names of data types.
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
