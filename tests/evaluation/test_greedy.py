@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import pytest
 import torch
 from conftest import pico_llama
 from tiny_tokenizer import EOS, SIZE, byte_tokenizer
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from neuroada_cli.evaluation import generate as generating
@@ -40,6 +44,44 @@ def test_it_writes_what_the_library_writes(
     monkeypatch.setattr(generating, "can_leave", lambda _: False)
     assert generate(model, tokenizer, prompts, NEW, 4) == ours
     assert len({len(text) for text in ours}) > 2, "rows end at different places"
+
+
+OWN_NAME = next(
+    name for name in greedy.CACHE if name in inspect.signature(LlamaForCausalLM.forward).parameters
+)
+
+
+class Older(LlamaForCausalLM):
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past_key_values: Any,
+        use_cache: bool,
+    ) -> Any:
+        asked = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        return super().forward(**asked, **{OWN_NAME: past_key_values}, use_cache=use_cache)
+
+
+class Newer(LlamaForCausalLM):
+    def forward(  # type: ignore[override]
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any, use_cache: bool
+    ) -> Any:
+        asked = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        return super().forward(**asked, **{OWN_NAME: cache}, use_cache=use_cache)
+
+
+@pytest.mark.parametrize("kind", [Older, Newer])
+def test_the_cache_is_handed_over_by_the_name_that_a_model_has_for_it(kind: type[LlamaForCausalLM]) -> None:
+    """`past_key_values` up to transformers 5.23, `cache` afterwards, whichever is installed here."""
+    plain, tokenizer = writer(), byte_tokenizer()
+    model = kind(plain.config).eval()
+    model.load_state_dict(plain.state_dict())
+    model.generation_config.eos_token_id = EOS
+    plain.generation_config.eos_token_id = EOS
+    assert greedy.can_leave(model)
+    assert generate(model, tokenizer, PROMPTS, NEW, 6) == generate(plain, tokenizer, PROMPTS, NEW, 6)
 
 
 def test_a_row_that_has_ended_and_a_shared_prefix_take_no_more_work() -> None:

@@ -68,6 +68,21 @@ def test_a_model_that_sees_the_last_token_alone_is_refused_too() -> None:
     check_causality(model, replace(ROW, labels=1), 0)
 
 
+def test_a_model_that_sees_the_first_token_alone_is_refused_too() -> None:
+    """As where what is asked was told to reach one token too far."""
+
+    class Ahead(type(pico_llama())):  # type: ignore[misc]
+        def forward(self, input_ids: torch.Tensor, **given: object) -> object:
+            moved = input_ids.clone()
+            moved[:, 2] = input_ids[:, 3]
+            return super().forward(moved, **given)
+
+    model = Ahead(pico_llama().config)
+    model.load_state_dict(pico_llama().state_dict())
+    with pytest.raises(ModelError, match="the words that it is to write"):
+        check_causality(model, ROW, 0)
+
+
 def test_the_decoder_is_tried_where_there_is_one() -> None:
     class Ahead(T5ForConditionalGeneration):
         def forward(self, decoder_input_ids: torch.Tensor, **given: object) -> object:
