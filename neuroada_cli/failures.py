@@ -74,7 +74,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "neuroada"
-        message = " ".join(error.format_message().split()).rstrip(".")
+        message = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "")
         return _line(f"{message[:1].lower()}{message[1:]}; see `{command} --help`"), USAGE
     if out_of_memory(error):
         return f"error: out of memory; {LESS_MEMORY}", RESOURCES
