@@ -28,8 +28,7 @@ INTRODUCTION = """\
 # Command line
 
 Written by `make docs` from the commands themselves. Every command has `--help`; `--debug`, anywhere on the
-line, shows the traceback of an error. Examples that name recipes of
-large models need a GPU and the hub.
+line, shows the traceback of an error. Examples that name recipes of large models need a GPU and the hub.
 
 | exit code | meaning |
 |---|---|

@@ -44,11 +44,11 @@ def _figures() -> str:
         for row in shown
     ]
     headings = ["method", "step over the frozen floor", "peak memory", "trained"]
-    settings = rows[0]["settings"]
+    settings, machine = rows[0]["settings"], rows[0]["machine"]
     said = (
         f"SmolLM2-135M's shape, {settings['dtype']}, batches of {settings['batch']} rows of "
-        f"{settings['sequence']} tokens, all in one run on two CPU cores, PEFT "
-        f"{rows[0]['machine']['versions']['peft']}. The floor is a forward and the gradients of the inputs, "
+        f"{settings['sequence']} tokens, all in one run on {machine['cores']} CPU cores, PEFT "
+        f"{machine['versions']['peft']}. The floor is a forward and the gradients of the inputs, "
         "with nothing to train."
     )
     return f"{said}\n\n{performance_page.markdown(headings, cells)}"

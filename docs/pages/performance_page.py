@@ -11,8 +11,8 @@ from typing import Any
 
 import whole_commands
 
-from neuroada_cli.benchmarking.tables import size
 from neuroada_cli.commands.bench import NOISY
+from neuroada_cli.show.numbers import size
 
 Told = Callable[[dict[str, Any]], tuple[list[str], list[list[str]], str]]
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"

@@ -8,7 +8,7 @@ from typing import Any
 
 from performance_page import load, machine_line, markdown
 
-from neuroada_cli.benchmarking.tables import size
+from neuroada_cli.show.numbers import size
 
 COMMAND = "python benchmarks/scale.py"
 
