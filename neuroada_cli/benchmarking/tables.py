@@ -10,7 +10,7 @@ from rich.table import Table
 
 from neuroada_cli.benchmarking.rows import BenchRow
 from neuroada_cli.show import figures
-from neuroada_cli.show.numbers import share
+from neuroada_cli.show.numbers import share, size
 
 
 def table(rows: Sequence[BenchRow], title: str, parameters: int) -> Table:
@@ -76,11 +76,6 @@ def _predicted(row: BenchRow) -> str:
         return "–"
     off = round(100 * (row.predicted_bytes / row.peak_bytes - 1), 1)
     return f"{off:+.1f}%" if off else "0.0%"
-
-
-def size(nbytes: int) -> str:
-    """ "1.23 GB" (10^9), "45.6 MB", "0.5 MB"."""
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def draw(rows: Sequence[BenchRow], title: str, path: Path) -> None:

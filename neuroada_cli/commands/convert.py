@@ -22,6 +22,7 @@ from neuroada_cli.foreign_text import shown
 from neuroada_cli.hub.pickled import Shard, pickled_files, reading
 from neuroada_cli.merging.folder import copy_companions, room_beside_weights
 from neuroada_cli.show.notes import say
+from neuroada_cli.show.numbers import size
 
 CARD = "README.md"
 
@@ -127,9 +128,8 @@ def _bar(total: int, quiet: bool) -> Progress:
 
 def _show(result: ConvertResult) -> None:
     console = Console()
-    console.print(
-        f"{result.tensors:,} tensors, {result.nbytes / 1e9:.2f} GB in {result.seconds:.1f} s; every value as "
-        "it was",
-        highlight=False,
+    say(
+        console,
+        f"{result.tensors:,} tensors, {size(result.nbytes)} in {result.seconds:.1f} s; every value as it was",
     )
     say(console, f"model folder: {shown(result.out)}")

@@ -33,7 +33,7 @@ from neuroada_cli.merging import check as merge_check
 from neuroada_cli.merging.job import Job, prepare
 from neuroada_cli.merging.merge import FoldStats, Merge
 from neuroada_cli.show.notes import say, tell
-from neuroada_cli.show.numbers import describe_dtype, share
+from neuroada_cli.show.numbers import describe_dtype, share, size
 
 
 @dataclass(frozen=True)
@@ -218,10 +218,7 @@ def _show(result: MergeResult, merge: Merge, trained: torch.dtype, left: Sequenc
     if left:
         more = f" and {len(left) - 6} more" if len(left) > 6 else ""
         table.add_row("not carried over", shown(f"{', '.join(left[:6])}{more}"))
-    written = f"{result.nbytes / 1e6:.1f} MB in {result.seconds:.1f} s"
-    if result.nbytes >= 1e8:
-        speed = result.nbytes / max(result.seconds, 1e-9) / 1e9
-        written = f"{result.nbytes / 1e9:.2f} GB in {result.seconds:.1f} s ({speed:.2f} GB/s)"
-    table.add_row("written", written)
+    speed = size(round(result.nbytes / max(result.seconds, 1e-9)))
+    table.add_row("written", f"{size(result.nbytes)} in {result.seconds:.1f} s ({speed}/s)")
     table.add_row("merged model", shown(result.out))
     Console().print(table)

@@ -29,7 +29,7 @@ from neuroada_cli.selection.from_files import LayerChoice
 from neuroada_cli.selection.overlap import Overlap
 from neuroada_cli.show.figures import check_ending, drawn
 from neuroada_cli.show.notes import say, tell
-from neuroada_cli.show.numbers import share
+from neuroada_cli.show.numbers import share, size
 from neuroada_cli.tasks.registry import recipe_task
 from neuroada_cli.training import choose
 
@@ -169,12 +169,12 @@ def _show(choices: Sequence[LayerChoice], criterion: str, total: int, out: Path,
             f"{100 * used:.1f} %",
         )
     chosen = sum(c.chosen for c in choices)
-    read = sum(c.nbytes for c in choices) / 1e9
+    read = size(sum(c.nbytes for c in choices))
     console = Console()
     console.print(table)
-    console.print("inputs: how many of a layer's inputs at least one neuron chose", style="dim")
-    console.print(f"{chosen:,} of {total:,} parameters train ({share(chosen, total)})")
-    say(console, f"read {read:.2f} GB in {seconds:.1f} s; selection in {shown(out)}")
+    say(console, "inputs: how many of a layer's inputs at least one neuron chose", style="dim")
+    say(console, f"{chosen:,} of {total:,} parameters train ({share(chosen, total)})")
+    say(console, f"read {read} in {seconds:.1f} s; selection in {shown(out)}")
 
 
 def group_choices(choices: Sequence[LayerChoice]) -> list[list[LayerChoice]]:

@@ -26,3 +26,8 @@ def clock(seconds: float) -> str:
 def counted(number: int, one: str, many: str | None = None) -> str:
     """ "1 step", "1,200 steps"."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def size(nbytes: int) -> str:
+    """ "1.23 GB" (10^9), "45.6 MB", "0.5 MB"."""
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"

@@ -12,7 +12,7 @@ from neuroada_cli.data.encoding import EncodeReport
 from neuroada_cli.delta.targets import ALL_LINEAR, parameter_name, target_of, targets_of
 from neuroada_cli.hub.outline import is_outline, weights_of
 from neuroada_cli.hub.stored import main_dtype, rounded_by
-from neuroada_cli.show.numbers import describe_dtype
+from neuroada_cli.show.numbers import describe_dtype, size
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.samples import why_none
 from neuroada_cli.training.settings import dtype_of
@@ -47,8 +47,8 @@ def remarks(checked: Checked) -> Iterator[str]:
 def _of_weights(checked: Checked) -> Iterator[str]:
     """What training does to the base before it begins."""
     if is_outline(checked.base.folder):
-        size = weights_of(checked.base.folder)
-        yield f"the weights are not on this machine: {size / 1e9:.2f} GB are fetched when they are needed"
+        weights = size(weights_of(checked.base.folder))
+        yield f"the weights are not on this machine: {weights} are fetched when they are needed"
         return
     wanted, own = dtype_of(checked.recipe), main_dtype(checked.base.weights)
     if torch.promote_types(own, wanted) == wanted:

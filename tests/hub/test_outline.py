@@ -17,6 +17,7 @@ from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.outline import is_outline, resolve_outline, weights_of
 from neuroada_cli.hub.resolve import OUTLINE
 from neuroada_cli.hub.weights import open_weights
+from neuroada_cli.show.numbers import size
 from neuroada_cli.training import forecast
 
 HUB_ID = "someone/large-llama"
@@ -69,7 +70,8 @@ def test_a_dry_run_fetches_no_weights_and_tells_what_it_would(
     assert (found.trainable, found.total, found.steps) == (local.trainable, local.total, local.steps)
     assert found.peak_bytes == local.peak_bytes
     told = capsys.readouterr()
-    assert "the weights are not on this machine: 0.00 GB are fetched when they are needed" in told.err
+    weights = size(sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+    assert f"the weights are not on this machine: {weights} are fetched when they are needed" in told.err
     whole = [line for line in online.asked if line.startswith("GET") and line.endswith(".safetensors")]
     assert len(whole) == len(online.ranges)
     assert not (tmp_path / "run").exists()
