@@ -12,7 +12,8 @@ import math
 import re
 import threading
 from collections.abc import Callable
-from decimal import Decimal
+
+from neuroada_cli.tasks.numerals import as_mathematics
 
 NUMBER = re.compile(r"-?\d+\.?\d*")
 LETTERS = re.compile(r"[A-E]")
@@ -124,21 +125,6 @@ def strict_letter(completion: str, reference: str) -> bool:
 HEDGE = re.compile(r"\d[\d.,/]*\W{0,3}\s+or\s+\W{0,3}\d[\d.,/]*(?:\s+[^\W\d]+)?\W*$")
 
 
-# A plus sign that adds to nothing, a power of ten, and a question that the model goes on to ask itself.
-PLUS = re.compile(r"(?<![\w.)\]}$])(?<![\d)\]}$]\s)\+(?=\$?\d)")
-POWER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,2})(?!\w|\.\d)")
-MINUS = "\N{MINUS SIGN}"
-NEXT_QUESTION = re.compile(r"\n\s*(?:#+\s*)?(?:question|instruction|q)\s*:", re.IGNORECASE)
-
-
-def as_mathematics(completion: str) -> str:
-    """A completion up to the next question that it makes up, with numbers as mathematics writes them:
-    4 for +4, 1500 for 1.5e3 and a plain minus for a typographic one, none of which math-verify reads.
-    """
-    text = (NEXT_QUESTION.split(completion, maxsplit=1)[0] or completion).replace(MINUS, "-")
-    return POWER.sub(lambda found: f"{Decimal(found[0]):f}", PLUS.sub("", text))
-
-
 def can_verify() -> bool:
     """Whether the package behind `strict_number` is installed."""
     return importlib.util.find_spec("math_verify") is not None
@@ -159,5 +145,5 @@ def strict_number(completion: str, reference: str) -> bool:
     # only the main thread gets.
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would tell of every answer it gave up
     limit = VERIFY_SECONDS if threading.current_thread() is threading.main_thread() else None
-    gold = parse(reference, parsing_timeout=limit)
+    gold = parse(as_mathematics(reference), parsing_timeout=limit)
     return bool(verify(gold, parse(completion, parsing_timeout=limit), timeout_seconds=limit))
