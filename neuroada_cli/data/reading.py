@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from neuroada_cli.data import formats
 from neuroada_cli.data.formats import PACKED, STATE, Row
+from neuroada_cli.data.one_object import rows_of
 from neuroada_cli.errors import DataError
 from neuroada_cli.files import strict_json
 
@@ -18,8 +19,7 @@ __all__ = ["ENDINGS", "FileRows", "Row", "read_as", "read_file"]
 
 PLAIN = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 ENDINGS = (*PLAIN, *(f"{plain}{packed}" for plain in PLAIN for packed in PACKED), ".parquet", ".arrow")
-# lists of objects that are a part of one row, so that an object with one is a row and no list of rows
-OF_ONE_ROW = {"messages", "conversations", "prompt", "completion", "tools", "functions", "history"}
+KINDS = {"list": "a list", "str": "text", "int": "a number", "float": "a number", "NoneType": "null"}
 
 
 class FileRows(NamedTuple):
@@ -66,46 +66,17 @@ def _read_as(file: Path, name: str, where: str, key: str | None) -> FileRows:
         return FileRows(*formats.lines_of_text(data, where))
     if data.lstrip()[:1] == b"[":
         return FileRows(_json_array(data, where))
-    if name.endswith(".json") and data.lstrip()[:1] == b"{" and not _is_object(data.split(b"\n", 1)[0]):
-        return _listed(_json_object(data, where), where, key)
+    first = data.lstrip().split(b"\n", 1)[0]
+    if first[:1] == b"{" and not _is_object(first):
+        row = _json_object(data, where, name.endswith(".json"))
+        if row is not None:
+            inner, under = rows_of(row, where, key)
+            return FileRows(inner, key=under)
     rows, lines = _json_lines(data, where)
     if len(rows) == 1 and (name.endswith(".json") or key is not None):
-        found = _listed(rows[0], where, key)
-        return found if found.key is not None else found._replace(lines=lines)
+        inner, under = rows_of(rows[0], where, key)
+        return FileRows(inner, key=under) if under is not None else FileRows(inner, lines)
     return FileRows(rows, lines)
-
-
-def _listed(row: Row, where: str, key: str | None) -> FileRows:
-    """What a file that is one object holds: the rows under a key, or the one row that it is.
-
-    Raises DataError for several lists of objects, of which one would have to be chosen, for a key that names
-    none, and for columns that lie side by side.
-    """
-    lists = [name for name, value in row.items() if _is_rows(value)]
-    named = ", ".join(name[:40] for name in lists)
-    if key is not None:
-        if key not in lists:
-            have = f"it has rows under {named}" if lists else "none of its values is a list of objects"
-            raise DataError(f"holds no rows under {key[:40]!r}: {have}", where, "mend data.field")
-        return FileRows(list(row[key]), key=key)
-    if OF_ONE_ROW.intersection(row):
-        return FileRows([row])
-    if len(lists) > 1:
-        raise DataError(
-            f"is one object with several lists of rows ({named})",
-            where,
-            "name one with data.field, or give each a file of its own",
-        )
-    if lists:
-        return FileRows(list(row[lists[0]]), key=lists[0])
-    if len(row) > 1 and all(isinstance(value, dict | list) and len(value) > 1 for value in row.values()):
-        columns = ", ".join(name[:40] for name in list(row)[:4])
-        raise DataError(f"is one object of whole columns ({columns})", where, "write one object a row")
-    return FileRows([row])
-
-
-def _is_rows(value: object) -> bool:
-    return isinstance(value, list) and value != [] and all(isinstance(each, dict) for each in value)
 
 
 def _is_object(line: bytes) -> bool:
@@ -116,17 +87,21 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _json_object(data: bytes, where: str) -> Row:
-    """One object over several lines."""
+def _json_object(data: bytes, where: str, must_be: bool) -> Row | None:
+    """One object over several lines; None where the file is none, and need not be one."""
     try:
         row: Row = strict_json.parse(data)
     except ValueError as error:
-        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
-            raise DataError(
-                "several objects, each over more than one line, are no JSON", f"{where}:{error.lineno}",
-                "write one object a line, or all in a list",
-            ) from None  # fmt: skip
-        raise formats.json_error(error, data, where) from None
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and error.lineno > 1:
+            if error.doc[error.pos :].startswith("{"):
+                raise DataError(
+                    "several objects, each over more than one line, are no JSON", f"{where}:{error.lineno}",
+                    "write one object a line, or all in a list",
+                ) from None  # fmt: skip
+            must_be = True
+        if must_be:
+            raise formats.json_error(error, data, where) from None
+        return None
     return row
 
 
@@ -137,7 +112,7 @@ def _json_array(data: bytes, file: str) -> list[Row]:
         raise formats.json_error(error, data, file) from None
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise DataError(f"row {number} is a {type(row).__name__}, not an object", file)
+            raise DataError(f"row {number} is {_kind(row)}, not an object", file)
     return list(rows)
 
 
@@ -162,9 +137,9 @@ def _json_lines(data: bytes, file: str) -> tuple[list[Row], list[int]]:
 
 def _parse_line(line: bytes, rows: list[Row]) -> str | None:
     """Adds the line's row; or says what is wrong with it."""
-    if b"\0" in line:
-        return "holds a NUL byte"
     try:
+        if "\0" in line.decode():
+            return "holds a NUL byte"
         row = strict_json.parse(line)
     except UnicodeDecodeError:
         return "not UTF-8 text"
@@ -173,6 +148,10 @@ def _parse_line(line: bytes, rows: list[Row]) -> str | None:
     except ValueError as error:
         return f"not valid JSON: {error}"
     if not isinstance(row, dict):
-        return f"is a {type(row).__name__}, not an object"
+        return f"is {_kind(row)}, not an object"
     rows.append(row)
     return None
+
+
+def _kind(value: object) -> str:
+    return KINDS.get(type(value).__name__, "true or false")

@@ -97,6 +97,11 @@ class Rows:
         return f"{self.label} is one object: its rows are those under {self.key[:40]!r}"
 
     @property
+    def place(self) -> str:
+        """The source for messages about its rows."""
+        return self.source if self.key is None else f"{self.source}, under {self.key[:40]!r}"
+
+    @property
     def label(self) -> str:
         """The source for result files, which others read: of a path on this machine only the end."""
         path = Path(self.source)
@@ -108,7 +113,7 @@ def load_rows(
 ) -> Rows:
     """The rows of a source.
 
-    source    `set` or `set:split`; a set is looked for in data_dir, then as a file or folder, then among
+    source    `set` or `set:split` (`file:key`); a set is looked for in data_dir, then as a file or folder, then among
               KNOWN_SETS, then as a hub id or URL; a folder may hold class folders of pictures instead of rows
     split     used when the source names none
     data_dir  searched first; without it $NEUROADA_DATA
@@ -121,6 +126,8 @@ def load_rows(
     name, split = split_source(source, split)
     file, places = _find_here(name, split, data_dir)
     if file is not None:
+        if source != name and file in places:  # rows.json:test, the rows of a file that are under test
+            key = split
         partial = file not in places and bool(PART.match(file.name))
         return replace(_checked(read_file(file, key), str(file)), partial=partial)
     for place in places:

@@ -73,7 +73,7 @@ class DataSection(Section):
     field: str | None = Field(
         None,
         description="Under which key the rows of `train` and `validation` lie in a file that is one JSON "
-        "object; empty: its only list of objects.",
+        "object (`data.rows`: a key within a key); empty: its only list of objects.",
     )
     limit: int | None = Field(None, ge=1, description="Use only this many training rows (seeded choice).")
     validation_limit: int | None = Field(None, ge=1, description="Use only this many validation rows.")

@@ -87,10 +87,10 @@ def shaped(task: Task, rows: Rows, habits: Habits, tokenizer: Any) -> Task:
     form, columns = habits.form, habits.columns
     first = rows.rows[0]
     if form is None:
-        form, recognised = recognise(renamed_or_as_it_is(first, columns), rows.source, habits.notes)
+        form, recognised = recognise(renamed_or_as_it_is(first, columns), rows.place, habits.notes)
         columns = columns or recognised
     elif not columns:
-        columns = _columns_of(form, first, rows.source, habits.notes)
+        columns = _columns_of(form, first, rows.place, habits.notes)
     habits.notes.forms.add(form)
     shape = _chat_shape(tokenizer, habits) if form == "chat" else _plain_shape(form, habits.notes)
     return replace(

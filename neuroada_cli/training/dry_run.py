@@ -28,15 +28,17 @@ def show(checked: Checked, console: Console, ranks: Ranks = ALONE, why: str = ""
     size = f"longest {counts.longest} tokens{cut}" if counts.tokens else "a picture each"
     lines = [
         f"{plan.trainable:,} of {plan.total:,} parameters train ({share(plan.trainable, plan.total)})",
-        f"{counts.rows:,} rows from {rows.train_source}; {size}",
-        f"validation: {held.rows:,} rows from {rows.validation_source}" if held else "no validation rows",
+        f"{counted(counts.rows, 'row')} from {rows.train_source}; {size}",
+        f"validation: {counted(held.rows, 'row')} from {rows.validation_source}"
+        if held
+        else "no validation rows",
         f"{counted(plan.steps, 'optimizer step')} of {counted(recipe.train.batch_size, 'row')}",
     ]
     if not ranks.alone:
         holds = "its share of every layer's neurons" if ranks.sharded else "the whole model"
         lines.append(f"{ranks.size} processes, each with {holds} and a part of every step's rows ({why})")
     if rows.dropped:
-        lines.insert(2, f"{rows.dropped:,} rows left out: test sets ask them, too")
+        lines.insert(2, f"{counted(rows.dropped, 'row')} left out: test sets ask them, too")
     for line in lines:
         say(console, shown(line))
     idle = without_a_row(recipe, ranks.size)

@@ -83,8 +83,8 @@ def _rows(checked: Checked) -> dict[str, str]:
     counts, held = rows.train_report, rows.validation_report
     protocol = get_protocol(data.protocol)
     found = {
-        "training": f"{counts.rows:,} rows from {rows.train_source}",
-        "validation": f"{held.rows:,} rows from {rows.validation_source}" if held else "none",
+        "training": f"{counted(counts.rows, 'row')} from {rows.train_source}",
+        "validation": f"{counted(held.rows, 'row')} from {rows.validation_source}" if held else "none",
         "task and protocol": f"{data.task}, {protocol.name} (loss on {protocol.loss_mask})",
         "sha256": rows.hashes["train"],
     }

@@ -93,6 +93,35 @@ def test_one_of_several_lists_is_named(tmp_path: Path) -> None:
     assert read_file(tmp_path / "rows.json", "test").rows == [{"a": 2}]
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("key", [None, "meta.of.rows"])
+def test_rows_under_a_key_within_a_key(tmp_path: Path, indent: int | None, key: str | None) -> None:
+    """Names may hold full stops themselves."""
+    (tmp_path / "rows.json").write_text(json.dumps({"v": 1, "meta": {"of.rows": [{"a": 1}]}}, indent=indent))
+    assert read_file(tmp_path / "rows.json", key) == ([{"a": 1}], None, "meta.of.rows")
+
+
+ROWS_THEMSELVES: list[dict[str, object]] = [
+    {"instruction": "a", "output": "b", "examples": [{"x": 1}]},
+    {"question": "a", "answer": "b", "sources": [{"x": 1}]},
+    {"messages": [{"role": "user", "content": "a"}], "tools": [{"name": "f"}]},
+    {"prompt": [{"role": "user", "content": "a"}], "completion": "b"},
+    {"text": "a", "meta": {"n": 1}},
+]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("row", ROWS_THEMSELVES)
+def test_one_object_that_is_a_row(tmp_path: Path, row: dict[str, object], indent: int | None) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps(row, indent=indent))
+    assert read_file(tmp_path / "rows.json").rows == [row]
+
+
+def test_one_object_over_several_lines_by_another_name(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(INSIDE, indent=1))
+    assert read_file(tmp_path / "rows.jsonl").rows == INSIDE["data"]
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.json"])
 def test_a_key_that_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"a": 1}\n{"a": 2}\n' if name != "rows.json" else '{"a": [{"x": 1}]}')
@@ -105,6 +134,24 @@ BAD = {
     "columns.json": (b'{"a": ["x", "y"], "b": ["z", "w"]}', "columns.json", "whole columns (a, b)"),
     "pandas.json": (b'{"a": {"0": 1, "1": 2},\n"b": {"0": 3, "1": 4}}', "pandas.json", "whole columns"),
     "two.json": (b'{\n"a": [{"x": 1}],\n"b": [{"x": 2}]}', "two.json", "several lists of rows (a, b)"),
+    "rows.json": (
+        b'{"0": {"prompt": "a", "output": "b"}, "1": {"prompt": "c", "output": "d"}}',
+        "rows.json",
+        "rows, each under a name of its own (0, 1)",
+    ),
+    "asked.json": (b'{"prompt": ["x", "y"], "completion": ["z", "w"]}', "asked.json", "whole columns"),
+    "frame.json": (
+        b'{"prompt": {"0": "a", "1": "b"}, "completion": {"0": "c", "1": "d"}}',
+        "frame.json",
+        "whole columns (prompt, completion)",
+    ),
+    "empty.json": (b'{"v": 1, "data": []}', "empty.json", "its list 'data' holds nothing"),
+    "texts.json": (b'{"v": 1, "data": ["a", "b"]}', "texts.json", "its list 'data' holds no objects alone"),
+    "depths.json": (b'{"a": {"b": [{"x": 1}]}, "c": [{"x": 1}]}', "depths.json", "lists of rows (a.b, c)"),
+    "behind.json": (b'{\n"a": 1},\n', "behind.json:2", "not valid JSON: Extra data"),
+    "wide.json": ('{"a": "é"}'.encode("utf-16"), "wide.json:1", "not UTF-8"),
+    "spread.jsonl": (b'{\n"a": 1}\n{\n"a": 2}', "spread.jsonl:3", "several objects"),
+    "null.json": (b"null", "null.json:1", "is null, not an object"),
     "cut.json": (b'{\n"a": [\n{"x": 1},\n', "cut.json:", "not valid JSON"),
     "objects.json": (b'{\n"a": 1}\n{\n"a": 2}', "objects.json:3", "several objects"),
     "ragged.csv": (b"a,b\n1,2\n1,2,3\n4\n", "ragged.csv:3", "(2 of 3 rows)"),

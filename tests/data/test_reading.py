@@ -24,7 +24,7 @@ BAD_LINES = {
     b'{"a": "\0"}': "NUL",
     b'{"a": "\\ud800"}': "surrogate",
     b"[1]": "is a list, not an object",
-    b'"text"': "is a str, not an object",
+    b'"text"': "is text, not an object",
     b"{" * 100_000: "not valid JSON",
     b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}": "not valid JSON",
     b'{"a": ' + b"1" * 5000 + b"}": "not valid JSON",
@@ -71,7 +71,7 @@ def test_a_byte_order_mark_and_windows_lines_do_no_harm(tmp_path: Path) -> None:
     [
         ("a.json", b'[{"a": 1},\n {"a": }]', r"a\.json:2: not valid JSON"),
         ("a.json", b'[{"a": 1},\n\n {"a": "\xff"}]', r"a\.json:3: not UTF-8"),
-        ("a.json", b'[{"a": 1}, 7]', "row 1 is a int, not an object"),
+        ("a.json", b'[{"a": 1}, 7]', "row 1 is a number, not an object"),
         ("a.json", b'[{"a": "\\udfff"}]', "surrogate"),
         ("a.jsonl.xz", b"not packed", "not a whole .xz"),
         ("a.jsonl.xz", lzma.compress(GOOD * 99)[:-20], "not a whole .xz"),

@@ -58,6 +58,20 @@ def test_a_source_is_a_file_a_folder_or_a_split_of_one(tmp_path: Path) -> None:
     assert split_source("http://host:80/x", "train") == ("http://host:80/x", "train")
 
 
+def test_a_source_names_the_list_within_a_file_that_is_one_object(tmp_path: Path) -> None:
+    (tmp_path / "two.json").write_text(json.dumps({"train": ROWS, "test": ROWS[:2]}))
+    assert load_rows(f"{tmp_path}/two.json:test", "train").rows == ROWS[:2]
+    assert load_rows(f"{tmp_path}/two.json:test", "validation", key="train").rows == ROWS[:2]
+    assert load_rows(f"{tmp_path}/two.json", "validation", key="train").rows == ROWS
+    with pytest.raises(DataError, match="several lists of rows") as failure:
+        load_rows(f"{tmp_path}/two.json", "train")
+    assert failure.value.fix == "name one: data.field: train, or two.json:train as the source"
+    with pytest.raises(DataError, match="holds no rows under 'tset'"):
+        load_rows(f"{tmp_path}/two.json:tset", "train")
+    with pytest.raises(DataError, match="is not one JSON object with rows under 'test'"):
+        load_rows(f"{write(tmp_path / 'rows.jsonl')}:test", "train")
+
+
 def test_the_hash_is_of_the_rows_not_of_the_file(tmp_path: Path) -> None:
     plain, packed = write(tmp_path / "a.jsonl"), write(tmp_path / "a.jsonl.xz")
     hashes = {load_rows(str(f), "train").sha256 for f in (plain, packed)}
