@@ -113,8 +113,8 @@ def load_rows(
 ) -> Rows:
     """The rows of a source.
 
-    source    `set` or `set:split` (`file:key`); a set is looked for in data_dir, then as a file or folder, then among
-              KNOWN_SETS, then as a hub id or URL; a folder may hold class folders of pictures instead of rows
+    source    `set` or `set:split` (`file:key`); a set is looked for in data_dir, then as a file or folder,
+              then among KNOWN_SETS, then as a hub id or URL; a folder may hold class folders of pictures
     split     used when the source names none
     data_dir  searched first; without it $NEUROADA_DATA
     key       under which the rows of a file that is one JSON object lie; None: its only list of objects
