@@ -39,6 +39,7 @@ from neuroada_cli.adapter.config import (
 from neuroada_cli.delta.finite import all_finite, broken_row
 from neuroada_cli.delta.index import size
 from neuroada_cli.errors import ModelError, NumericsError
+from neuroada_cli.hub.tokenizer_class import without_calls
 from neuroada_cli.methods import METHODS
 from neuroada_cli.methods.facts import NEUROADA
 from neuroada_cli.selection.file import (
@@ -130,6 +131,7 @@ def write_adapter(
     files.write_tensors(folder / TENSORS, tensors, METADATA)
     files.write_json(folder / CONFIG, config)
     if tokenizer is not None:
+        tokenizer = without_calls(tokenizer)
         tokenizer.save_pretrained(folder)
     if recipe_yaml is not None:
         files.write_text(folder / RECIPE, recipe_yaml)

@@ -25,6 +25,7 @@ from neuroada_cli.data.encoding import EncodeReport
 from neuroada_cli.errors import UserError
 from neuroada_cli.files.cached import keep_to, used
 from neuroada_cli.hub.endings import endings
+from neuroada_cli.hub.tokenizer_class import without_calls
 from neuroada_cli.machine.cache import cache_folder
 
 MANY = 1000  # rows, below which encoding is as fast as looking
@@ -64,7 +65,7 @@ def _state(tokenizer: Any) -> str | None:
     """Everything that a tokenizer's result depends on; None for one that does not say it, or whose code is
     not transformers' own.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend = getattr(without_calls(tokenizer), "backend_tokenizer", None)
     kind = type(tokenizer)
     if backend is None or not kind.__module__.startswith("transformers."):
         return None

@@ -52,6 +52,19 @@ def _by(folder: Path) -> Any:
     return read
 
 
+def without_calls(tokenizer: Any) -> Any:
+    """The tokenizer without what its last call left in it.
+
+    A call with `truncation` or `padding` stays set in the library's tokenizer, and in the tokenizer.json that
+    is saved afterwards: readers without transformers, which sets both anew in each call, would cut all texts.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    return tokenizer
+
+
 def _record(made: Any, folder: Path) -> dict[str, str] | None:
     """The class, where it alone gives the same tokenizer; None where AutoTokenizer does more than that."""
     record = {"class": type(made).__name__}

@@ -21,6 +21,7 @@ from tiny_adapter import (
     tiny_adapter,
     write,
 )
+from tiny_tokenizer import byte_tokenizer
 
 from neuroada_cli import files
 from neuroada_cli.adapter.folder import Adapter, read_adapter, write_adapter
@@ -289,6 +290,22 @@ def test_what_was_left_out_stands_on_the_card_and_comes_back(tmp_path: Path) -> 
     (tmp_path / "adapter" / CONFIG).write_text(json.dumps(poked))
     reseal(tmp_path / "adapter")
     assert "settings.left_out" in refusal(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    "call", [{"truncation": True, "max_length": 3}, {"padding": "max_length", "max_length": 99}]
+)
+def test_a_saved_tokenizer_keeps_no_setting_of_a_call(tmp_path: Path, call: dict[str, Any]) -> None:
+    """Who reads tokenizer.json without transformers would cut or fill up every text."""
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    found = []
+    for name in ("before", "after"):
+        with files.atomic_folder(tmp_path / name) as temporary:
+            write_adapter(temporary, tiny_adapter(), tokenizer)
+        found.append((tmp_path / name / "tokenizer.json").read_bytes())
+        tokenizer("a row of some length", **call)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "vocab.txt", "spiece.model"])

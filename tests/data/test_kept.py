@@ -63,6 +63,14 @@ def test_whatever_changes_leads_to_another_file(cache: Path) -> None:
     assert len(list(cache.iterdir())) == 9
 
 
+def test_an_earlier_call_of_the_tokenizer_changes_nothing(cache: Path) -> None:
+    tokenizer = byte_tokenizer()
+    encoded(rows(), tokenizer)
+    tokenizer("cut to three", truncation=True, max_length=3)
+    encoded(rows(), tokenizer)
+    assert len(list(cache.iterdir())) == 1
+
+
 @pytest.mark.parametrize("broken", [b"", b"\0" * 64, b"whole but for a byte", b"shorter"])
 def test_a_broken_file_is_made_again(cache: Path, broken: bytes) -> None:
     encoded(rows())
