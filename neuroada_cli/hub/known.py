@@ -1,7 +1,8 @@
 """What was found out of a model's files before: kept in the cache folder, for later commands.
 
 Asking needs transformers' code, whose import alone takes seconds of processor time; yet the answer follows
-from the bytes of a few files and the versions of the packages, which are what it is kept under.
+from the bytes of a few files and the versions of the packages, which are what it is kept under. Where code of
+ours decides as well, its own bytes belong to what it is kept under (`code_of`).
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 from neuroada_cli import files
 from neuroada_cli.errors import UserError
+from neuroada_cli.files.cached import keep_to
 from neuroada_cli.machine.cache import cache_folder
 
 T = TypeVar("T")
+MOST_BYTES = 256 << 20  # of each kind of answer
 PACKAGES = ("torch", "transformers", "tokenizers", "neuroada-cli")
 
 
@@ -47,7 +51,16 @@ def known(
         with suppress(UserError, OSError):  # a cache that cannot be written costs time and nothing else
             file.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(file, record)
+            keep_to(file.parent, ".json", MOST_BYTES)
     return found
+
+
+@cache
+def code_of(*rooms: str) -> str:
+    """A hash of the code in these folders of the package."""
+    package = Path(__file__).parents[1]
+    sources = sorted(source for room in rooms for source in (package / room).rglob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 def _key(told_by: Sequence[Path], about: object) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from neuroada_cli import memory
 from neuroada_cli.foreign_text import shown
+from neuroada_cli.hub.known import known
 from neuroada_cli.machine.memory import memory_in_use
 from neuroada_cli.ranks.group import ALONE
 from neuroada_cli.recipe.keys import described_keys
@@ -21,7 +22,7 @@ from neuroada_cli.show.notes import say
 from neuroada_cli.show.numbers import clock, counted, share
 from neuroada_cli.training.pace import pace
 from neuroada_cli.training.parallel import ROOM, memory_of, of_processes, why_not_sharded, without_a_row
-from neuroada_cli.training.plan import largest_step, predicted_memory
+from neuroada_cli.training.plan import as_asked, largest_step, predicted_memory
 from neuroada_cli.training.preflight import Checked
 
 MANY = 4096  # rows of a forward pass, beyond which nobody asks
@@ -56,7 +57,7 @@ def dry_run(
         _say(console, f"memory     is not predicted: {ways}")
         return None
     _say_of_what(checked, processes, console)
-    own = memory_in_use(checked.device)
+    own = _own_memory(checked)
     console.print(_memory_table(ways, recipe.train.method, own))
     if processes == 1:
         _say_fit(checked, ways["GB"].peak, own, console)
@@ -110,16 +111,31 @@ def _at(values: Any, key: str) -> Any:
 # Time and memory
 
 
+def _own_memory(checked: Checked) -> int:
+    """Bytes of the process itself, the model's code among them, which a dry run may have done without."""
+    about = as_asked(checked.recipe, checked.base, checked.plan)
+    if checked.device != "cpu" or about is None:
+        return memory_in_use(checked.device)
+
+    def with_code() -> int:
+        _ = checked.base.skeleton
+        return memory_in_use("cpu")
+
+    told_by, rows = [checked.base.folder / "config.json"], checked.rows.hashes
+    return known("processes", told_by, [*about, rows], with_code, int, int)
+
+
 def _say_time(checked: Checked, console: Console) -> None:
     found = pace(checked)
     if isinstance(found, str):
         _say(console, f"time       is not estimated: {found}")
         return
     where = "this machine's CPU" if checked.device == "cpu" else "this GPU"
+    when = "" if found.when is None else f", timed at {found.when:%H:%M}"
     _say(
         console,
         f"time       about {clock(found.seconds)} on {where}, evaluations and saving apart "
-        f"({found.tokens_per_s:,.0f} tokens/s, from steps of a few blocks with random weights)",
+        f"({found.tokens_per_s:,.0f} tokens/s, from steps of a few blocks with random weights{when})",
     )
 
 
@@ -148,18 +164,32 @@ def _say_fit(checked: Checked, peak: int, own: int, console: Console) -> None:
 def _most_rows(checked: Checked, room: int, rows: int, peak: int) -> int | None:
     """The most rows whose step takes no more than `room`, where so many `rows` take `peak` bytes.
 
-    Memory is nearly a straight line in the rows: the line through two predictions says where it meets the
-    room, and a third one makes sure.
+    Memory is nearly a straight line in the rows: the line through two predictions says about where it meets
+    the room, and the line to a third one, of a round number beyond, says where. Round, because what is free
+    changes all the time: so the next dry run most often asks what is known already.
     """
     twice = _peak_of(checked, 2 * rows)
     if twice is None:
         return None
     slope = max(1, (twice - peak) // rows)
-    most = max(0, min(MANY, rows + (room - peak) // slope))
-    there = _peak_of(checked, most) if most else 0
+    about = rows + (room - peak) // slope
+    if about <= 2 * rows:
+        there = _peak_of(checked, about) if about > 0 else 0
+        if there is None:
+            return None
+        return max(0, about if there <= room else about - 1 - (there - room) // slope)
+    beyond = min(MANY, _rounded_up(about))
+    there = _peak_of(checked, beyond)
     if there is None:
         return None
-    return most if there <= room else max(0, most - 1 - (there - room) // slope)
+    slope = max(1, -(-(there - twice) // (beyond - 2 * rows)))
+    return beyond if there <= room else 2 * rows + max(0, room - twice) // slope
+
+
+def _rounded_up(count: int) -> int:
+    """To one digit."""
+    step: int = 10 ** (len(str(count)) - 1)
+    return -(-count // step) * step
 
 
 def _peak_of(checked: Checked, size: int) -> int | None:

@@ -6,22 +6,27 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from neuroada_cli import memory
-from neuroada_cli.data.batch import Batch, collate
+from neuroada_cli.data.batch import Batch, Encoded, collate
 from neuroada_cli.delta.targets import target_of
 from neuroada_cli.errors import UserError
+from neuroada_cli.hub.known import known
 from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.loop.optim import adamw
 from neuroada_cli.loop.recomputing import enable_checkpointing
 from neuroada_cli.loop.step import train_step
+from neuroada_cli.machine.processor import cpu_name
 from neuroada_cli.memory.depth import Stack, alike_blocks
 from neuroada_cli.ranks.group import ALONE
 from neuroada_cli.training.parallel import memory_of
-from neuroada_cli.training.plan import kept_per_neuron
+from neuroada_cli.training.plan import as_asked, kept_per_neuron
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.settings import dtype_of, loop_settings
 
@@ -29,18 +34,22 @@ TRIED = (1, 3)  # blocks of the models that step; the others follow from their d
 MOST_PRODUCTS = {"cpu": 2e11, "cuda": 2e13}  # multiplications of one step, so that a dry run stays short
 SPREAD = 0.02  # of random weights
 REPEATS = 2
+KEPT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class Pace:
-    """seconds of the whole training, without evaluations and saving; tokens per second, of real ones."""
+    """seconds of the whole training, without evaluations and saving; tokens per second, of real ones; when
+    they were timed, if not just now.
+    """
 
     seconds: float
     tokens_per_s: float
+    when: datetime | None = None
 
 
 def pace(checked: Checked) -> Pace | str:
-    """The time of all steps; or why it is not estimated."""
+    """The time of all steps; or why it is not estimated. What was timed within a day is not timed again."""
     recipe, plan = checked.recipe, checked.plan
     if recipe.model.quantization is not None:
         return "a base in " + recipe.model.quantization + " is not timed before it is loaded"
@@ -50,6 +59,55 @@ def pace(checked: Checked) -> Pace | str:
         return "what pictures take is known from their values"
     kept = kept_per_neuron(recipe, plan)
     counts = {name: kept if isinstance(kept, int) else kept[name] for name in plan.sizes.shapes}
+    about, now = as_asked(recipe, checked.base, plan), datetime.now()
+
+    def time_it() -> _Timed | str:
+        found = _per_token(checked, counts)
+        return found if isinstance(found, str) else _Timed(found, now)
+
+    if about is None:
+        timed = time_it()
+    else:
+        about += [counts, *_timed_by(checked)]
+        told_by = [checked.base.folder / "config.json"]
+        timed = known("paces", told_by, about, time_it, _as_record, partial(_as_timed, now=now))
+    if isinstance(timed, str):
+        return timed
+    when = timed.when if timed.when != now else None
+    return Pace(timed.per_token * _tokens(checked), 1 / timed.per_token, when)
+
+
+class _Timed(NamedTuple):
+    """Seconds of a step per token, and when they were found."""
+
+    per_token: float
+    when: datetime
+
+
+def _as_record(timed: _Timed | str) -> dict[str, Any] | None:
+    return None if isinstance(timed, str) else {"seconds": timed.per_token, "when": timed.when.isoformat()}
+
+
+def _as_timed(record: Any, now: datetime) -> _Timed:
+    """Raises LookupError for a time that is too old: the machine may do other things by now."""
+    timed = _Timed(float(record["seconds"]), datetime.fromisoformat(record["when"]))
+    if not timedelta(0) <= now - timed.when < KEPT or not timed.per_token > 0:
+        raise LookupError("too old")
+    return timed
+
+
+def _timed_by(checked: Checked) -> list[Any]:
+    """What a step's time follows from beside the model and the method."""
+    recipe, report, device = checked.recipe, checked.rows.train_report, checked.device
+    where = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name()
+    train, lengths = recipe.train, [len(row) for row in _middle(checked)]
+    settings = [train.gradient_checkpointing, train.delta_dtype, recipe.model.dtype, recipe.optim.clip]
+    peer = recipe.peer.model_dump() if recipe.peer else None
+    return [where, torch.get_num_threads(), *settings, peer, lengths, report.targets, report.tokens]
+
+
+def _per_token(checked: Checked, counts: dict[str, int]) -> float | str:
+    """Seconds of a step, per token; or why it is not known."""
     stack = alike_blocks(checked.base.skeleton, counts, ())
     sizes = TRIED if stack is not None else (0,)
     try:
@@ -61,12 +119,10 @@ def pace(checked: Checked) -> Pace | str:
     if isinstance(why := next((each for each in timed if isinstance(each, str)), ""), str) and why:
         return why
     first, *more = [each for each in timed if not isinstance(each, str)]
-    per_token = first
-    if stack is not None and more:
-        block = max(0.0, (more[0] - first) / (TRIED[1] - TRIED[0]))
-        per_token = first + (len(stack.blocks) - TRIED[0]) * block
-    tokens = _tokens(checked)
-    return Pace(per_token * tokens, 1 / per_token)
+    if stack is None or not more:
+        return first
+    block = max(0.0, (more[0] - first) / (TRIED[1] - TRIED[0]))
+    return first + (len(stack.blocks) - TRIED[0]) * block
 
 
 def _tokens(checked: Checked) -> float:
@@ -116,16 +172,21 @@ def _seconds(checked: Checked, stack: Stack | None, blocks: int, counts: dict[st
 
 def _batch(checked: Checked, parameters: int) -> Batch:
     """Rows of middle length, at most a micro-batch, and fewer where a step would take long."""
-    recipe, rows = checked.recipe.train, sorted(checked.rows.data.train, key=len)
-    size = min(recipe.micro_batch_size or recipe.batch_size, len(rows))
     most = MOST_PRODUCTS.get(checked.device.partition(":")[0], MOST_PRODUCTS["cpu"]) / (4 * parameters)
-    middle = rows[max(0, (len(rows) - size) // 2) :][:size]
+    middle = _middle(checked)
     kept = middle[:1]
     for row in middle[1:]:
         if sum(map(len, kept)) + len(row) > most:
             break
         kept.append(row)
     return collate(kept, checked.rows.data.pad_id, checked.rows.data.features)
+
+
+def _middle(checked: Checked) -> list[Encoded]:
+    """The rows of middle length, as many as a micro-batch has."""
+    recipe, rows = checked.recipe.train, sorted(checked.rows.data.train, key=len)
+    size = min(recipe.micro_batch_size or recipe.batch_size, len(rows))
+    return rows[max(0, (len(rows) - size) // 2) :][:size]
 
 
 def _bytes(model: nn.Module, dtype: torch.dtype) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from neuroada_cli import hub, memory
 from neuroada_cli.errors import RecipeError, UserError
+from neuroada_cli.hub.known import code_of, known
 from neuroada_cli.methods import MethodFacts, Sizes, facts_of
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.choice import Choice
@@ -106,26 +108,50 @@ def predicted_step(
         return "the pass over pictures cannot be gone through without numbers, and parts of it train"
     counts = rows.train_report
     micro, longest = largest_step(recipe, rows, processes)
+    asked: dict[str, Any] = {
+        "k": kept_per_neuron(recipe, plan),
+        "batch": micro,
+        "sequence": longest,
+        "dtype": dtype_of(recipe),
+        "learnt": round(micro * (longest + counts.longest_answer) * counts.targets / max(1, counts.tokens)),
+        "gradient_checkpointing": recipe.train.gradient_checkpointing,
+        "device": device.partition(":")[0],
+        "also": _beside(micro, rows),
+    }
+    targets = list(plan.stored_k or plan.sizes.shapes)
+
+    def predict() -> memory.StepBytes:
+        return memory.predict_step(base.skeleton, targets, plan.facts.build(), padded=True, **asked)
+
     try:
-        return memory.predict_step(
-            base.skeleton,
-            plan.stored_k or plan.sizes.shapes,
-            plan.facts.build(),
-            kept_per_neuron(recipe, plan),
-            batch=micro,
-            sequence=longest,
-            dtype=dtype_of(recipe),
-            learnt=round(micro * (longest + counts.longest_answer) * counts.targets / max(1, counts.tokens)),
-            gradient_checkpointing=recipe.train.gradient_checkpointing,
-            device=device.partition(":")[0],
-            padded=True,
-            also=_beside(micro, rows),
-        )
+        about = as_asked(recipe, base, plan)
+        if about is None:
+            return predict()
+        also = {name: [*tensor.shape, str(tensor.dtype)] for name, tensor in asked["also"].items()}
+        about += [targets, asked | {"dtype": recipe.model.dtype, "also": also}]
+        return known("steps", [base.folder / "config.json"], about, predict, asdict, _step_bytes)
     except UserError:
         raise
     except Exception as error:  # the model's own code, which may look at numbers that are not there
         what = " ".join(str(error).split())[:120]
         return f"its forward pass needs numbers ({type(error).__name__}: {what})"
+
+
+def as_asked(recipe: Recipe, base: hub.Base, plan: Plan) -> list[Any] | None:
+    """What an answer about the steps of a run follows from beside its config, rows and settings: the model
+    and the method, and our code of them. None where code decides that is not of this package.
+    """
+    made = plan.facts.make if isinstance(plan.facts.make, str) else plan.facts.make.__module__
+    ours = made.startswith("neuroada_cli.") and plan.facts.package is None
+    if not ours or "auto_map" in hub.read_config(base.folder):
+        return None
+    code = code_of("delta", "loop", "memory", "methods", "training")
+    return [code, base.task, base.num_labels, base.apart, recipe.train.method]
+
+
+def _step_bytes(record: Any) -> memory.StepBytes:
+    parts = tuple(int(part) for part in record["parts"])
+    return memory.StepBytes(int(record["weights"]), int(record["gradients"]), int(record["left"]), parts)
 
 
 def _beside(rows: int, prepared: PreparedRows) -> dict[str, torch.Tensor]:

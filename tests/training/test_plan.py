@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 from tiny_run import one_thread, tiny_llama_folder, tiny_recipe  # noqa: F401
 
-from neuroada_cli import hub
+from neuroada_cli import hub, memory
 from neuroada_cli.benchmarking.steps import random_batch
 from neuroada_cli.commands import select
 from neuroada_cli.delta.index import size
@@ -18,7 +21,7 @@ from neuroada_cli.memory import StepMemory, TensorBytes
 from neuroada_cli.methods import METHODS
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.file import Selection, read_selection
-from neuroada_cli.training import dry_run, forecast
+from neuroada_cli.training import dry_run, forecast, pace, plan
 from neuroada_cli.training.preflight import check
 
 AT_LEAST = "tokens, at least"
@@ -91,3 +94,93 @@ def test_a_warmup_longer_than_the_run_is_told(steps: int, told: bool, model: Pat
     console = Console(record=True, quiet=False, file=(tmp_path / "shown").open("w"), width=200)
     dry_run.show(checked, console)
     assert ("optim.warmup_steps=13 of 12 steps" in console.export_text()) == told
+
+
+# ---------------------------------------------------------------------------------------------------
+# What was worked out before
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NEUROADA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def facts(text: str) -> list[str]:
+    """What a dry run says, but for when its steps were timed."""
+    return [line.split("random weights")[0] for line in text.splitlines() if "available here" not in line]
+
+
+def test_a_dry_run_of_what_was_predicted_before_says_the_same_without_the_models_code(
+    model: Path,
+    tmp_path: Path,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = tiny_recipe(model, tmp_path / "run")
+    monkeypatch.setattr(forecast, "memory_of", lambda *_: 100_000_000)
+    first, said = forecast.dry_run(check(recipe, overwrite=False)), capsys.readouterr().out
+    monkeypatch.setattr(hub.base, "skeleton", lambda *_: pytest.fail("the model's code is asked"))
+    assert forecast.dry_run(check(recipe, overwrite=False)) == first is not None
+    again = capsys.readouterr().out
+    assert facts(again) == facts(said)
+    assert "random weights, timed at " in again
+    assert "timed at" not in said
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "k": {"select": {"k": 3}},
+    "targets": {"select": {"targets": ["q_proj"]}},
+    "rows": {"train": {"batch_size": 1, "micro_batch_size": 1}},
+    "type": {"model": {"dtype": "bf16"}},
+    "checkpointing": {"train": {"gradient_checkpointing": True}},
+    "method": {"train": {"method": "mask"}},
+}
+
+
+@pytest.mark.parametrize("change", [*CHANGES, "config", "code"])
+def test_another_step_is_predicted_anew(
+    change: str, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, asked = tiny_llama_folder(tmp_path / "llama"), []
+    step = memory.StepBytes(4, 3, 2, (9, 8, 7))  # what it is does not matter here, but when it is asked
+    monkeypatch.setattr(memory, "predict_step", lambda *given, **_: asked.append(given) or step)
+
+    def predicted(**changes: Any) -> memory.StepBytes | str:
+        checked = check(tiny_recipe(folder, tmp_path / "run", **changes), overwrite=False)
+        return plan.predicted_step(checked.recipe, checked.plan, checked.rows, checked.base, "cpu", 1)
+
+    assert predicted() == predicted() == step
+    assert len(asked) == 1
+    if change == "config":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 1.0}))
+    elif change == "code":
+        monkeypatch.setattr(plan, "code_of", lambda *_: "other")
+    predicted(**CHANGES.get(change, {}))
+    assert len(asked) == 2
+
+
+def test_a_time_is_kept_for_a_day() -> None:
+    now = datetime.datetime(2026, 1, 2, 12)
+    record = {"seconds": 0.5, "when": (now - datetime.timedelta(hours=23)).isoformat()}
+    assert pace._as_timed(record, now).per_token == 0.5
+    for age in (datetime.timedelta(hours=24), datetime.timedelta(minutes=-1)):
+        with pytest.raises(LookupError):
+            pace._as_timed(record | {"when": (now - age).isoformat()}, now)
+
+
+@pytest.mark.parametrize("bend", [0, 40, 700])
+@pytest.mark.parametrize("room", [10, 1000, 2100, 7777, 123_456])
+def test_the_most_rows_that_fit(room: int, bend: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a memory that is a line, and from `bend` rows on a steeper one: never too many, and few too few."""
+
+    def peak(rows: int) -> int:
+        return 500 + 100 * rows + 30 * max(0, rows - bend)
+
+    monkeypatch.setattr(forecast, "_peak_of", lambda _, rows: peak(rows))
+    found = forecast._most_rows(SimpleNamespace(), room, 4, peak(4))  # type: ignore[arg-type]
+    exact = max((rows for rows in range(4096) if rows == 0 or peak(rows) <= room), default=0)
+    assert found is not None
+    assert 0.8 * exact - 1 <= found <= exact
