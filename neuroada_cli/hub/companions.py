@@ -6,13 +6,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from neuroada_cli.errors import ModelError
+from neuroada_cli.errors import ModelError, ResourceError, UserError
 from neuroada_cli.files import strict_json
 from neuroada_cli.files.shards import INDEX
+from neuroada_cli.hub.known import known
+from neuroada_cli.hub.loading import load_tokenizer
 from neuroada_cli.hub.resolve import MAX_CONFIG_BYTES
+from neuroada_cli.hub.tokenizer_class import brings_code, read_for
 from neuroada_cli.hub.weights import ANY_WEIGHTS, open_weights
 
 CONFIGS = re.compile(r"(\w+_)?config\.json|processor_config\.json")
@@ -26,24 +30,70 @@ NOT_DATA = re.compile(
 )
 
 
-def companions(folder: Path, tokenizer: Any) -> tuple[list[str], list[str]]:
+@dataclass(frozen=True)
+class LookedFor:
+    """What transformers looks for in a model's folder.
+
+    names      of files, those that the class of its tokenizer is made of among them
+    templates  the name of the folder of further chat templates
+    reads      whether there is a tokenizer that can be loaded
+    """
+
+    names: frozenset[str]
+    templates: str
+    reads: bool
+
+
+def looked_for(folder: Path, trust_remote_code: bool = False) -> LookedFor:
+    """Asked of transformers, and of what it makes of the folder's tokenizer; or known from before."""
+
+    def ask() -> LookedFor:
+        tokenizer = loadable_tokenizer(folder, trust_remote_code)
+        return LookedFor(frozenset(_known(tokenizer)), _template_folder(), tokenizer is not None)
+
+    try:
+        alone = brings_code(folder)
+    except UserError:  # a config that cannot be read: there is no tokenizer then
+        alone = True
+    if alone:
+        return ask()
+    return known("companions", read_for(folder), None, ask, _as_record, _as_looked_for)
+
+
+def loadable_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+    """None: the folder has none that can be loaded."""
+    try:
+        return load_tokenizer(folder, trust_remote_code)
+    except (ModelError, ResourceError):
+        return None
+
+
+def _as_record(found: LookedFor) -> dict[str, Any]:
+    return {"names": sorted(found.names), "templates": found.templates, "reads": found.reads}
+
+
+def _as_looked_for(record: Any) -> LookedFor:
+    return LookedFor(frozenset(map(str, record["names"])), str(record["templates"]), bool(record["reads"]))
+
+
+def companions(folder: Path, sought: LookedFor) -> tuple[list[str], list[str]]:
     """(the files that go along, what stays behind: other files and folders), as names relative to the folder.
 
-    tokenizer  the folder's, if it has one: its class knows the files that it is made of
+    sought  `looked_for` in it
     """
-    wanted = {*_known(tokenizer), *_named(folder)}
+    wanted = {*sought.names, *_named(folder)}
     for file in folder.iterdir():
         data = DATA.fullmatch(file.name) and not NOT_DATA.fullmatch(file.name)
         if (data and not ANY_WEIGHTS.fullmatch(file.name)) or LICENCES.fullmatch(file.name):
             wanted.add(file.name)
-    templates = folder / _template_folder()
+    templates = folder / sought.templates
     if templates.is_dir():
         wanted |= {f"{templates.name}/{file.name}" for file in templates.iterdir()}
     wanted -= WRITTEN
     carried = sorted(name for name in wanted if _is_inside(folder, name))
-    known = {PurePosixPath(name).parts[0] for name in carried} | WRITTEN | _weight_files(folder)
+    beside = {PurePosixPath(name).parts[0] for name in carried} | WRITTEN | _weight_files(folder)
     there = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    left = [name for name in there if name not in known]
+    left = [name for name in there if name not in beside]
     return carried, left
 
 
@@ -80,8 +130,6 @@ def _template_folder() -> str:
 
 def _named(folder: Path) -> set[str]:
     """Files that the folder's configs name, code with all that it imports from beside it."""
-    from transformers.dynamic_module_utils import get_relative_import_files
-
     found: set[str] = set()
     for file in folder.iterdir():
         if not CONFIGS.fullmatch(file.name) or not file.is_file():
@@ -91,6 +139,8 @@ def _named(folder: Path) -> set[str]:
                 found.add(text)
             module = f"{text.rpartition('--')[2].split('.')[0]}.py"
             if "." in text and (folder / module).is_file() and _is_inside(folder, module):
+                from transformers.dynamic_module_utils import get_relative_import_files
+
                 others = get_relative_import_files(str(folder / module))
                 found |= {module, *(Path(other).name for other in others)}
     return found

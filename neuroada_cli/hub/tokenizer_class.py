@@ -37,7 +37,7 @@ def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
         )
         return _as_stored(made, folder)
 
-    if _brings_code(folder):
+    if brings_code(folder):
         return ask()
     about = _config(folder)
     return known("tokenizers", _told_by(folder), about, ask, lambda made: _record(made, folder), _by(folder))
@@ -88,7 +88,8 @@ def _content(tokenizer: Any) -> tuple[Any, ...]:
     )
 
 
-def _brings_code(folder: Path) -> bool:
+def brings_code(folder: Path) -> bool:
+    """Whether a model's folder asks for Python code of its own: what that does is known to nobody."""
     return any("auto_map" in _object(folder / name) for name in ("config.json", "tokenizer_config.json"))
 
 
@@ -101,6 +102,11 @@ def _object(file: Path) -> dict[str, Any]:
     """What a JSON file says; nothing where there is none, or another value, which transformers explains."""
     found = read_json(file) if file.is_file() else None
     return found if isinstance(found, dict) else {}
+
+
+def read_for(folder: Path) -> list[Path]:
+    """The files that loading a folder's tokenizer, its end tokens settled, may depend on."""
+    return [folder / "config.json", folder / "generation_config.json", *_told_by(folder)]
 
 
 def _told_by(folder: Path) -> list[Path]:

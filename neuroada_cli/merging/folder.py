@@ -13,8 +13,10 @@ from torch import nn
 from neuroada_cli import files, hub
 from neuroada_cli.adapter.config import method_of
 from neuroada_cli.adapter.folder import RECIPE, Adapter, AdapterFolder, how_trained
-from neuroada_cli.errors import ModelError, ResourceError
-from neuroada_cli.hub.companions import companions
+from neuroada_cli.errors import ModelError
+from neuroada_cli.hub.companions import companions, looked_for
+from neuroada_cli.hub.known import known
+from neuroada_cli.hub.tokenizer_class import brings_code, read_for
 from neuroada_cli.merging.merge import Merge
 from neuroada_cli.methods import METHODS
 from neuroada_cli.show.numbers import describe_dtype, share
@@ -40,28 +42,33 @@ def copy_companions(base: Path, folder: Path, trust_remote_code: bool = False) -
     folder  holds the merged config
     Raises ModelError for a tokenizer that does not load from there, or reads otherwise than the base's.
     """
-    reads = _tokenizer(base, trust_remote_code)
-    carried, left = companions(base, reads)
+    sought = looked_for(base, trust_remote_code)
+    carried, left = companions(base, sought)
     for name in carried:
         (folder / name).parent.mkdir(exist_ok=True)
         files.copy_file(base / name, folder / name)
-    if reads is not None:
-        again = hub.load_tokenizer(folder, trust_remote_code)
+
+    def check() -> bool:
+        reads, again = (hub.load_tokenizer(place, trust_remote_code) for place in (base, folder))
         if any(_facts(reads)[key] != value for key, value in _facts(again).items()):
             raise ModelError(
                 f"its tokenizer reads otherwise once its files are carried over ({', '.join(carried)})",
                 str(base),
                 "look for files that its tokenizer needs and no config of it names",
             )
+        return True
+
+    if sought.reads and brings_code(base):
+        check()
+    elif sought.reads:  # it follows from the bytes of both folders' files
+        known("carried", [*read_for(base), *read_for(folder)], None, check, lambda fine: [fine], _as_fine)
     return left
 
 
-def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
-    """None: the folder has none that can be loaded."""
-    try:
-        return hub.load_tokenizer(folder, trust_remote_code)
-    except (ModelError, ResourceError):
-        return None
+def _as_fine(record: Any) -> bool:
+    if record != [True]:
+        raise ValueError("no record")
+    return True
 
 
 def _facts(tokenizer: Any) -> dict[str, Any]:
@@ -77,7 +84,7 @@ def _facts(tokenizer: Any) -> dict[str, Any]:
 def room_beside_weights(base: Path) -> int:
     """Bytes that a folder takes beside its weights: companions, config, index, recipe, card, manifest."""
     written = [name for name in ("config.json", hub.INDEX, "README.md") if (base / name).is_file()]
-    carried, _ = companions(base, None)
+    carried, _ = companions(base, looked_for(base))
     return sum((base / name).stat().st_size for name in [*carried, *written]) + SMALL_BYTES
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,13 @@ from safetensors.torch import load_file, save_file
 from tiny_run import one_thread, tiny_llama_folder  # noqa: F401
 
 from neuroada_cli import hub
-from neuroada_cli.hub.companions import companions
+from neuroada_cli.errors import ModelError
+from neuroada_cli.files import copy_file
+from neuroada_cli.hub.companions import companions, looked_for
 from neuroada_cli.hub.stored import own_dtype, rounded_by
 from neuroada_cli.hub.weights import open_weights, weights_passed_over
+from neuroada_cli.merging import folder
+from neuroada_cli.merging.folder import copy_companions
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def test_all_that_a_tokenizer_loads_goes_along(model: Path) -> None:
     for name in ("additional_chat_templates/tools.jinja", "tekken.json", "video_preprocessor_config.json"):
         (model / name).write_text("{}")
     (model / "notes.pdf").write_bytes(b"")
-    carried, left = companions(model, hub.load_tokenizer(model))
+    carried, left = companions(model, looked_for(model))
     assert {"additional_chat_templates/tools.jinja", "tekken.json", "tokenizer.json"} <= set(carried)
     assert "video_preprocessor_config.json" in carried
     assert left == ["notes.pdf"]
@@ -50,3 +55,56 @@ def test_weights_that_are_passed_over_are_named(model: Path) -> None:
     told = weights_passed_over(open_weights(model))
     assert told is not None
     assert "read from model.safetensors; not from model-00001-of-00001.safetensors" in told
+
+
+def test_what_was_carried_over_once_needs_no_tokenizer_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a file of it that is another one does."""
+    monkeypatch.setenv("NEUROADA_CACHE", str(tmp_path / "cache"))
+
+    class LoadedError(Exception):
+        pass
+
+    def carried(name: str) -> list[Path]:
+        out = tmp_path / name
+        out.mkdir()
+        copy_file(model / "config.json", out / "config.json")
+        copy_companions(model, out)
+        return sorted(out.iterdir())
+
+    first = carried("first")
+    real = hub.loading.read_tokenizer
+
+    def refuse(*_: object) -> None:
+        raise LoadedError
+
+    monkeypatch.setattr(hub.loading, "read_tokenizer", refuse)
+    again = carried("again")
+    assert [file.name for file in again] == [file.name for file in first]
+    assert all(one.read_bytes() == other.read_bytes() for one, other in zip(first, again, strict=True))
+    (model / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    assert not looked_for(model).reads
+    monkeypatch.setattr(hub.loading, "read_tokenizer", real)
+
+
+def test_a_copy_that_reads_otherwise_is_refused_though_the_base_is_known(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEUROADA_CACHE", str(tmp_path / "cache"))
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        copy_file(model / "config.json", tmp_path / name / "config.json")
+    copy_companions(model, tmp_path / "first")
+
+    def spoiled(source: Path, target: Path) -> None:
+        copy_file(source, target)
+        if target.name == "tokenizer.json":
+            said = json.loads(target.read_text())
+            vocabulary = said["model"]["vocab"]
+            vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
+            target.write_text(json.dumps(said))
+
+    monkeypatch.setattr(folder.files, "copy_file", spoiled)
+    with pytest.raises(ModelError, match="its tokenizer reads otherwise"):
+        copy_companions(model, tmp_path / "second")
