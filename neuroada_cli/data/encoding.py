@@ -8,10 +8,10 @@ the prompt by itself only to find how many tokens of the whole are not learnt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from typing import Any, Literal, Protocol
 
 from rich.text import Text
 
@@ -25,6 +25,12 @@ FEW = 32  # tokens of an answer that may all be spaces
 PART = 500  # rows that are tokenised at once
 Watch = Callable[[int], object]
 TooLong = Literal["refuse", "cut", "drop"]
+
+
+class RowSink(Protocol):
+    """What takes encoded rows part by part."""
+
+    def extend(self, rows: Sequence[Encoded], /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,12 @@ class EncodeReport:
     seams: int = 0
     ended: int = 0
     unknown: int = 0
+
+    def with_more(self, more: EncodeReport) -> EncodeReport:
+        """Of these rows and more of them."""
+        summed = {name: value + getattr(more, name) for name, value in vars(self).items()}
+        longest = {name: max(vars(self)[name], vars(more)[name]) for name in ("longest", "longest_answer")}
+        return EncodeReport(**{**summed, **longest})
 
 
 def encode(
@@ -79,38 +91,77 @@ def encode(
         raise DataError("there are no rows", fix="check data.train and data.limit")
     if kind != "generation":
         return _encode_labels(examples, tokenizer, max_length, kind)
+    rows: list[Encoded] = []
+    report = encode_into(rows, examples, tokenizer, max_length, loss_on_prompt, published, too_long, watch)
+    return rows, report
+
+
+def encode_into(
+    rows: RowSink,
+    examples: Iterable[Example],
+    tokenizer: Any,
+    max_length: int,
+    loss_on_prompt: bool,
+    published: bool,
+    too_long: TooLong,
+    watch: Watch | None = None,
+) -> EncodeReport:
+    """The same for rows of text, part by part: no more than a part of them is in memory here."""
     texts = _Texts(tokenizer, max_length, loss_on_prompt, too_long)
-    examples = [each for example in examples for each in (*example.apart, example)]
-    _refuse_without_answer([e.row for e in examples if texts.is_empty(e)], len(examples))
-    cuts: list[Cut] = []
-    silent: list[int] = []
-    for start in range(0, len(examples), PART):
-        part = examples[start : start + PART]
-        cuts += texts.coded(part, published)
-        silent += [e.row for e, cut in zip(part, cuts[start:], strict=True) if texts.says_nothing(e, cut)]
+    report, problems, count = EncodeReport(0, 0, 0, 0, 0), _Problems(), 0
+    for part in _parts(examples):
+        count += len(part)
+        problems.empty += [e.row for e in part if texts.is_empty(e)]
+        if problems.empty:  # only counted from here on
+            continue
+        cuts = texts.coded(part, published)
+        if not published:  # there the answer may stand in the prompt's last token, which is counted
+            problems.empty_tokens += [
+                e.row for e, cut in zip(part, cuts, strict=True) if texts.says_nothing(e, cut)
+            ]
+        made = [texts.row(example, cut) for example, cut in zip(part, cuts, strict=True)]
+        kept = [each for each in made if each is not None]
+        problems.barren += [row.row for row, _ in kept if not texts.teaches(row)]
+        rows.extend([row for row, _ in kept])
+        report = report.with_more(_counted(texts, part, cuts, kept))
         if watch is not None:
             watch(len(part))
-    if not published:  # there the answer may stand in the prompt's last token, which is counted
-        _refuse_without_answer(silent, len(examples))
-    made = [texts.row(example, cut) for example, cut in zip(examples, cuts, strict=True)]
-    kept = [each for each in made if each is not None]
-    if not kept:
-        raise DataError(
-            f"all {len(examples)} rows are longer than data.max_length={max_length}", fix="raise it"
-        )
-    rows = [row for row, _ in kept]
-    _refuse_without_target(rows, [row for row in rows if not texts.teaches(row)], max_length)
-    return rows, EncodeReport(
-        rows=len(rows),
-        tokens=sum(map(len, rows)),
-        targets=sum(_targets(row) for row in rows),
+    _refuse_without_answer(problems.empty or problems.empty_tokens, count)
+    if not report.rows:
+        raise DataError(f"all {count} rows are longer than data.max_length={max_length}", fix="raise it")
+    _refuse_without_target(report.rows, problems.barren, max_length)
+    return report
+
+
+def _parts(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    every = (each for example in examples for each in (*example.apart, example))
+    while part := list(islice(every, PART)):
+        yield part
+
+
+@dataclass
+class _Problems:
+    """Rows without an answer, whose answer's tokens say nothing, and with nothing that is learnt."""
+
+    empty: list[int] = field(default_factory=list)
+    empty_tokens: list[int] = field(default_factory=list)
+    barren: list[int] = field(default_factory=list)
+
+
+def _counted(
+    texts: _Texts, part: Sequence[Example], cuts: Sequence[Cut], kept: Sequence[tuple[Encoded, str]]
+) -> EncodeReport:
+    return EncodeReport(
+        rows=len(kept),
+        tokens=sum(len(row) for row, _ in kept),
+        targets=sum(_targets(row) for row, _ in kept),
         truncated=sum(cut == "end" for _, cut in kept),
-        longest=max(map(len, rows)),
+        longest=max((len(row) for row, _ in kept), default=0),
         shortened=sum(cut == "beginning" for _, cut in kept),
-        dropped=len(examples) - len(kept),
+        dropped=len(part) - len(kept),
         seams=sum(not cut.clean for cut in cuts),
-        ended=sum(texts.ends_early(e, cut) for e, cut in zip(examples, cuts, strict=True)),
-        unknown=sum(texts.holds_unknown(row) for row in rows),
+        ended=sum(texts.ends_early(e, cut) for e, cut in zip(part, cuts, strict=True)),
+        unknown=sum(texts.holds_unknown(row) for row, _ in kept),
     )
 
 
@@ -257,12 +308,11 @@ def _refuse_without_answer(empty: Sequence[int], count: int) -> None:
         )
 
 
-def _refuse_without_target(rows: Sequence[Encoded], barren: Sequence[Encoded], max_length: int) -> None:
+def _refuse_without_target(rows: int, barren: Sequence[int], max_length: int) -> None:
     if barren:
-        first = barren[0].row
         raise DataError(
-            f"{len(barren)} of {len(rows)} rows have nothing to learn within data.max_length={max_length}: "
-            f"their prompt alone fills it (the first is row {first})",
+            f"{len(barren)} of {rows} rows have nothing to learn within data.max_length={max_length}: "
+            f"their prompt alone fills it (the first is row {barren[0]})",
             fix="raise data.max_length, or set data.too_long: drop (or cut)",
         )
 

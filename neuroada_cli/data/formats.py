@@ -6,6 +6,7 @@ import csv
 import datetime
 import decimal
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -180,6 +181,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(inner) for inner in value]
     return value
+
+
+def row_bytes(row: Row) -> bytes:
+    """What a row is hashed by: the same for the same content, however it was written."""
+    return json.dumps(row, sort_keys=True, ensure_ascii=False, default=_unsaid).encode() + b"\n"
+
+
+def _unsaid(value: object) -> str:
+    """What JSON cannot say: of bytes their hash."""
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
 
 
 def json_error(error: ValueError, data: bytes, where: str) -> DataError:

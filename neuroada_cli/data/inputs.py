@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from neuroada_cli.data.batch import Encoded, Example, Features, align_padding, pad_id
-from neuroada_cli.data.encoding import EncodeReport, TooLong, Watch, encode, prompt_ids
+from neuroada_cli.data.encoding import EncodeReport, RowSink, TooLong, Watch, encode, encode_into, prompt_ids
 from neuroada_cli.data.image_text import encode_image_text, encode_prompts, features_of_rows
 from neuroada_cli.data.kept import encoded_once
 from neuroada_cli.data.pairs import asked, encode_pairs
@@ -24,12 +23,12 @@ def encode_for(
     published: bool = False,
     too_long: TooLong = "refuse",
     watch: Watch | None = None,
-) -> tuple[list[Encoded], EncodeReport]:
+) -> tuple[Sequence[Encoded], EncodeReport]:
     """Encode rows for training or validation of the model that `reader` belongs to: `encode`, `encode_pairs`.
 
     max_length  tokens per row (of an encoder-decoder: per prompt and per answer)
     watch       told how many rows of text more are done
-    Many rows of text are kept, and not encoded again (`kept`).
+    Many rows of text are kept, and not encoded again (`kept`); those of a streamed set stay there.
     Raises DataError and ModelError as they do.
     """
     if reader.pictures is not None:
@@ -37,9 +36,14 @@ def encode_for(
     if reader.processor is not None and any(example.pictures for example in examples):
         return encode_image_text(examples, reader.processor, max_length, loss_on_prompt, too_long)
     if reader.decoder_start is None or kind != "generation":
-        settings = (max_length, kind, loss_on_prompt, published, too_long)
-        make = partial(encode, examples, reader.tokenizer, *settings, watch)
-        return make() if kind != "generation" else encoded_once(examples, reader.tokenizer, settings, make)
+        if kind != "generation" or not examples:
+            return encode(examples, reader.tokenizer, max_length, kind)
+        settings = (max_length, loss_on_prompt, published, too_long)
+
+        def make(rows: RowSink) -> EncodeReport:
+            return encode_into(rows, examples, reader.tokenizer, *settings, watch)
+
+        return encoded_once(examples, reader.tokenizer, settings, make)
     return encode_pairs(examples, reader.tokenizer, max_length, reader.decoder_start, too_long)
 
 

@@ -10,20 +10,20 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from neuroada_cli import files
-from neuroada_cli.data import encoding, seams
+from neuroada_cli.data import encoding, seams, stored
 from neuroada_cli.data.batch import Encoded, Example
-from neuroada_cli.data.encoding import EncodeReport
-from neuroada_cli.errors import UserError
+from neuroada_cli.data.encoding import EncodeReport, RowSink
+from neuroada_cli.data.lazy import Lazy, fingerprint_of
+from neuroada_cli.errors import ResourceError, UserError
 from neuroada_cli.files.cached import keep_to, used
+from neuroada_cli.files.disk import explained
 from neuroada_cli.hub.endings import endings
 from neuroada_cli.hub.tokenizer_class import without_calls
 from neuroada_cli.machine.cache import cache_folder
@@ -31,34 +31,70 @@ from neuroada_cli.machine.cache import cache_folder
 MANY = 1000  # rows, below which encoding is as fast as looking
 MOST_BYTES = 4 << 30  # of the folder
 FOLDER, ENDING = "rows", ".safetensors"
-Made = tuple[list[Encoded], EncodeReport]
+Made = tuple[Sequence[Encoded], EncodeReport]
+Make = Callable[[RowSink], EncodeReport]  # hands its rows over, and counts them
 
 
-def encoded_once(
-    examples: Sequence[Example], tokenizer: Any, settings: Sequence[object], make: Callable[[], Made]
-) -> Made:
+def encoded_once(examples: Sequence[Example], tokenizer: Any, settings: Sequence[object], make: Make) -> Made:
     """What `make` gives, or gave before. A cache that cannot be written is none.
 
     settings  what the result depends on beside rows and tokenizer
+    Tokens of examples that are made lazily stay in the file. Raises ResourceError where it cannot be written.
     """
-    own = _state(tokenizer) if len(examples) >= MANY else None
+    own = _state(tokenizer) if len(examples) >= MANY or isinstance(examples, Lazy) else None
+    if isinstance(examples, Lazy):
+        return _left_in_file(examples, own, settings, make)
     if own is None or any(example.pictures for example in examples):
-        return make()
-    digest = hashlib.sha256(json.dumps([_rules(), repr(settings), own]).encode())
-    for example in examples:
-        digest.update(repr(example).encode("utf-8", "surrogatepass") + b"\n")
-    file = cache_folder() / FOLDER / f"{digest.hexdigest()}{ENDING}"
-    if (found := _read(file)) is not None:
+        return _in_memory(make)
+    file = _file_of(examples, own, settings)
+    if (found := stored.opened(file)) is not None:
         used(file)
-        return found
-    made = make()
+        with suppress(UserError):
+            return list(found), found.report
+    made = _in_memory(make)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write(file, *made)
+        with stored.writing(file) as writer:
+            writer.extend(made[0])
+            writer.finish(made[1])
     except (UserError, OSError):
         return made
     keep_to(file.parent, ENDING, MOST_BYTES)
     return made
+
+
+def _in_memory(make: Make) -> Made:
+    rows: list[Encoded] = []
+    report = make(rows)
+    return rows, report
+
+
+def _left_in_file(examples: Lazy[Example], own: str | None, settings: Sequence[object], make: Make) -> Made:
+    once = own is None  # who knows what this tokenizer gives the next time
+    file = _file_of(examples, own or secrets.token_hex(16), settings)
+    found = stored.opened(file)
+    if found is None:
+        try:
+            with explained(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+            with stored.writing(file) as writer:
+                writer.finish(make(writer))
+        except ResourceError as error:
+            fix = "make room, or let $NEUROADA_CACHE name a folder with room"
+            raise ResourceError(error.what, error.where, fix) from None
+        found = stored.Stored(file)
+    used(file)
+    keep_to(file.parent, ENDING, MOST_BYTES, kept=file)
+    if once:
+        with suppress(OSError):
+            file.unlink()
+    return found, found.report
+
+
+def _file_of(examples: Sequence[Example], own: str, settings: Sequence[object]) -> Path:
+    digest = hashlib.sha256(json.dumps([_rules(), repr(settings), own]).encode())
+    digest.update(fingerprint_of(examples).encode())
+    return cache_folder() / FOLDER / f"{digest.hexdigest()}{ENDING}"
 
 
 def _state(tokenizer: Any) -> str | None:
@@ -77,40 +113,6 @@ def _state(tokenizer: Any) -> str | None:
 @lru_cache(maxsize=1)
 def _rules() -> list[str]:
     """The code that encodes, and the libraries' versions."""
-    source = b"".join(Path(str(module.__file__)).read_bytes() for module in (encoding, seams))
+    source = b"".join(Path(str(module.__file__)).read_bytes() for module in (encoding, seams, stored))
     versions = [importlib.metadata.version(package) for package in ("transformers", "tokenizers")]
     return [hashlib.sha256(source).hexdigest(), Path(__file__).read_text(encoding="utf-8"), *versions]
-
-
-def _write(file: Path, rows: Sequence[Encoded], report: EncodeReport) -> None:
-    labels = [label for row in rows for label in (row.labels if isinstance(row.labels, list) else [])]
-    tensors = {
-        "ids": torch.tensor([token for row in rows for token in row.input_ids], dtype=torch.int32),
-        "labels": torch.tensor(labels, dtype=torch.int32),
-        "lengths": torch.tensor([len(row) for row in rows], dtype=torch.int64),
-        "rows": torch.tensor([row.row for row in rows], dtype=torch.int64),
-        "prompts": torch.tensor([row.prompt or 0 for row in rows], dtype=torch.int64),
-    }
-    files.write_tensors(file, tensors, {"report": json.dumps(asdict(report))})
-
-
-def _read(file: Path) -> Made | None:
-    """None for a file that is not there, or not as it was written."""
-    if not file.is_file():
-        return None
-    try:
-        tensors, about = files.read_tensors(file)
-        report = EncodeReport(**json.loads(about["report"]))
-        ids, labels = tensors["ids"].tolist(), tensors["labels"].tolist()
-        lengths = tensors["lengths"].tolist()
-        if not len(ids) == len(labels) == sum(lengths) == report.tokens or len(lengths) != report.rows:
-            return None
-        rows, at = [], 0
-        for size, row, prompt in zip(
-            lengths, tensors["rows"].tolist(), tensors["prompts"].tolist(), strict=True
-        ):
-            rows.append(Encoded(ids[at : at + size], labels[at : at + size], row, prompt=prompt))
-            at += size
-        return rows, report
-    except (UserError, OSError, KeyError, TypeError, ValueError):
-        return None

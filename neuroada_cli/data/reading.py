@@ -5,17 +5,26 @@ Whatever is wrong is told as file:line with the number of all bad lines; nothing
 
 from __future__ import annotations
 
+import hashlib
 import json
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from neuroada_cli.data import formats
-from neuroada_cli.data.formats import PACKED, STATE, Row
-from neuroada_cli.data.one_object import rows_of
-from neuroada_cli.errors import DataError
-from neuroada_cli.files import strict_json
+from rich.console import Console
 
-__all__ = ["ENDINGS", "FileRows", "Row", "read_as", "read_file"]
+from neuroada_cli.data import formats
+from neuroada_cli.data.formats import PACKED, STATE, Row, row_bytes
+from neuroada_cli.data.lazy import JsonLines
+from neuroada_cli.data.one_object import rows_of
+from neuroada_cli.errors import DataError, unreadable
+from neuroada_cli.files import strict_json
+from neuroada_cli.show.progress import counting
+
+__all__ = ["ENDINGS", "FileRows", "Row", "read_as", "read_file", "streamed"]
+
+BOM = b"\xef\xbb\xbf"
 
 PLAIN = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 ENDINGS = (*PLAIN, *(f"{plain}{packed}" for plain in PLAIN for packed in PACKED), ".parquet", ".arrow")
@@ -29,8 +38,8 @@ class FileRows(NamedTuple):
     key    under which they lay, where the file is one object
     """
 
-    rows: list[Row]
-    lines: list[int] | None = None
+    rows: Sequence[Row]
+    lines: Sequence[int] | None = None
     key: str | None = None
 
 
@@ -57,7 +66,7 @@ def _read_as(file: Path, name: str, where: str, key: str | None) -> FileRows:
         return FileRows(formats.parquet(file, where))
     if name.endswith(".arrow") or name == STATE:
         return FileRows(formats.arrow(file, where))
-    data = formats.unpacked(file, name, where).removeprefix(b"\xef\xbb\xbf")
+    data = formats.unpacked(file, name, where).removeprefix(BOM)
     for packed in PACKED:
         name = name.removesuffix(packed)
     if name.endswith((".csv", ".tsv")):
@@ -119,24 +128,79 @@ def _json_array(data: bytes, file: str) -> list[Row]:
 def _json_lines(data: bytes, file: str) -> tuple[list[Row], list[int]]:
     rows: list[Row] = []
     lines: list[int] = []
-    bad: list[tuple[int, str]] = []
+    bad = _Bad(file)
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
             continue
-        problem = _parse_line(line, rows)
-        if problem is None:
-            lines.append(number)
+        row = _parse_line(line)
+        if isinstance(row, str):
+            bad.note(number, row)
         else:
-            bad.append((number, problem))
-    if bad:
-        number, problem = bad[0]
-        more = f" ({len(bad)} of {len(bad) + len(rows)} lines are bad)" if len(bad) > 1 else ""
-        raise DataError(f"{problem}{more}", f"{file}:{number}", "mend or remove it")
+            rows.append(row)
+            lines.append(number)
+    bad.refuse(len(rows))
     return rows, lines
 
 
-def _parse_line(line: bytes, rows: list[Row]) -> str | None:
-    """Adds the line's row; or says what is wrong with it."""
+class _Bad:
+    """Lines that are no rows: the first of them, and how many there are."""
+
+    def __init__(self, file: str) -> None:
+        self._file, self._first, self._count = file, (0, ""), 0
+
+    def note(self, number: int, problem: str) -> None:
+        self._first = self._first if self._count else (number, problem)
+        self._count += 1
+
+    def refuse(self, good: int) -> None:
+        """Raises DataError if there is any; `good`: how many lines are rows."""
+        if self._count:
+            number, problem = self._first
+            more = f" ({self._count} of {self._count + good} lines are bad)" if self._count > 1 else ""
+            raise DataError(f"{problem}{more}", f"{self._file}:{number}", "mend or remove it")
+
+
+def streamed(file: Path, where: str, console: Console | None = None) -> FileRows | None:
+    """The rows of a file of JSON lines, read when they are asked for; None for a file of another form.
+
+    console  where is shown how far looking at it once is, which finds every bad line
+    Raises DataError as `read_file` does.
+    """
+    digest, places, lines, bad = hashlib.sha256(), array("q"), array("q"), _Bad(where)
+    begin = 0
+    try:
+        with (
+            open(file, "rb") as opened,
+            counting("reading rows (MB)", _mb(file.stat().st_size), console) as watch,
+        ):
+            for number, line in enumerate(opened, start=1):
+                text = line.removeprefix(BOM) if number == 1 else line
+                if not places and text.lstrip()[:1] == b"[":
+                    return None
+                if text.strip():
+                    row = _parse_line(text.removesuffix(b"\n"))
+                    if isinstance(row, str):
+                        bad.note(number, row)
+                    else:
+                        digest.update(row_bytes(row))
+                        places.append(begin + len(line) - len(text))
+                        lines.append(number)
+                begin += len(line)
+                if _mb(begin) > _mb(begin - len(line)):
+                    watch(_mb(begin) - _mb(begin - len(line)))
+    except OSError as error:
+        raise unreadable(error, where, DataError) from None
+    bad.refuse(len(places))
+    sha256 = digest.hexdigest()
+    return FileRows(JsonLines(file, where, places, sha256, strict_json.parse), lines)
+
+
+def _mb(size: int) -> int:
+    return size // 1_000_000
+
+
+def _parse_line(line: bytes) -> Row | str:
+    """A line's row; or what is wrong with it."""
     try:
         if "\0" in line.decode():
             return "holds a NUL byte"
@@ -149,8 +213,7 @@ def _parse_line(line: bytes, rows: list[Row]) -> str | None:
         return f"not valid JSON: {error}"
     if not isinstance(row, dict):
         return f"is {_kind(row)}, not an object"
-    rows.append(row)
-    return None
+    return row
 
 
 def _kind(value: object) -> str:

@@ -7,7 +7,6 @@ hub goes through `datasets`. What was fetched from a URL is kept in the user's c
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import urllib.parse
@@ -16,13 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from neuroada_cli.data.fetching import Unreachable, fetched
-from neuroada_cli.data.formats import STATE, plain_rows
+from neuroada_cli.data.formats import STATE, plain_rows, row_bytes
+from neuroada_cli.data.lazy import Lazy
 from neuroada_cli.data.made_pictures import make_pictures
 from neuroada_cli.data.made_rows import make_rows
 from neuroada_cli.data.picture_folders import class_folders, rows_of_classes
-from neuroada_cli.data.reading import ENDINGS, FileRows, Row, read_as, read_file
+from neuroada_cli.data.reading import ENDINGS, FileRows, Row, read_as, read_file, streamed
 from neuroada_cli.errors import DataError, RecipeError, unreadable
 from neuroada_cli.foreign_text import HAS_SECRETS, INSTEAD, has_secrets
 from neuroada_cli.machine.network import hub_answers
@@ -54,6 +55,7 @@ KNOWN_SETS: dict[str, str] = {
 GENERATED: dict[str, Callable[[str, int], list[Row]]] = {"due_dates": make_rows, "shapes": make_pictures}
 GENERATED_ROWS = {"train": 4000, "validation": 400, "test": 800}
 
+STREAMED_FROM = 256 << 20  # bytes; in memory, encoded rows take some fifteen times as many
 LISTED = tuple(ending for ending in ENDINGS if ".txt" not in ending)  # any folder may hold texts
 PART = re.compile(r"^\w+_\d+\.")  # test_1000.jsonl.xz: so many rows of a split
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -72,10 +74,10 @@ class Rows:
     key      under which the rows lay in a file that is one JSON object
     """
 
-    rows: list[Row]
+    rows: Sequence[Row]
     source: str
     sha256: str
-    lines: list[int] | None = None
+    lines: Sequence[int] | None = None
     numbers: list[int] | None = None
     partial: bool = False
     key: str | None = None
@@ -109,7 +111,12 @@ class Rows:
 
 
 def load_rows(
-    source: str, split: str, data_dir: str | os.PathLike[str] | None = None, key: str | None = None
+    source: str,
+    split: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    key: str | None = None,
+    streaming: bool | None = None,
+    console: Console | None = None,
 ) -> Rows:
     """The rows of a source.
 
@@ -118,6 +125,9 @@ def load_rows(
     split     used when the source names none
     data_dir  searched first; without it $NEUROADA_DATA
     key       under which the rows of a file that is one JSON object lie; None: its only list of objects
+    streaming whether rows of a file here stay in it until they are asked for; None: those of large files that
+              can be read so
+    console   where is shown how far it is with a large file
     Raises DataError for a set that is nowhere (saying where it was looked for), for malformed rows (file,
     line, and how many), for a set without rows, and for an address that may hold secrets.
     """
@@ -129,7 +139,7 @@ def load_rows(
         if source != name and file in places:  # rows.json:test, the rows of a file that are under test
             key = split
         partial = file not in places and bool(PART.match(file.name))
-        return replace(_checked(read_file(file, key), str(file)), partial=partial)
+        return replace(_checked(_read(file, key, streaming, console), str(file)), partial=partial)
     for place in places:
         if (folder := class_folders(place, split)) is not None:
             return _checked(FileRows(rows_of_classes(folder)), str(folder))
@@ -147,6 +157,18 @@ def load_rows(
     if _is_hub_id(address):
         return _checked(FileRows(_from_hub(address, split, source, places)), f"{address} {split}")
     raise _nowhere(source, places)
+
+
+def _read(file: Path, key: str | None, streaming: bool | None, console: Console | None) -> FileRows:
+    """Raises DataError for a file that should be streamed and cannot be."""
+    wanted = file.stat().st_size >= STREAMED_FROM if streaming is None else streaming
+    found = streamed(file, str(file), console) if wanted and key is None and file.suffix == ".jsonl" else None
+    if found is None and streaming:
+        raise DataError(
+            "is read as a whole: data.streaming is for files of JSON lines", str(file),
+            "write one object a line to a .jsonl file, or remove data.streaming",
+        )  # fmt: skip
+    return found or read_file(file, key)
 
 
 def refuse_foreign(source: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> None:
@@ -281,15 +303,12 @@ def _nowhere(source: str, places: list[Path], also: str = "") -> DataError:
 def _checked(found: FileRows, source: str) -> Rows:
     if not found.rows:
         raise DataError("holds no rows", source)
+    if isinstance(found.rows, Lazy):  # hashed when it was looked at
+        return Rows(found.rows, source, found.rows.fingerprint(), found.lines)
     digest = hashlib.sha256()
     for row in found.rows:
-        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=_plain).encode() + b"\n")
+        digest.update(row_bytes(row))
     return Rows(found.rows, source, digest.hexdigest(), found.lines, key=found.key)
-
-
-def _plain(value: object) -> str:
-    """What JSON cannot say: of bytes their hash."""
-    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
 
 
 def require_source(source: str | None, key: str) -> str:

@@ -67,7 +67,8 @@ def read(file: Path) -> ForeignRows:
     """Raises DataError, with place and count, for a file or a row that is not of the three fields."""
     if not file.is_file():
         raise DataError("no such file", str(file))
-    rows, lines, _ = read_file(file)
+    found = read_file(file)
+    rows, lines = list(found.rows), found.lines
     if not rows:
         raise DataError("holds no rows", str(file))
     places = [f"{file}:{lines[at]}" if lines else f"{file}, row {at}" for at in range(len(rows))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from neuroada_cli.data.batch import Example
@@ -29,7 +29,7 @@ class TaskRows:
 
     task: Task
     rows: Rows
-    examples: list[Example]
+    examples: Sequence[Example]
     part: str
     leaked: frozenset[int] | None = None
     training_set: str | None = None

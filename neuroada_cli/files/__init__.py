@@ -2,6 +2,7 @@
 
     atomic_folder, atomic_file, atomic_link     all or nothing, also under a kill or a full disk
     stream_tensors, write_tensors               safetensors, one tensor in memory at a time
+    grown_tensors                               the same, where the first one comes in parts
     write_json, write_text, append_jsonl, settle, copy_file
     read_tensors, read_json, read_jsonl,
     verify_folder, own_file, take_stock         ModelError for anything that is not what was written
@@ -30,10 +31,11 @@ from neuroada_cli.files.text import (
 )
 
 if TYPE_CHECKING:
-    from neuroada_cli.files.tensors import read_tensors, stream_tensors, write_tensors
+    from neuroada_cli.files.tensors import Growing, grown_tensors, read_tensors, stream_tensors, write_tensors
 
 __all__ = [
     "MANIFEST",
+    "Growing",
     "Lock",
     "Reading",
     "append_jsonl",
@@ -44,6 +46,7 @@ __all__ = [
     "copy_file",
     "cut",
     "explained",
+    "grown_tensors",
     "is_ours",
     "manifest_text",
     "open_log",
@@ -65,7 +68,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in {"read_tensors", "stream_tensors", "write_tensors"}:
+    if name not in {"Growing", "grown_tensors", "read_tensors", "stream_tensors", "write_tensors"}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from neuroada_cli.files import tensors
 

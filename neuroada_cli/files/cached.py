@@ -13,8 +13,9 @@ def used(path: Path) -> None:
         os.utime(path)
 
 
-def keep_to(folder: Path, ending: str, most_bytes: int) -> None:
-    """Remove the files of a cache that were not used for longest, until the rest takes no more than this.
+def keep_to(folder: Path, ending: str, most_bytes: int, kept: Path | None = None) -> None:
+    """Remove the files of a cache that were not used for longest, until the rest takes no more than this;
+    never `kept`.
 
     What cannot be looked at or removed stays: another process may have been faster.
     """
@@ -28,6 +29,8 @@ def keep_to(folder: Path, ending: str, most_bytes: int) -> None:
     for _, size, path in sorted(found):
         if total <= most_bytes:
             return
+        if path == kept:
+            continue
         with suppress(OSError):
             path.unlink()
             total -= size

@@ -11,8 +11,9 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from neuroada_cli.files.manifest import remember_hash
 from neuroada_cli.files.safetensors_header import TYPES, TensorInfo, read_header
 
 CHUNK = 8 << 20
+ROOM = 8192  # of a header that is written last
 HASHED_AT_ONCE = 1 << 20  # stays in the processor's cache between reading and hashing
 DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, (name, _) in TYPES.items()}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -76,6 +78,43 @@ def write_tensors(
     stream_tensors(path, plan, (tensor for _, tensor in named), metadata)
 
 
+class Growing:
+    """A safetensors file whose first tensor, of one dimension, grows; the header is written last."""
+
+    def __init__(self, file: FileIO, name: str, dtype: torch.dtype) -> None:
+        self._file, self._name, self._dtype, self.length = file, name, dtype, 0
+        _write_all(file, memoryview(bytes(ROOM)))
+
+    def append(self, tensor: Tensor) -> None:
+        """Raises OSError, which `grown_tensors` explains; ValueError for another type."""
+        if tensor.dtype != self._dtype:
+            raise ValueError(f"{self._name} should be {self._dtype}, got {tensor.dtype}")
+        _write_all(self._file, _raw(tensor))
+        self.length += tensor.numel()
+
+    def finish(self, others: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Write the other tensors and the header. Raises ValueError for one that is too long."""
+        plan: list[TensorPlan] = [(self._name, self._dtype, (self.length,))]
+        plan += [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in others.items()]
+        header = _header(plan, metadata, ROOM)
+        for tensor in others.values():
+            _write_all(self._file, _raw(tensor))
+        self._file.seek(0)
+        _write_all(self._file, memoryview(header))
+
+
+@contextmanager
+def grown_tensors(path: str | os.PathLike[str], name: str, dtype: torch.dtype) -> Iterator[Growing]:
+    """Write a file whose first tensor comes in parts, all or nothing; `finish` it inside.
+
+    Raises ResourceError.
+    """
+    path = Path(path)
+    with atomic_file(path) as temporary, explained(path), open(temporary, "wb", buffering=0) as file:
+        yield Growing(file, name, dtype)
+        os.fsync(file.fileno())
+
+
 class _Hasher:
     """The sha256 of a file while it is written: it follows the writer in a thread of its own, by what the
     system's cache holds of the file, so that the writer may reuse its memory at once. What it has hashed is
@@ -121,11 +160,14 @@ class _Hasher:
 
 def _write(file: FileIO, data: memoryview, hasher: _Hasher) -> None:
     for start in range(0, len(data), CHUNK):
-        chunk = data[start : start + CHUNK]
-        written = 0
-        while written < len(chunk):
-            written += file.write(chunk[written:])
+        _write_all(file, data[start : start + CHUNK])
         hasher.follow(file.tell())
+
+
+def _write_all(file: FileIO, data: memoryview) -> None:
+    written = 0
+    while written < len(data):
+        written += file.write(data[written:])
 
 
 def _raw(tensor: Tensor) -> memoryview:
@@ -133,7 +175,8 @@ def _raw(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
-def _header(plan: Sequence[TensorPlan], metadata: Mapping[str, str] | None) -> bytes:
+def _header(plan: Sequence[TensorPlan], metadata: Mapping[str, str] | None, room: int | None = None) -> bytes:
+    """room  bytes that it fills, length and all; None: as many as it needs."""
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, dtype, shape in plan:
@@ -143,7 +186,11 @@ def _header(plan: Sequence[TensorPlan], metadata: Mapping[str, str] | None) -> b
         entries[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the format asks for tensors that start on multiples of 8
+    if room is not None and len(text) > room - 8:
+        raise ValueError(f"{len(text)} bytes of header, but there is room for {room - 8}")
+    text += b" " * (
+        -len(text) % 8 if room is None else room - 8 - len(text)
+    )  # the format asks for tensors that start on multiples of 8
     return struct.pack("<Q", len(text)) + text
 
 

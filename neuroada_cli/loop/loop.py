@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroada_cli.data.batch import Batch, Encoded, Features, collate, epoch_order, pack
+from neuroada_cli.data.stored import lengths_of
 from neuroada_cli.delta.reselection import Choose
 from neuroada_cli.errors import NumericsError, Stopped
 from neuroada_cli.loop.frozen import FrozenWatch, weighted_sum
@@ -211,7 +212,7 @@ class Schedule:
 
     def __init__(self, data: TrainData, settings: Settings, workers: int = 1) -> None:
         self._data, self._settings, self._workers = data, settings, workers
-        self._lengths = [len(row) for row in data.train]
+        self._lengths = lengths_of(data.train)
         self.per_epoch = math.ceil(len(data.train) / settings.batch_size)
         self.total = settings.total_steps(len(data.train))
         self._epoch: tuple[int, list[list[int]]] = (-1, [])

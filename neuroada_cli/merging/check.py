@@ -78,7 +78,7 @@ def _rows(target: adapted.Target, adapter: Adapter, reader: hub.Reader) -> tuple
 
 def _encoded(task: Task, rows: sources.Rows, reader: hub.Reader, protocol: str) -> list[Encoded]:
     examples = examples_of(task, rows.rows[:ROWS], protocol, rows.source)
-    return encode_for(reader, examples, MAX_LENGTH, task.kind, published=task.published)[0]
+    return [*encode_for(reader, examples, MAX_LENGTH, task.kind, published=task.published)[0]]
 
 
 @torch.inference_mode()

@@ -77,6 +77,11 @@ class DataSection(Section):
     )
     limit: int | None = Field(None, ge=1, description="Use only this many training rows (seeded choice).")
     validation_limit: int | None = Field(None, ge=1, description="Use only this many validation rows.")
+    streaming: bool | None = Field(
+        None,
+        description="Rows stay in their .jsonl file until they are asked for, and tokens on the disk: for "
+        "sets larger than memory, with the same result; empty: for files from 256 MiB on.",
+    )
     drop_leaked: bool = Field(
         False, description="Leave out training rows whose question a test set of `eval.tasks` asks, too."
     )

@@ -93,7 +93,7 @@ def _loss(run: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
         encoded, report = encode_for(
             subject.reader, job.examples, length, job.task.kind, rules.loss_on_prompt, job.task.published
         )
-        encoded.sort(key=len)
+        encoded = sorted(encoded, key=len)
         batches = (collate(encoded[at : at + size], pad, features) for at in range(0, len(encoded), size))
         value = validate(subject.model, batches, job.task.kind)
         assert value is not None, "nothing asks it to stop"

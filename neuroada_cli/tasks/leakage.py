@@ -6,6 +6,7 @@ Rows are compared by what they ask, not by prompts: a question is the same one i
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from itertools import islice
 from pathlib import Path
 
 from neuroada_cli.data.images import content_hash, pictures_in, root_of
@@ -79,4 +80,4 @@ def questions_of_tests(tasks: Iterable[Task], data_dir: str | None) -> frozenset
 def leaked(rows: Rows, seen: Collection[str], upto: int | None = None) -> list[int]:
     """The places of the rows (of the first `upto`) whose question is among the questions `seen`."""
     root = root_of(rows.source)
-    return [place for place, row in enumerate(rows.rows[:upto]) if asked_by(row, root) in seen]
+    return [place for place, row in enumerate(islice(rows.rows, upto)) if asked_by(row, root) in seen]

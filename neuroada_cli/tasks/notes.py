@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from neuroada_cli.data.reading import Row
@@ -26,9 +27,21 @@ class Notes:
         self._said: Counter[str] = Counter()
         self._read_as: dict[str, str] = {}
         self.fields: Callable[[], list[str]] = list
+        self._deaf = False
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Inside, nothing is noted: rows that are made again were counted before."""
+        before, self._deaf = self._deaf, True
+        try:
+            yield
+        finally:
+            self._deaf = before
 
     def tracked(self, row: Row) -> Row:
         """The row, which remembers what of it was read."""
+        if self._deaf:
+            return row
         self._there.update(key for key, value in row.items() if value is not None)
         return _Tracked(row, self._used, {})
 
@@ -37,7 +50,8 @@ class Notes:
 
     def say(self, what: str) -> None:
         """Count one more row of which something is to be said."""
-        self._said[what] += 1
+        if not self._deaf:
+            self._said[what] += 1
 
     def read_as(self, columns: Mapping[str, str]) -> None:
         """Our names -> theirs, where they were taken for ours."""

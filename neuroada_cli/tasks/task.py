@@ -6,12 +6,15 @@ cannot be compared.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from neuroada_cli.data.batch import Example
 from neuroada_cli.data.images import Picture, root_of
+from neuroada_cli.data.lazy import Lazy, Made
 from neuroada_cli.data.reading import Row
 from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.hub.kinds import Work
@@ -186,36 +189,53 @@ def examples_of(
     lines: Sequence[int] | None = None,
     numbers: Sequence[int] | None = None,
     notes: Notes | None = None,
-) -> list[Example]:
-    """The examples of a task's rows.
+) -> Sequence[Example]:
+    """The examples of a task's rows: all of them are looked at, and of lazy rows made again when asked for.
 
     source   named in errors, and where the pictures of rows lie; lines: the line of each row in it, if known
     numbers  the rows' numbers in the source, where `rows` is only a part of it
     notes    collects which columns were read
     Raises DataError counting the rows that lack a field or hold the wrong type, naming the first.
     """
+    root = root_of(source) if task.pictures else None
+
+    def place_of(at: int) -> str:
+        return f"{source}:{lines[at]}" if lines else f"{source}, row {number_of(at)}"
+
+    def number_of(at: int) -> int:
+        return at if numbers is None else numbers[at]
+
+    def made(at: int, row: Row) -> Example:
+        tracked = row if notes is None else notes.tracked(row)
+        example = task.example(tracked, number_of(at), protocol)
+        if not example.pictures:
+            return example
+        pictures = tuple(Picture(value, root, place_of(at)) for value in example.pictures)
+        return replace(example, pictures=pictures)
+
+    def again(at: int, row: Row) -> Example:
+        with nullcontext() if notes is None else notes.unheard():
+            return made(at, row)
+
     found: list[Example] = []
     bad: list[tuple[str, str]] = []
-    root = root_of(source) if task.pictures else None
+    lazily, digest = isinstance(rows, Lazy), hashlib.sha256()
     for at, row in enumerate(rows):
-        number = at if numbers is None else numbers[at]
-        place = f"{source}:{lines[at]}" if lines else f"{source}, row {number}"
         try:
-            tracked = row if notes is None else notes.tracked(row)
-            example = task.example(tracked, number, protocol)
-            if example.pictures:
-                pictures = tuple(Picture(value, root, place) for value in example.pictures)
-                example = replace(example, pictures=pictures)
-            found.append(example)
+            example = made(at, row)
+            if lazily:
+                digest.update(repr(example).encode("utf-8", "surrogatepass") + b"\n")
+            else:
+                found.append(example)
         except KeyError as error:
-            bad.append((place, f"has no field {error.args[0]!r}"))
+            bad.append((place_of(at), f"has no field {error.args[0]!r}"))
         except (TypeError, ValueError, AttributeError, IndexError) as error:
-            bad.append((place, f"cannot be used: {error}"))
+            bad.append((place_of(at), f"cannot be used: {error}"))
     if bad:
         place, problem = bad[0]
         more = f" ({len(bad)} of {len(rows)} rows are bad)" if len(bad) > 1 else ""
         raise DataError(f"{problem}{more}", place, f"task {task.name} needs it in every row")
-    return found
+    return Made(rows, again, digest.hexdigest()) if lazily else found
 
 
 def text(row: Row, key: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+
+from rich.console import Console
 
 from neuroada_cli.data.sources import Rows, load_rows, require_source, take
 from neuroada_cli.errors import DataError
@@ -18,8 +20,8 @@ class TrainingSet:
     """Places in `rows`, ascending: learnt, held_out for validation, and dropped for being test questions."""
 
     rows: Rows
-    learnt: list[int]
-    held_out: list[int]
+    learnt: Sequence[int]
+    held_out: Sequence[int]
     dropped: list[int]
     also: tuple[Further, ...] = ()
 
@@ -41,16 +43,22 @@ class Further:
     dropped: int = 0
 
 
-def training_set(section: DataSection, task: Task, seed: int, scored: Collection[Task] = ()) -> TrainingSet:
+def training_set(
+    section: DataSection,
+    task: Task,
+    seed: int,
+    scored: Collection[Task] = (),
+    console: Console | None = None,
+) -> TrainingSet:
     """Load the training rows and part them.
 
     The last `data.validation_rows` (of GSM8K by itself, 300) are held out; `data.drop_leaked` drops those
     that the test sets of the tasks `scored` ask, too; `data.limit` chooses among the rest by seed, also of
-    those of `data.also`, of which each counts as often as it is shown.
+    those of `data.also`, of which each counts as often as it is shown. console: for `load_rows`.
     Raises DataError or RecipeError, with counts and places.
     """
     source = section.train or require_source(task.sets.get("train"), "data.train")
-    rows = load_rows(source, "train", section.data_dir, section.field)
+    rows = load_rows(source, "train", section.data_dir, section.field, section.streaming, console)
     held_out = held_out_of(section, len(rows)) or _default_held_out(section, task)
     if held_out >= len(rows):
         raise DataError(
@@ -64,18 +72,23 @@ def training_set(section: DataSection, task: Task, seed: int, scored: Collection
     if section.drop_leaked:
         seen = leakage.questions_of_tests(scored, section.data_dir)
         dropped = leakage.leaked(rows, seen, first)
-    kept = sorted({*range(first)} - {*dropped})
+    gone = frozenset(dropped)
+    kept = [place for place in range(first) if place not in gone] if gone else range(first)
     if not kept:
         raise DataError(f"all {first} rows are test questions", rows.source, "set data.drop_leaked: false")
     also = [_further(name, weight, section, seen, seed) for name, weight in section.also.items()]
+    if not also:
+        taken = take(kept, section.limit, seed)
+        learnt = kept if len(taken) == len(kept) else [kept[at] for at in taken]
+        return TrainingSet(rows, learnt, list(range(first, len(rows))), dropped)
     all_places = [(0, place) for place in kept]
     all_places += [(n, place) for n, each in enumerate(also, 1) for place in each.learnt]
     chosen = [all_places[at] for at in take(all_places, section.limit, seed)]
-    taken: list[list[int]] = [[] for _ in range(1 + len(also))]
+    parts: list[list[int]] = [[] for _ in range(1 + len(also))]
     for number, place in chosen:
-        taken[number].append(place)
-    limited = tuple(replace(each, learnt=taken[n]) for n, each in enumerate(also, 1))
-    return TrainingSet(rows, taken[0], list(range(first, len(rows))), dropped, limited)
+        parts[number].append(place)
+    limited = tuple(replace(each, learnt=parts[n]) for n, each in enumerate(also, 1))
+    return TrainingSet(rows, parts[0], list(range(first, len(rows))), dropped, limited)
 
 
 def _further(name: str, weight: float, section: DataSection, seen: Collection[str], seed: int) -> Further:

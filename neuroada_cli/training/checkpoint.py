@@ -43,6 +43,7 @@ FREE_KEYS = (
     "train.parallel",
     "train.report_to",
     "data.data_dir",
+    "data.streaming",
     "device",
 )
 LENGTH_KEYS = ("train.max_steps", "train.epochs")  # how long a run is: it may become longer

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from neuroada_cli import memory
 from neuroada_cli.data.batch import Batch, Encoded, collate
+from neuroada_cli.data.stored import lengths_of
 from neuroada_cli.delta.targets import target_of
 from neuroada_cli.errors import UserError
 from neuroada_cli.hub.known import known
@@ -184,9 +185,11 @@ def _batch(checked: Checked, parameters: int) -> Batch:
 
 def _middle(checked: Checked) -> list[Encoded]:
     """The rows of middle length, as many as a micro-batch has."""
-    recipe, rows = checked.recipe.train, sorted(checked.rows.data.train, key=len)
+    recipe, rows = checked.recipe.train, checked.rows.data.train
+    lengths = lengths_of(rows)
+    ordered = sorted(range(len(rows)), key=lengths.__getitem__)
     size = min(recipe.micro_batch_size or recipe.batch_size, len(rows))
-    return rows[max(0, (len(rows) - size) // 2) :][:size]
+    return [rows[at] for at in ordered[max(0, (len(rows) - size) // 2) :][:size]]
 
 
 def _bytes(model: nn.Module, dtype: torch.dtype) -> int:

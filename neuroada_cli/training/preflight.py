@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -171,7 +172,7 @@ def _check_tokens(skeleton: nn.Module, rows: PreparedRows, where: str) -> None:
     if not rows.train_report.tokens:
         return
     known = int(skeleton.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    for row in (*rows.data.train, *rows.data.validation):
+    for row in chain(rows.data.train, rows.data.validation):
         if (highest := max(row.input_ids)) >= known:
             raise ModelError(
                 f"the tokenizer gives row {row.row} token {highest}, but the model has {known} embeddings",

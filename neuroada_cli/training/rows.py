@@ -15,6 +15,7 @@ from neuroada_cli.data import sources
 from neuroada_cli.data.batch import Encoded, Example
 from neuroada_cli.data.encoding import EncodeReport
 from neuroada_cli.data.inputs import encode_for, features_for, padding_for
+from neuroada_cli.data.lazy import Lazy, Made, chosen, joined
 from neuroada_cli.data.sources import Rows
 from neuroada_cli.hub.reader import Reader
 from neuroada_cli.loop.loop import TrainData
@@ -77,14 +78,14 @@ def prepare(
     task, max_length = under(task, rules), section.max_length or rules.max_length
     if section.too_long != "refuse":
         max_length = min(max_length, context or max_length)
-    found = training_set(section, task, seed, scored)
+    found = training_set(section, task, seed, scored, console)
     rows, reading = found.rows, _Reading(task, section, instruct.habits_of(section, rules), reader)
     train, validation, validation_rows = _split(section, task, found, seed, reading)
 
     habits = reading.habits
     on_prompt = habits.learn == "all" if task.name == "instruct" else rules.loss_on_prompt
     how = (max_length, task.kind, on_prompt, task.published, section.too_long)
-    held: list[Encoded] = []
+    held: Sequence[Encoded] = []
     held_report = None
     with counting("encoding rows", len(train) + len(validation), console) as watch:
         train_encoded, report = encode_for(reader, train, *how, watch=watch)
@@ -127,13 +128,13 @@ class _Reading:
     habits: instruct.Habits
     reader: Reader
 
-    def further(self, rows: Rows) -> list[Example]:
+    def further(self, rows: Rows) -> Sequence[Example]:
         """Of a source beside the first: its columns may have other names, and then speak for themselves."""
         if not set(self.habits.columns.values()) & rows.rows[0].keys():
             return replace(self, habits=replace(self.habits, columns={})).examples(rows)
         return self.examples(rows)
 
-    def examples(self, rows: Rows) -> list[Example]:
+    def examples(self, rows: Rows) -> Sequence[Example]:
         task = self.task
         if task.name == "instruct":
             task = instruct.shaped(task, rows, self.habits, self.reader.tokenizer)
@@ -158,32 +159,43 @@ def _hash_of(rows: Sequence[Encoded]) -> str:
 
 def _split(
     section: DataSection, task: Task, found: TrainingSet, seed: int, reading: _Reading
-) -> tuple[list[Example], list[Example], Rows | None]:
+) -> tuple[Sequence[Example], Sequence[Example], Rows | None]:
     """(training examples, validation examples, where the latter came from)."""
     examples = reading.examples(found.rows)
     if found.held_out:
-        validation: list[Example] = [examples[i] for i in found.held_out]
+        validation = chosen(examples, found.held_out)
         validation_rows: Rows | None = found.rows
     else:
         validation, validation_rows = _own_validation(section, task, reading)
-    chosen = sources.take(validation, section.validation_limit, seed)
-    train = [examples[i] for i in found.learnt]
+    validation = chosen(validation, sources.take(validation, section.validation_limit, seed))
+    train = [chosen(examples, found.learnt)]
     before = len(examples)
     for each in found.also:  # their numbers go on where those of the rows before them end
-        further = [replace(example, row=before + example.row) for example in reading.further(each.rows)]
-        train += [further[place] for place in each.learnt]
+        further = reading.further(each.rows)
+        train.append(_numbered_from(before, chosen(further, each.learnt)))
         before += len(further)
-    return train, [validation[i] for i in chosen], validation_rows
+    return joined(train), validation, validation_rows
 
 
-def _own_validation(section: DataSection, task: Task, reading: _Reading) -> tuple[list[Example], Rows | None]:
+def _numbered_from(first: int, examples: Sequence[Example]) -> Sequence[Example]:
+    def moved(_: int, example: Example) -> Example:
+        return replace(example, row=first + example.row)
+
+    if isinstance(examples, Lazy):
+        return Made(examples, moved, f"{first} {examples.fingerprint()}")
+    return [moved(0, example) for example in examples]
+
+
+def _own_validation(
+    section: DataSection, task: Task, reading: _Reading
+) -> tuple[Sequence[Example], Rows | None]:
     source = section.validation or task.sets.get("validation")
     if source is None:
         return [], None
     rows = sources.load_rows(source, "validation", section.data_dir, section.field)
     examples = reading.examples(rows)
     if task.family == "glue" and section.validation is None:
-        examples = [examples[i] for i in half_of_validation(rows.rows, "selection")]
+        examples = chosen(examples, half_of_validation(rows.rows, "selection"))
     return examples, rows
 
 

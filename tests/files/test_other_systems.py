@@ -20,7 +20,7 @@ from neuroada_cli.files import system
 
 # What Windows lacks, taken away before anything of ours is imported; `neuroada ...` follows.
 WITHOUT = """
-import builtins, ctypes, os, shutil, signal, sys, tempfile, types
+import builtins, ctypes, os, shutil, signal, subprocess, sys, tempfile, types
 for name in ("O_DIRECTORY", "O_CLOEXEC", "O_NOFOLLOW", "pwrite", "pread"):
     delattr(os, name)
 del signal.SIGHUP
