@@ -175,8 +175,8 @@ def streamed(file: Path, where: str, console: Console | None = None) -> FileRows
         ):
             for number, line in enumerate(opened, start=1):
                 text = line.removeprefix(BOM) if number == 1 else line
-                if not places and text.lstrip()[:1] == b"[":
-                    return None
+                if not places and text.strip() and not _is_object(text):
+                    return None  # a list, an object over several lines, or none
                 if text.strip():
                     row = _parse_line(text.removesuffix(b"\n"))
                     if isinstance(row, str):

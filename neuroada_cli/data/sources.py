@@ -163,12 +163,15 @@ def _read(file: Path, key: str | None, streaming: bool | None, console: Console 
     """Raises DataError for a file that should be streamed and cannot be."""
     wanted = file.stat().st_size >= STREAMED_FROM if streaming is None else streaming
     found = streamed(file, str(file), console) if wanted and key is None and file.suffix == ".jsonl" else None
-    if found is None and streaming:
+    if found is not None:
+        return found
+    whole = read_file(file, key)  # which tells what is wrong with it
+    if streaming:
         raise DataError(
             "is read as a whole: data.streaming is for files of JSON lines", str(file),
             "write one object a line to a .jsonl file, or remove data.streaming",
         )  # fmt: skip
-    return found or read_file(file, key)
+    return whole
 
 
 def refuse_foreign(source: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> None:
