@@ -1,8 +1,8 @@
 """One of two processes of a training killed at random moments of its whole life, and gone on with.
 
-    python tests/ranks/killed.py COUNT [--write FILE] [--seed N]
+    python tests/ranks/killed.py COUNT [--write FILE]
 
-Trainings are started as a person does (`--processes 2`), killed and resumed until they end; in every second
+Up to COUNT kills in all: a FILE that is there already counts, and is gone on from. Trainings are started as a person does (`--processes 2`), killed and resumed until they end; in every second
 one each process holds its own rows only (`train.parallel: shard`). Every kill has to end all processes with
 exit code 8 and one line, leave nothing half written, and every end has to be that of a run that was never
 killed, bit for bit. How long the others lived on is measured, from the kill to the last of them.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -152,6 +153,14 @@ class Found:
     seconds: list[float] = field(default_factory=list)
     file: Path | None = None
 
+    @classmethod
+    def so_far(cls, file: Path | None) -> Found:
+        """What the file has of kills before."""
+        if file is None or not file.is_file():
+            return cls(file=file)
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        return cls(Counter(kept["came_out"]), kept["seconds"], file)
+
     def note(self, what: str) -> None:
         """Count it, and write down all that is known by now."""
         self.came_out[what] += 1
@@ -163,6 +172,7 @@ class Found:
                     "machine": machine(), "kills": len(self.seconds),
                     "came_out": dict(sorted(self.came_out.items())), "promised_seconds": PROMISED,
                     "longest_seconds": round(longest, 1), "median_seconds": round(middle, 1),
+                    "seconds": [round(one, 2) for one in self.seconds],
                 },
             )  # fmt: skip
 
@@ -214,14 +224,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Kill one of two processes at random moments.")
     parser.add_argument("count", type=int)
     parser.add_argument("--write", type=Path, metavar="FILE", help="where the counts go")
-    parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(words)
-    chance, found = random.Random(given.seed), Found(file=given.write)
+    found = Found.so_far(given.write)
+    chance = random.Random(len(found.seconds))
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # else a slow disk is measured as well
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         runs, number = Runs(Path(folder)), 0
         while len(found.seconds) < given.count or number < len(WAYS):
-            left = given.count - len(found.seconds)
+            left = max(0, given.count - len(found.seconds))
             share = -(-left // 2) if number < len(WAYS) - 1 else left
             runs.until_the_end(f"run-{number}", WAYS[number % len(WAYS)], share, chance, found)
             number += 1
