@@ -10,7 +10,7 @@ from typing import Any
 import op
 import torch
 
-from neuroada_cli.delta import sampled_grad, triton_grad
+from neuroada_cli.delta import sampled_grad, triton_buckets, triton_grad
 from neuroada_cli.delta.triton_grad import Tile
 from neuroada_cli.selection.criteria import choose
 
@@ -48,6 +48,8 @@ def compile_ahead(
             given = grad_TO, x_TI, index_OK
             if triton_grad.rows_fit(inputs, torch.bfloat16, device):
                 work.append(lambda given=given: triton_grad.triton_rows(*given))
+            if triton_buckets.fits(k, inputs, torch.bfloat16):
+                work.append(lambda given=given: triton_buckets.triton_buckets(*given))
             for tile in tiles if (inputs, outputs) == shapes[0][1:] else tiles[:1]:
                 work.append(
                     lambda given=given, tile=tile: triton_grad.triton_grad(
@@ -76,7 +78,7 @@ def check(device: torch.device) -> list[dict[str, Any]]:
             index_OK = choose(score_OI, k)
             expected_OK = sampled_grad.dense_oracle(grad_TO.double().float(), x_TI.double().float(), index_OK)
             scale = float(expected_OK.abs().max()) or 1.0
-            for name in sampled_grad.usable_for(inputs, dtype, device):
+            for name in sampled_grad.usable_for(inputs, k, dtype, device):
                 row = {
                     "backend": name,
                     "dtype": str(dtype).removeprefix("torch."),

@@ -61,7 +61,7 @@ def measure(
     runs: dict[str, Callable[[], Any]] = {"floor": floor}
     hopeless: dict[str, float] = {}
     floor_seconds = min(seconds(floor, device) for _ in range(3))
-    for name in ("dense_oracle", *usable_for(inputs, dtype, device)):
+    for name in ("dense_oracle", *usable_for(inputs, k, dtype, device)):
         run = _bound(name, grad_TO, x_TI, index_OK)
         run()
         trial = seconds(run, device) / floor_seconds

@@ -1,6 +1,6 @@
 # Every target rewrites its file under benchmarks/results/; `make bench-report` turns them into
 # docs/performance.md. Ratios from a busy machine are noisier, not wrong: the load is written beside them.
-.PHONY: bench-op bench-cpu bench-io bench-commands bench-evaluation bench-gpu bench-report
+.PHONY: bench-op bench-cpu bench-io bench-commands bench-evaluation bench-gpu bench-sm90 bench-report
 
 bench-op: setup  ## back-ends of the sampled gradient by shape; also rewrites delta/backend_table.json
 	$(BIN)/python benchmarks/op.py --write
@@ -19,6 +19,9 @@ bench-evaluation: setup  ## eval's decoding against plain generate; the data set
 
 bench-gpu:  ## one CUDA GPU, under 9 minutes: kernels against the oracle, tuning, steps; uses $(PYTHON_GPU)
 	$(or $(PYTHON_GPU),python3) benchmarks/gpu.py
+
+bench-sm90: setup  ## the CUDA kernels compiled for an H100 without one: registers, spills, what they move on paper
+	$(BIN)/python benchmarks/sm90.py
 
 bench-report: setup  ## docs/performance.md from the result files
 	$(BIN)/python docs/pages performance

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import sm90_page
 import whole_commands
 
 from neuroada_cli.commands.bench import NOISY
@@ -239,9 +240,9 @@ def gpu_section() -> str:
     if about is None:
         return (
             "\n## On a GPU\n\nNot measured. The CUDA kernels are held to the oracle in Triton's interpreter, "
-            "and compiled for an H100 (sm_90), where their loads are seen to be vectors of 16 bytes; "
+            "and compiled for an H100 (sm_90), where their loads are seen to be vectors; "
             f"`{command}` (one GPU, under nine minutes) checks, measures and tunes them.\n"
-        )
+        ) + sm90_page.section(load("sm90"), markdown, machine_line)
     text = "\n## On a GPU: checks\n\n"
     checks = load("gpu_check")
     if checks is None or "rows" not in checks:
@@ -261,7 +262,7 @@ def gpu_section() -> str:
             text += step_section(f"On a GPU: {title}", f"step_gpu_{name}", command, wanted)
     if load("op_cuda") is not None and "rows" in load("op_cuda"):
         text += op_section("On a GPU: the op", "op_cuda", command)
-    return text
+    return text + sm90_page.section(load("sm90"), markdown, machine_line)
 
 
 GPU_STEPS = {

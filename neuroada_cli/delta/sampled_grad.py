@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuroada_cli.delta import native, triton_grad
+from neuroada_cli.delta import native, triton_buckets, triton_grad
 
 # torch announces once that CSR tensors are in beta; the one operation used here is held to the oracle
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -91,6 +91,7 @@ BACKENDS: dict[str, Backend] = {
     "native": native.native,
     "triton": triton_grad.triton_grad,
     "triton_rows": triton_grad.triton_rows,
+    "triton_buckets": triton_buckets.triton_buckets,
 }
 
 # Measured winners; `make bench-op` rewrites the file on the machine it runs on (see docs/performance.md).
@@ -107,14 +108,18 @@ def usable(device: torch.device, dtype: torch.dtype) -> list[str]:
     if triton_grad.available(device):
         names.append("triton")
         if dtype in triton_grad.ROW_DTYPES:
-            names.append("triton_rows")
+            names += ["triton_rows", "triton_buckets"]
     return names
 
 
-def usable_for(inputs: int, dtype: torch.dtype, device: torch.device) -> list[str]:
-    """Of them those that can take a layer of so many inputs."""
-    too_wide = not triton_grad.rows_fit(inputs, dtype, device)
-    return [name for name in usable(device, dtype) if name != "triton_rows" or not too_wide]
+def usable_for(inputs: int, k: int, dtype: torch.dtype, device: torch.device) -> list[str]:
+    """Of them those that can take a layer of so many inputs, K of them chosen."""
+    cannot = set()
+    if not triton_grad.rows_fit(inputs, dtype, device):
+        cannot.add("triton_rows")
+    if not triton_buckets.fits(k, inputs, dtype):
+        cannot.add("triton_buckets")
+    return [name for name in usable(device, dtype) if name not in cannot]
 
 
 @functools.cache
@@ -129,7 +134,7 @@ def pick_backend(
     forced = os.environ.get("NEUROADA_BACKEND")
     if forced:
         return forced
-    here = usable_for(inputs, dtype, device)
+    here = usable_for(inputs, k, dtype, device)
     kind = f"{device.type} {str(dtype).removeprefix('torch.')}"
     measured = [row for row in _table() if row["kind"] == kind and row["fastest"] in here]
     if measured:

@@ -76,7 +76,7 @@ def rows_fit(inputs: int, dtype: torch.dtype, device: torch.device) -> bool:
 
 
 @functools.cache
-def _kernels() -> Any:
+def kernels() -> Any:
     from neuroada_cli.delta import triton_kernels
 
     return triton_kernels
@@ -114,9 +114,9 @@ class LastTranspose:
 def transposed(x_TI: Tensor) -> Tensor:
     """x^T [I, T filled up with zeros to a multiple of TILE_T]."""
     tokens, inputs = x_TI.shape
-    x_TI = _rows_contiguous(x_TI)
+    x_TI = rows_contiguous(x_TI)
     x_IT = torch.empty(inputs, -(-tokens // TILE_T) * TILE_T, dtype=x_TI.dtype, device=x_TI.device)
-    _kernels().transpose_kernel[(x_IT.shape[1] // TRANSPOSE_T, -(-inputs // TRANSPOSE_I))](
+    kernels().transpose_kernel[(x_IT.shape[1] // TRANSPOSE_T, -(-inputs // TRANSPOSE_I))](
         x_TI, x_IT, tokens, inputs, x_TI.stride(0), x_IT.stride(0), BLOCK_T=TRANSPOSE_T, BLOCK_I=TRANSPOSE_I
     )
     return x_IT
@@ -143,7 +143,7 @@ def split(blocks: int, others: int, slots: int) -> tuple[int, int]:
 
 
 @functools.cache
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return MULTIPROCESSORS
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
@@ -158,31 +158,36 @@ def triton_grad(
     x_IT  `transposed(x_TI)`; None: the one that is kept of the last x
     """
     (tokens, outputs), k = grad_TO.shape, index_OK.shape[1]
-    grad_TO = _rows_contiguous(grad_TO)
+    grad_TO = rows_contiguous(grad_TO)
     x_IT = last_transpose(x_TI) if x_IT is None else x_IT
     blocks = -(-tokens // TILE_T)
     neuron_blocks = -(-outputs // tile.neurons)
-    parts, steps = split(blocks, neuron_blocks, tile.resident * _multiprocessors(grad_TO.device))
+    parts, steps = split(blocks, neuron_blocks, tile.resident * multiprocessors(grad_TO.device))
     out_POK = torch.empty(parts, outputs, k, dtype=torch.float32, device=grad_TO.device)
-    _kernels().columns_kernel[(neuron_blocks, parts)](
+    kernels().columns_kernel[(neuron_blocks, parts)](
         grad_TO, x_IT, index_OK.contiguous(), out_POK, tokens, outputs, grad_TO.stride(0), x_IT.stride(0),
-        blocks, steps, K=k, K_PAD=power_of_2(k), UNROLL=min(k, 4), BLOCK_O=tile.neurons,
+        blocks, steps, K=k, K_PAD=power_of_2(k), UNROLL=unrolled(k), BLOCK_O=tile.neurons,
         LANE_T=TILE_T // 2, num_warps=tile.warps, **_limit(tile, grad_TO.device),
     )  # fmt: skip
     return out_POK[0] if parts == 1 else out_POK.sum(dim=0)
 
 
+def unrolled(k: int) -> int:
+    """How many k are in flight: of more, where they are few or some are left over, the compiler spills."""
+    return 4 if k >= 8 and k % 4 == 0 else min(k, 2)
+
+
 def triton_rows(grad_TO: Tensor, x_TI: Tensor, index_OK: Tensor) -> Tensor:
     """The sampled gradient by rows, fp32 `[O, K]`, of 16-bit inputs; ask `rows_fit` first."""
     (tokens, outputs), (inputs, k) = grad_TO.shape, (x_TI.shape[1], index_OK.shape[1])
-    grad_TO, x_TI = _rows_contiguous(grad_TO), _rows_contiguous(x_TI)
+    grad_TO, x_TI = rows_contiguous(grad_TO), rows_contiguous(x_TI)
     block_k = min(power_of_2(k), ROWS_MOST_K)
     block_o = min(power_of_2(outputs), SUMS // max(2, block_k))
     grid_o, grid_k = -(-outputs // block_o), -(-k // block_k)
     blocks = -(-tokens // PACK)
-    parts, steps = split(blocks, grid_o * grid_k, _multiprocessors(grad_TO.device))
+    parts, steps = split(blocks, grid_o * grid_k, multiprocessors(grad_TO.device))
     out_POK = torch.empty(parts, outputs, k, dtype=torch.float32, device=grad_TO.device)
-    _kernels().rows_kernel[(grid_o, parts, grid_k)](
+    kernels().rows_kernel[(grid_o, parts, grid_k)](
         grad_TO, x_TI, index_OK.contiguous(), out_POK, tokens, inputs, outputs, grad_TO.stride(0),
         x_TI.stride(0), blocks, steps, K=k, BLOCK_K=block_k, BLOCK_O=block_o, BLOCK_I=power_of_2(inputs),
         PACK=PACK, num_warps=ROW_WARPS,
@@ -195,7 +200,7 @@ def _limit(tile: Tile, device: torch.device) -> dict[str, int]:
     return {"maxnreg": tile.registers} if device.type == "cuda" else {}
 
 
-def _rows_contiguous(matrix: Tensor) -> Tensor:
+def rows_contiguous(matrix: Tensor) -> Tensor:
     return matrix if matrix.stride(1) == 1 else matrix.contiguous()
 
 

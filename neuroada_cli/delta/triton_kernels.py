@@ -66,6 +66,26 @@ def columns_kernel(
     tl.store(out, acc_OK, mask=(o < outputs)[:, None] & (ks < K)[None, :])
 
 
+@triton.jit
+def _words(ptr, stride, column, columns, first, tokens, PACK: tl.constexpr):
+    """The numbers of PACK tokens from `first` on, a 64-bit word for each column; 0 behind the last token."""
+    word = tl.zeros(column.shape, dtype=tl.int64)
+    for j in tl.static_range(PACK):
+        real_token = tl.full([1], 0, tl.int64) + first + j < tokens
+        number = tl.load(ptr + (first + j) * stride + column, mask=(column < columns) & real_token, other=0.0)
+        word |= number.to(tl.uint16, bitcast=True).to(tl.int64) << (16 * j)
+    return word
+
+
+@triton.jit
+def _number(word, j: tl.constexpr, TYPE: tl.constexpr):
+    """Token j of a word, fp32. bf16 is the upper half of fp32, and a half of 32 bits is shifted at once."""
+    half = (word >> (32 * (j // 2))).to(tl.int32)
+    if tl.bfloat16 == TYPE:
+        return (half << 16 if j % 2 == 0 else half & -65536).to(tl.float32, bitcast=True)
+    return (half >> (16 * (j % 2))).to(tl.uint16).to(TYPE, bitcast=True).to(tl.float32)
+
+
 @triton.jit(do_not_specialize=["tokens", "blocks", "steps"])
 def rows_kernel(
     g_ptr, x_ptr, index_ptr, out_ptr, tokens, inputs, outputs, g_stride, x_stride, blocks, steps,
@@ -88,21 +108,50 @@ def rows_kernel(
     zero = tl.full([], 0, tl.int64)
     for block in range(part * steps, tl.minimum(part * steps + steps, blocks)):
         first = zero + block * PACK  # 64 bits: T x I may need them
-        word_I = tl.zeros([BLOCK_I], dtype=tl.int64)
-        g_word_O = tl.zeros([BLOCK_O], dtype=tl.int64)
-        for j in tl.static_range(PACK):
-            real_token = tl.full([1], 0, tl.int64) + first + j < tokens
-            x_I = tl.load(x_ptr + (first + j) * x_stride + i, mask=(i < inputs) & real_token, other=0.0)
-            g_O = tl.load(g_ptr + (first + j) * g_stride + o, mask=(o < outputs) & real_token, other=0.0)
-            word_I |= x_I.to(tl.uint16, bitcast=True).to(tl.int64) << (16 * j)
-            g_word_O |= g_O.to(tl.uint16, bitcast=True).to(tl.int64) << (16 * j)
+        word_I = _words(x_ptr, x_stride, i, inputs, first, tokens, PACK)
+        g_word_O = _words(g_ptr, g_stride, o, outputs, first, tokens, PACK)
         word_KO = tl.reshape(tl.gather(word_I, index_N, 0), [BLOCK_K, BLOCK_O])
         for j in tl.static_range(PACK):
-            x_KO = (word_KO >> (16 * j)).to(tl.uint16).to(x_ptr.dtype.element_ty, bitcast=True)
-            g_O = (g_word_O >> (16 * j)).to(tl.uint16).to(g_ptr.dtype.element_ty, bitcast=True)
-            acc_KO += g_O.to(tl.float32)[None, :] * x_KO.to(tl.float32)
+            g_O = _number(g_word_O, j, g_ptr.dtype.element_ty)
+            acc_KO += g_O[None, :] * _number(word_KO, j, x_ptr.dtype.element_ty)
     out = out_ptr + (part * outputs + o[None, :]) * K + k[:, None]
     tl.store(out, acc_KO, mask=real)
+
+
+@triton.jit(do_not_specialize=["tokens", "blocks", "steps"])
+def buckets_kernel(
+    g_ptr, x_ptr, slot_ptr, first_ptr, out_ptr, tokens, inputs, outputs, g_stride, x_stride, blocks, steps,
+    K: tl.constexpr, SLOTS: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, PACK: tl.constexpr,
+):  # fmt: skip
+    """Sums over one part of the tokens for the connections of one bucket, into out[P, O, K].
+
+    slot_ptr   int32 [B, SLOTS]: (k * BLOCK_O + neuron) * BLOCK_I + input, or -1
+    first_ptr  int32 [B, 2]: what neuron and input are counted from, multiples of 16
+    PACK tokens in a word as in `rows_kernel`, of x and of g: both sides of a connection are looked up. The
+    next words are read while these are worked on.
+    """
+    bucket = tl.program_id(0)
+    part = tl.program_id(1)
+    slot_N = tl.load(slot_ptr + bucket * SLOTS + tl.arange(0, SLOTS))
+    above_N = slot_N.to(tl.uint32, bitcast=True) // BLOCK_I  # without a sign it is one shift
+    first_o = tl.multiple_of(tl.load(first_ptr + 2 * bucket), 16)
+    i = tl.multiple_of(tl.load(first_ptr + 2 * bucket + 1), 16) + tl.arange(0, BLOCK_I)
+    o = first_o + tl.arange(0, BLOCK_O)
+    acc_N = tl.zeros([SLOTS], dtype=tl.float32)
+    zero = tl.full([], 0, tl.int64)
+    word_I = _words(x_ptr, x_stride, i, inputs, zero + part * steps * PACK, tokens, PACK)
+    g_word_O = _words(g_ptr, g_stride, o, outputs, zero + part * steps * PACK, tokens, PACK)
+    for block in range(part * steps, tl.minimum(part * steps + steps, blocks)):
+        word_N = tl.gather(word_I, slot_N & (BLOCK_I - 1), 0)
+        g_word_N = tl.gather(g_word_O, (above_N & (BLOCK_O - 1)).to(tl.int32), 0)
+        word_I = _words(x_ptr, x_stride, i, inputs, zero + (block + 1) * PACK, tokens, PACK)
+        g_word_O = _words(g_ptr, g_stride, o, outputs, zero + (block + 1) * PACK, tokens, PACK)
+        for j in tl.static_range(PACK):
+            g_N = _number(g_word_N, j, g_ptr.dtype.element_ty)
+            acc_N += g_N * _number(word_N, j, x_ptr.dtype.element_ty)
+    neuron_N = first_o + (above_N & (BLOCK_O - 1)).to(tl.int64)
+    out_N = out_ptr + (part * outputs + neuron_N) * K + (above_N // BLOCK_O).to(tl.int64)
+    tl.store(out_N, acc_N, mask=slot_N >= 0)
 
 
 @triton.jit(do_not_specialize=["layers"])

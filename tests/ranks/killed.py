@@ -2,7 +2,9 @@
 
     python tests/ranks/killed.py COUNT [--write FILE]
 
-Up to COUNT kills in all: a FILE that is there already counts, and is gone on from. Trainings are started as a person does (`--processes 2`), killed and resumed until they end; in every second
+Up to COUNT kills in all: a FILE that is there counts already, and is gone on from.
+
+Trainings are started as a person does (`--processes 2`), killed and resumed until they end; in every second
 one each process holds its own rows only (`train.parallel: shard`). Every kill has to end all processes with
 exit code 8 and one line, leave nothing half written, and every end has to be that of a run that was never
 killed, bit for bit. How long the others lived on is measured, from the kill to the last of them.
