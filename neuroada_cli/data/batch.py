@@ -14,6 +14,7 @@ from torch import Tensor
 
 from neuroada_cli.data.images import Picture
 from neuroada_cli.errors import DataError
+from neuroada_cli.hub.padding import reads_padding
 
 IGNORED = -100  # the label of a token that is not learnt (the convention of torch and transformers)
 MEGA_BATCHES = 50  # rows are sorted by length within so many batches, so that order stays random at large
@@ -156,15 +157,18 @@ def pad_id(tokenizer: Any) -> int:
 
 
 def align_padding(model: Any, tokenizer: Any) -> int:
-    """The padding id for a row classifier; its config gets one if it lacks it.
+    """The padding id for a row classifier; its config gets one if it lacks it and the model asks for it.
 
     Decoders find a row's last token by comparing with config.pad_token_id, and RoBERTa's positions start
     behind it, so here the model's own id goes before `pad_id`.
     """
     config = model.config.get_text_config()
-    if config.pad_token_id is None:
-        config.pad_token_id = pad_id(tokenizer)
-    return int(config.pad_token_id)
+    if config.pad_token_id is not None:
+        return int(config.pad_token_id)
+    pad = pad_id(tokenizer)
+    if reads_padding(model):
+        config.pad_token_id = pad
+    return pad
 
 
 # rows -> what the model is given of their pictures

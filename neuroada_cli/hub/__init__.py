@@ -33,6 +33,7 @@ from neuroada_cli.hub.loading import (
     skeleton,
     writing_skeleton,
 )
+from neuroada_cli.hub.padding import reads_padding
 from neuroada_cli.hub.parts import left_out, parts_of
 from neuroada_cli.hub.reader import Reader, decoder_start, load_reader
 from neuroada_cli.hub.resolve import is_hub_id, local_folder, read_config, resolve_model
@@ -82,6 +83,7 @@ __all__ = [
     "packed_layers",
     "parts_of",
     "read_config",
+    "reads_padding",
     "resolve_model",
     "shard_name",
     "skeleton",

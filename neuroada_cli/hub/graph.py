@@ -22,10 +22,11 @@ from neuroada_cli.delta.layout import is_conv1d
 from neuroada_cli.hub.kinds import ModelTask
 from neuroada_cli.hub.known import known
 from neuroada_cli.hub.loading import skeleton
+from neuroada_cli.hub.padding import reads_padding
 from neuroada_cli.hub.parts import stacks_of
 from neuroada_cli.hub.resolve import read_config
 
-FORMAT = 5  # raised when a record says other things, so that an older one is not taken for it
+FORMAT = 6  # raised when a record says other things, so that an older one is not taken for it
 # The sizes by which a layer is known beside its tensors.
 SIZES = (
     "in_features", "out_features", "num_embeddings", "embedding_dim", "padding_idx", "nf", "nx",
@@ -140,6 +141,7 @@ def described(model: Any) -> dict[str, Any]:
         "input": names.get(id(_input_of(model))),
         "output": names.get(id(model.get_output_embeddings())),
         "stacks": stacks_of(model),
+        "reads_padding": reads_padding(model),
         "config": _plain(config) | {"num_labels": config.num_labels},
         "text_config": _plain(text),
         "converts": rules.converts,
@@ -197,6 +199,7 @@ class _Graph(nn.Module):
     rules: Rules
     embeddings: tuple[str | None, str | None]
     stacks: dict[str, str]  # asked for by `stacks_of`
+    reads_padding: bool  # and by the function of that name
 
     def get_input_embeddings(self) -> nn.Module | None:
         return None if self.embeddings[0] is None else self.get_submodule(self.embeddings[0])
@@ -234,6 +237,7 @@ def rebuilt(record: dict[str, Any]) -> nn.Module:
     root.base_model_prefix = record["prefix"]
     root.embeddings = record["input"], record["output"]
     root.stacks = record["stacks"]
+    root.reads_padding = bool(record["reads_padding"])
     root.rules = Rules(bool(record["converts"]), tuple(map(str, record["legacy"])), dict(record["kept"]))
     text = SimpleNamespace(**record["text_config"])
     root.config = SimpleNamespace(**record["config"], get_text_config=lambda: text)

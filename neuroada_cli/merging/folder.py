@@ -109,7 +109,7 @@ def merged_config(
     config: dict[str, Any], dtype: torch.dtype, adapter: Adapter, skeleton: nn.Module
 ) -> dict[str, Any]:
     """The base's config with what the merge changes: the true data type, no quantisation, and for a
-    classifier its class, labels and problem type.
+    classifier its class, labels and problem type, and the padding token where it cannot do without.
     """
     merged = _with_dtype({k: v for k, v in config.items() if k != "quantization_config"}, dtype)
     if not {"dtype", "torch_dtype"} & set(merged):
@@ -118,8 +118,8 @@ def merged_config(
         merged["architectures"] = [type(skeleton).__name__]
         merged |= _labels(adapter, skeleton)
         pad = adapter.settings.get("pad_token_id")
-        if merged.get("pad_token_id") is None and isinstance(pad, int):
-            merged["pad_token_id"] = pad  # decoders cannot find a row's last token without it
+        if merged.get("pad_token_id") is None and isinstance(pad, int) and hub.reads_padding(skeleton):
+            merged["pad_token_id"] = pad
     return merged
 
 

@@ -20,6 +20,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BertModel,
+    FunnelConfig,
+    FunnelForSequenceClassification,
     GPT2Model,
     PreTrainedModel,
 )
@@ -37,6 +39,9 @@ AUTO = {
     "causal-lm": AutoModelForCausalLM,
     "sequence-classification": AutoModelForSequenceClassification,
 }
+FUNNEL = FunnelConfig(
+    vocab_size=96, d_model=32, d_inner=48, n_head=4, d_head=8, block_sizes=[1, 1], initializer_std=0.5
+)
 TOKENS = torch.arange(40).view(2, 20) % 90
 
 
@@ -168,6 +173,17 @@ def test_regression_and_label_names(tmp_path: Path) -> None:
     )  # fmt: skip
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert "lm_head.weight" not in hub.open_weights(tmp_path / "out")  # as save_pretrained would write it
+
+
+def test_a_merged_encoder_gets_no_padding_token(tmp_path: Path) -> None:
+    """Funnel sets that row of its embedding to 0 whenever it loads, and computes nothing else by the key."""
+    torch.manual_seed(0)
+    base = save(FunnelForSequenceClassification(FUNNEL).funnel, tmp_path / "base")
+    trained = train(base, "sequence-classification", num_labels=2, settings={"pad_token_id": 0})
+    merge.run(trained.folder, tmp_path / "out", quiet=True)
+    assert json.loads((tmp_path / "out/config.json").read_text())["pad_token_id"] is None
+    merged = assert_merged_equals_trained(tmp_path / "out", trained, "fp32")
+    assert merged.funnel.embeddings.word_embeddings.weight[0].any()
 
 
 def test_base_model_files_without_the_prefix(tmp_path: Path) -> None:

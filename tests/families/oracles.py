@@ -7,6 +7,7 @@ O = output neurons, I = inputs, K = chosen inputs per neuron
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from neuroada_cli.adapter.find import open_found
 from neuroada_cli.adapter.folder import Adapter
 from neuroada_cli.delta.model import attach
 from neuroada_cli.delta.targets import parameter_name, target_of
+from neuroada_cli.hub.padding import reads_padding
 from neuroada_cli.selection.file import read_selection
 
 K = 2
@@ -111,6 +113,8 @@ def merged(loaded: Loaded, run: Path, out: Path) -> None:
     attached = adapted.load(str(run))
     model, base = loaded.model(str(out)), loaded.model().state_dict()
     ours, theirs = attached.model.state_dict(), model.state_dict()
+    configs = (json.loads((folder / "config.json").read_text()) for folder in (Path("base"), out))
+    merged_config(loaded, *configs)
     assert attached.adapter is not None
     targets = {parameter_name(model, name) for name in attached.adapter.selection.indices}
     changed = {theirs[name].data_ptr() for name in targets | set(attached.adapter.whole)}
@@ -121,6 +125,17 @@ def merged(loaded: Loaded, run: Path, out: Path) -> None:
     with torch.no_grad():
         same = torch.equal(loaded.outputs(model), loaded.outputs(attached.model))
     assert same, "answers otherwise when merged"
+
+
+def merged_config(loaded: Loaded, base: dict[str, Any], merged: dict[str, Any]) -> None:
+    """The base's config; only what is listed may be another, and the padding token only where it is read."""
+    free = {"dtype", "torch_dtype"}
+    if loaded.labels is not None:
+        free |= {"architectures", "id2label", "label2id", "problem_type"}
+        if base.get("pad_token_id") is None and reads_padding(loaded.model()):
+            free.add("pad_token_id")
+    other = {key for key in {*base, *merged} - free if base.get(key) != merged.get(key)}
+    assert not other, f"the merged config differs in {', '.join(sorted(other))}"
 
 
 def answered(first: Path, second: Path) -> None:
