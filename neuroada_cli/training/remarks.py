@@ -17,6 +17,7 @@ from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.samples import why_none
 from neuroada_cli.training.settings import dtype_of
 
+TIME_CONSTANTS = ("A_log", "D")  # as Mamba names them, by channel and state
 LEAST = 0.01  # share of a model's parameters that is worth a line
 LONGER, SPACE = "raise data.max_length", "put the space between them before the answer"
 
@@ -95,7 +96,7 @@ def left_aside(graph: nn.Module) -> Iterator[str]:
     left = [
         name
         for name, parameter in graph.named_parameters()
-        if parameter.ndim in (2, 3) and name not in known and _is_raw(graph, name)
+        if parameter.ndim in (2, 3) and name not in known and _is_raw(graph, name, parameter)
     ]
     share = sum(sizes[name] for name in left) / max(1, sum(sizes.values()))
     if share > LEAST:
@@ -106,10 +107,15 @@ def left_aside(graph: nn.Module) -> Iterator[str]:
         )
 
 
-def _is_raw(graph: nn.Module, parameter: str) -> bool:
-    """Whether it is neither looked up (embeddings, also of places) nor a convolution's or a norm's."""
-    owner = graph.get_submodule(parameter.rpartition(".")[0])
+def _is_raw(graph: nn.Module, parameter: str, tensor: torch.Tensor) -> bool:
+    """Whether it is neither looked up (embeddings, also of places) nor a convolution's or a norm's, and
+    multiplies what comes in: no one row, no bias of experts or heads, no time constants of a state space.
+    """
+    above, _, own = parameter.rpartition(".")
+    owner = graph.get_submodule(above)
     kind = type(owner).__name__
+    if own.endswith("bias") or own in TIME_CONSTANTS or sum(size > 1 for size in tensor.shape) < 2:
+        return False
     return not isinstance(owner, nn.Embedding) and not any(
         word in text
         for text, word in ((kind, "Conv"), (kind, "Norm"), (parameter, "embed"), (parameter, "pos"))
