@@ -227,10 +227,11 @@ class Schedule:
 
     def validation(self) -> Iterator[Batch]:
         """Micro-batches of similar length, the longest first: what does not fit fails at once."""
-        rows = sorted(self._data.validation, key=len, reverse=True)
+        rows, lengths = self._data.validation, lengths_of(self._data.validation)
+        order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
         size = self._settings.micro_batch_size or self._settings.batch_size
         for start in range(0, len(rows), size):
-            yield self._batch(rows[start : start + size])
+            yield self._batch([rows[at] for at in order[start : start + size]])
 
     def _collated(self, rows: list[Encoded]) -> list[Batch]:
         size = min(self._settings.micro_batch_size or len(rows), -(-len(rows) // self._workers))

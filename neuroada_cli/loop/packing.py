@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain, islice
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,10 @@ def check_packing(model: nn.Module, rows: Sequence[Encoded]) -> None:
     Raises ModelError for a model that mixes rows (a convolution or a state that runs on), or that takes no
     positions to tell them apart by.
     """
-    short = [replace(row, input_ids=row.input_ids[:TRIED_TOKENS], labels=[]) for row in (*rows, *rows)[:2]]
+    short = [
+        replace(row, input_ids=row.input_ids[:TRIED_TOKENS], labels=[])
+        for row in islice(chain(rows, rows), 2)
+    ]
     if "position_ids" not in inspect.signature(model.forward).parameters:
         raise ModelError(
             "takes no position_ids, so packed rows cannot be kept apart", type(model).__name__, FIX
