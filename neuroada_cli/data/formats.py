@@ -13,6 +13,7 @@ import lzma
 import zlib
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ Row = dict[str, Any]
 PACKED = (".xz", ".gz", ".zst")
 STATE = "state.json"  # of a folder that `datasets` saved: names its Arrow files
 LONGEST_FIELD = 1 << 30
+EXACT = 2.0**53  # floats from here on leave whole numbers out
 
 
 def unpacked(file: Path, name: str, where: str) -> bytes:
@@ -128,10 +130,11 @@ def parquet(file: Path, where: str) -> list[Row]:
 def arrow(file: Path, where: str) -> list[Row]:
     """Rows of an .arrow file (either of Arrow's two forms), or of what the state.json beside it names."""
     parts = _parts_of(file, where) if file.name == STATE else [file]
+    of_json = file.name == STATE and _made_of_json(file.with_name("dataset_info.json"))
     rows: list[Row] = []
     for part in parts:
         try:
-            rows += plain_rows(_table(part).to_pylist())
+            rows += plain_rows(_table(part).to_pylist(), of_json)
         except (OSError, ValueError) as error:
             raise _arrow_error(error, "an Arrow file", str(part)) from None
     return rows
@@ -160,26 +163,64 @@ def _parts_of(state: Path, where: str) -> list[Path]:
     return [state.parent / name for name in named]
 
 
+def _made_of_json(about: Path) -> bool:
+    """Whether `datasets` says that it made a folder of JSON."""
+    try:
+        told = strict_json.parse(about.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(told, dict) and told.get("builder_name") == "json"
+
+
 def _arrow_error(error: Exception, kind: str, where: str) -> Exception:
     if isinstance(error, OSError) and error.errno in LIMITS:
         return unreadable(error, where)
     return DataError(f"is not {kind}: {(str(error).splitlines() or ['empty'])[0]}", where)
 
 
-def plain_rows(rows: Iterable[Row]) -> list[Row]:
-    """Rows of a typed table with the values that JSON knows: days and times become ISO text."""
-    return [{key: _plain(value) for key, value in row.items()} for row in rows]
+@dataclass(frozen=True)
+class Altered:
+    """A value that is no longer what stood in the file; why: what became of it."""
+
+    value: object
+    why: str
+
+    def __str__(self) -> str:
+        return str(self.value)
 
 
-def _plain(value: Any) -> Any:
+def refuse_altered(key: str, value: object) -> None:
+    """Raises TypeError for a value of this column that is Altered."""
+    if isinstance(value, Altered):
+        raise TypeError(f"{key} {value.why}")
+
+
+def plain_rows(rows: Iterable[Row], of_json: bool = False) -> list[Row]:
+    """Rows of a typed table with the values that JSON knows: days and times become ISO text.
+
+    of_json  `datasets` made the table of JSON, where there are neither days nor rounded numbers: what it made
+             into such is Altered, which whoever needs the value refuses
+    """
+    return [{key: _plain(value, of_json) for key, value in row.items()} for row in rows]
+
+
+def _plain(value: Any, of_json: bool) -> Any:
+    if of_json and isinstance(value, datetime.date | datetime.time):
+        return Altered(
+            value, "was text that `datasets` made a time of; name the JSON file that it was made of"
+        )
+    if of_json and isinstance(value, float) and value.is_integer() and abs(value) >= EXACT:
+        return Altered(
+            value, "was a whole number that `datasets` rounded; name the JSON file that it was made of"
+        )
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, decimal.Decimal):
         return int(value) if value == value.to_integral_value() else str(value)
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: _plain(inner, of_json) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_plain(inner) for inner in value]
+        return [_plain(inner, of_json) for inner in value]
     return value
 
 

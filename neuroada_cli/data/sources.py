@@ -18,13 +18,14 @@ import torch
 from rich.console import Console
 
 from neuroada_cli.data.fetching import Unreachable, fetched
-from neuroada_cli.data.formats import STATE, plain_rows, row_bytes
+from neuroada_cli.data.formats import STATE, row_bytes
+from neuroada_cli.data.hub_rows import hub_rows
 from neuroada_cli.data.lazy import Lazy
 from neuroada_cli.data.made_pictures import make_pictures
 from neuroada_cli.data.made_rows import make_rows
 from neuroada_cli.data.picture_folders import class_folders, rows_of_classes
 from neuroada_cli.data.reading import ENDINGS, FileRows, Row, read_as, read_file, streamed
-from neuroada_cli.errors import DataError, RecipeError, unreadable
+from neuroada_cli.errors import DataError, RecipeError, UserError, unreadable
 from neuroada_cli.foreign_text import HAS_SECRETS, INSTEAD, has_secrets
 from neuroada_cli.machine.network import hub_answers
 
@@ -155,7 +156,7 @@ def load_rows(
         address = address.replace("{split}", split)
         return _checked(_from_url(address, source, places, key), address)
     if _is_hub_id(address):
-        return _checked(FileRows(_from_hub(address, split, source, places)), f"{address} {split}")
+        return _checked(_from_hub(address, split, source, places), f"{address} {split}")
     raise _nowhere(source, places)
 
 
@@ -274,20 +275,16 @@ def _from_url(url: str, source: str, places: list[Path], key: str | None) -> Fil
     return read_as(kept, urllib.parse.urlsplit(url).path, url, key)
 
 
-def _from_hub(address: str, split: str, source: str, places: list[Path]) -> list[Row]:
+def _from_hub(address: str, split: str, source: str, places: list[Path]) -> FileRows:
     from huggingface_hub import constants
 
     name, _, config = address.partition(":")
     if not constants.HF_HUB_OFFLINE and not hub_answers(constants.ENDPOINT):
         raise _nowhere(source, places, "the hub does not answer")
-    import datasets
-
     try:
-        found = datasets.load_dataset(name, config or None, split=split)
-        for column, feature in found.features.items():
-            if isinstance(feature, datasets.Image):  # its bytes, which are opened as all pictures are
-                found = found.cast_column(column, datasets.Image(decode=False))
-        return plain_rows(found.to_list())
+        return hub_rows(name, config or None, split)
+    except UserError:
+        raise
     except Exception as error:  # whatever a foreign data set brings about
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(f"cannot be loaded: {reason}", f"{address} {split}") from error

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from neuroada_cli.data.batch import Example
+from neuroada_cli.data.formats import refuse_altered
 from neuroada_cli.data.reading import Row
 from neuroada_cli.data.sources import Rows, load_rows, require_source
 from neuroada_cli.errors import DataError, RecipeError, nearest
@@ -83,6 +84,7 @@ def class_example(labels: Sequence[str], columns: dict[str, str]) -> Callable[[R
 
     def example(row: Row, number: int, protocol: str) -> Example:
         row = renamed(row, columns)
+        refuse_altered("label", row["label"])
         name = label_text(row["label"])
         if name not in numbers:
             raise ValueError(f"label {name[:40]!r} is none of the {len(labels)}; {nearest(name, labels)}")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from neuroada_cli.data.formats import refuse_altered
 from neuroada_cli.data.reading import Row
 
 
@@ -111,6 +112,7 @@ def as_text(row: Row, key: str, notes: Notes | None = None) -> str:
     value = row[key]
     if isinstance(value, str):
         return value
+    refuse_altered(key, value)
     if value is None:
         raise TypeError(f"{key} is null, not text")
     if notes is not None:
