@@ -1,4 +1,4 @@
-"""Rows of a hub set are those that stand in its files: the real `datasets`, offline, on a folder of its name."""
+"""Rows of a hub set are those of its files: the real `datasets`, offline, on a folder of its name."""
 
 from __future__ import annotations
 
