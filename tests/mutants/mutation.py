@@ -1,13 +1,15 @@
 """One-line mutations of the package, each run against the tests that should notice it: `make mutants`.
 
-python tests/mutants/run.py                     # all of them; writes the result file
-python tests/mutants/run.py --minutes 40        # as many as get their turn, spread over all; writes it, too
-python tests/mutants/run.py --only tied         # those whose file or description says so; writes nothing
+python tests/mutants/mutation.py                 # all of them; writes the result file
+python tests/mutants/mutation.py --minutes 40    # as many as get their turn, spread over all; writes it, too
+python tests/mutants/mutation.py --go-on         # only those without a verdict, or whose text has changed
+python tests/mutants/mutation.py --only tied     # those whose file or description says so; writes nothing
 
 A mutation is a piece of a source file that stands there once and what takes its place, what a user would
-feel, and a few tests. It is applied to a copy of the package in a temporary folder. The tests run in a fork
-of this process, which has imported the heavy libraries once, and nothing of the package. First the same tests
-run on a copy as it is, all in one go: what fails there shows nothing.
+feel, and a few tests; some stand for a kind that tests once missed. It is applied to a copy of the package in
+a temporary folder. The tests run in a fork of this process, which has imported the heavy libraries once, and
+nothing of the package. First the same tests run on a copy as it is, all in one go: what fails there shows
+nothing.
 
 Not mutmut or cosmic-ray: they turn syntax around by rule, in thousands, against a suite of minutes. These are
 faults that were made or feared, named for what they do to a user.
@@ -28,6 +30,7 @@ import time
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +45,26 @@ HEAVY = (
 )  # fmt: skip
 BESIDE = ("recipes", "docs", "benchmarks", "pyproject.toml")  # what the package looks for beside itself
 SECONDS = 300  # a mutant that runs into this has hung
-TURNS = (0, 2, 1, 3)  # every fourth of the catalogue, then those in the middle, then the rest
+TURNS = (0, 2, 1, 3)  # after those of a kind every fourth of the catalogue, those in the middle, the rest
 SURVIVED, HUNG, BROKEN = "survived", "hung", "no verdict: pytest ended with"
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """about  what a user would feel;  tests  arguments of pytest, one selection of a few seconds."""
+    """about  what a user would feel;  tests  arguments of pytest, one selection of a few seconds
+    kind  of faults that tests once did not notice, which this one stands for
+    """
 
     file: str
     was: str
     now: str
     about: str
     tests: tuple[str, ...]
+    kind: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.file, self.was, self.now
 
     def stale(self) -> bool:
         """Whether the piece does not stand in the file exactly once."""
@@ -73,6 +83,18 @@ def catalogue() -> list[Mutant]:
         for entry in tomllib.loads(file.read_text(encoding="utf-8"))["mutant"]:
             found.append(Mutant(**entry | {"tests": tuple(entry["tests"])}))
     return found
+
+
+def in_turn(mutants: Sequence[Mutant]) -> list[Mutant]:
+    """The order in which they are tried when there may be no time for all."""
+    named, others = [m for m in mutants if m.kind], [m for m in mutants if not m.kind]
+    return named + [m for start in TURNS for m in others[start :: len(TURNS)]]
+
+
+def tried_before() -> dict[tuple[str, str, str], dict[str, str]]:
+    """The entries of the result file by what they changed."""
+    tried = json.loads(RESULTS.read_text(encoding="utf-8"))["tried"] if RESULTS.exists() else []
+    return {(entry["file"], entry["was"], entry["now"]): entry for entry in tried}
 
 
 class FirstFailure:
@@ -184,6 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", help="a part of the file's name or of the description")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin none after so many")
+    parser.add_argument("--go-on", action="store_true", help="keep the verdicts that there are")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--skip-plain", action="store_true", help="`make test` has just passed; the result file says so"
@@ -202,13 +225,21 @@ def main() -> None:
         plain = outcomes([everything], 1, seconds=math.inf)
         if wrong := [name for name in plain.values() if name != SURVIVED]:
             sys.exit(f"fails on the package as it is: {', '.join(wrong)}")
-    found = outcomes([m for start in TURNS for m in mutants[start :: len(TURNS)]], given.jobs, until=until)
+    kept = tried_before() if given.go_on and given.only is None else {}
+    today = datetime.now(UTC).date().isoformat()
+    found = outcomes([m for m in in_turn(mutants) if m.key not in kept], given.jobs, until=until)
+    entries: list[dict[str, str]] = [
+        {"file": m.file, "was": m.was, "now": m.now, "about": m.about, "kind": m.kind}
+        | (
+            {"caught by": found[m], "date": today}
+            if m in found
+            else {key: kept[m.key][key] for key in ("caught by", "date")}
+        )
+        for m in mutants
+        if m in found or m.key in kept
+    ]
     mutants = [m for m in mutants if m in found]
     if given.only is None:
-        entries: list[dict[str, str]] = [
-            {"file": m.file, "was": m.was, "now": m.now, "about": m.about, "caught by": found[m]}
-            for m in mutants
-        ]
         plain_too = not given.skip_plain
         result = {"in the catalogue": every, "run on the package as it is": plain_too, "tried": entries}
         RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
