@@ -161,7 +161,7 @@ def run(
         console.print(
             f"{shown(', '.join(subject.fresh))}: random, in none of the files, so scores are chance"
         )
-    tell(hub.ignored_of_model(subject.folder, trusted), console.quiet)
+    tell(hub.ignored_of_model(subject.folder, trusted, subject.model), console.quiet)
     if subject.adapter is not None:
         say(console, SAME_BASE, style="dim")
     remark = None

@@ -171,6 +171,7 @@ def _load(target: str, wishes: Wishes, how: Loading, compare: bool, quiet: bool)
         raise ModelError("has no base that is known", target, "name it with --base, or leave --compare out")
     with Console(stderr=True, quiet=quiet).status("loading the model"):
         loaded, models = sides(found, trained, how, compare)
+    tell(hub.ignored_of_model(loaded.folder, how.trust_remote_code, loaded.model), quiet)
     tell(hub.ignored_of_tokenizer(reader.tokenizer, how.trust_remote_code), quiet)
     aside = Console(stderr=True, quiet=quiet)
     if loaded.adapter is not None:

@@ -89,7 +89,7 @@ def run(
         weights=weights,
     )
     merge, difference = job.merge, None
-    tell(hub.ignored_of_model(merge.base.folder, trust_remote_code), quiet)
+    tell(hub.ignored_of_model(merge.base.folder, trust_remote_code, merge.base.graph), quiet)
     with files.Lock.on(out):
         files.require_space(out, job.nbytes)
         with files.atomic_folder(out, overwrite=overwrite) as temporary, _bar(job, quiet) as on_bytes:

@@ -57,7 +57,7 @@ def run(
     check_ending(plot, "--plot")
     started = time.perf_counter()
     base, choice = _base(recipe)
-    tell(hub.ignored_of_model(base.folder, recipe.model.trust_remote_code), quiet)
+    tell(hub.ignored_of_model(base.folder, recipe.model.trust_remote_code, base.graph), quiet)
     # a training in the same run folder reads its selection there
     with files.Lock(recipe.run_path) if _lies_in(out, recipe.run_path) else files.Lock.on(out):
         files.clean_stale(out.parent, out.name)

@@ -23,6 +23,7 @@ from neuroada_cli.errors import DataError
 from neuroada_cli.evaluation.greedy import can_leave, complete
 from neuroada_cli.evaluation.rounds import in_rounds
 from neuroada_cli.evaluation.vllm_engine import VllmEngine
+from neuroada_cli.hub.embeddings import refuse_unknown
 from neuroada_cli.hub.positions import positions_of
 from neuroada_cli.loop.loss import on_model
 from neuroada_cli.loop.numerics import not_numbers
@@ -73,6 +74,7 @@ def generate(
     coder, pairs = Coder(tokenizer), is_encoder_decoder(model)
     encoded = [_encoded(prompt, coder, tokenizer, pairs) for prompt in prompts]
     _refuse_unfit(model, encoded, max_new_tokens)
+    refuse_unknown(model, ((None, row) for row in encoded), tokenizer.name_or_path)
     completions = [""] * len(prompts)
     settings = own_settings(model, tokenizer, max_new_tokens, decoding)
     with evaluating(model), torch.inference_mode(), settings:

@@ -17,6 +17,7 @@ from neuroada_cli.data.seams import Coder
 from neuroada_cli.evaluation.generate import context_of, generate
 from neuroada_cli.evaluation.rounds import in_rounds
 from neuroada_cli.evaluation.vllm_engine import VllmEngine
+from neuroada_cli.hub.embeddings import refuse_unknown
 from neuroada_cli.hub.reader import Reader
 from neuroada_cli.loop.loss import row_logits, token_loss
 from neuroada_cli.loop.numerics import not_numbers
@@ -112,6 +113,7 @@ def likelihoods(
     Raises DataError as `encode` does, NumericsError for a loss that is not finite.
     """
     rows, _ = encode_for(reader, examples, max_length)
+    refuse_unknown(model, ((row.row, row.input_ids) for row in rows), reader.tokenizer.name_or_path)
     pad, device = padding_for(reader), next(model.parameters()).device
     ends = end_ids(reader.tokenizer)
     found: list[Prediction] = []
@@ -268,6 +270,7 @@ def _classify(
     ranks: Ranks,
 ) -> list[Prediction]:
     rows, _ = encode_for(reader, examples, max_length, task.kind)
+    refuse_unknown(model, ((row.row, row.input_ids) for row in rows), reader.tokenizer.name_or_path)
     pad, features = aligned_padding(model, reader), features_for(reader)
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))

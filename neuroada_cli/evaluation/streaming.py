@@ -22,6 +22,7 @@ from neuroada_cli.evaluation.generate import (
     is_encoder_decoder,
     own_settings,
 )
+from neuroada_cli.hub.embeddings import refuse_unknown
 from neuroada_cli.loop.numerics import not_numbers
 from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.tasks.task import Decoding
@@ -72,6 +73,7 @@ def answer(
             else "the prompt is empty, and this tokenizer starts texts with nothing",
             fix="ask something shorter" if prompt else "ask something",
         )
+    refuse_unknown(model, [(None, prompt)], tokenizer.name_or_path)
     some = next(model.parameters())
     tokens_1S = torch.tensor([prompt], device=some.device)
     watch = NanWatch(some.device, decoding.temperature is not None)

@@ -21,7 +21,7 @@ from neuroada_cli.hub.kinds import CLASSIFIERS, ModelTask, Work
 from neuroada_cli.hub.loading import body_of, is_pooler, model_task, skeleton
 from neuroada_cli.hub.packed_base import refuse_packed
 from neuroada_cli.hub.places import Places, Run
-from neuroada_cli.hub.plausible import refuse_other_shapes
+from neuroada_cli.hub.plausible import refuse_missing_blocks, refuse_other_shapes
 from neuroada_cli.hub.positions import positions_of
 from neuroada_cli.hub.ties import held_apart, untie
 from neuroada_cli.hub.weights import WEIGHT_DTYPES, Weights, open_weights
@@ -178,7 +178,10 @@ def open_base(
     def made_anew(name: str) -> bool:
         return task in CLASSIFIERS and (not inside(name) or is_pooler(name))
 
-    refuse_other_shapes(graph, base.weights, base.places.plain_names(), made_anew)
+    stored = base.places.plain_names()
+    if stored:
+        refuse_missing_blocks(graph, weights, lambda name: name in stored or bool(base.places.names(name)))
+    refuse_other_shapes(graph, base.weights, stored, made_anew)
     if apart := held_apart(graph, base.places, base.weights):
         untie(graph, apart)
         base = replace(base, apart=tuple(apart))  # with places of its own

@@ -6,9 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from neuroada_cli import files
 from neuroada_cli.errors import UserError
 from neuroada_cli.foreign_text import short
+from neuroada_cli.hub.plausible import unasked_blocks
 from neuroada_cli.hub.resolve import read_config
 from neuroada_cli.hub.weights import open_weights, weights_passed_over
 
@@ -20,15 +23,22 @@ ANY_TOKENIZER = {
 CODE = "its own Python code (auto_map in {file}) is not run"
 
 
-def ignored_of_model(folder: Path, trust_remote_code: bool = False) -> Iterator[str]:
-    """One line each about config.json. Raises ModelError for a config that cannot be read."""
+def ignored_of_model(
+    folder: Path, trust_remote_code: bool = False, graph: nn.Module | None = None
+) -> Iterator[str]:
+    """One line each about config.json and, where the model that it makes is at hand, about the weights that
+    find no place in it. Raises ModelError for a config that cannot be read.
+    """
     config = read_config(folder)
     if "auto_map" in config and not trust_remote_code:
         kind = short(config.get("model_type")).strip("'")
         yield f"{CODE.format(file='config.json')}: transformers' own {kind} is used"
-    others = weights_passed_over(open_weights(folder))
+    weights = open_weights(folder)
+    others = weights_passed_over(weights)
     if others is not None:
         yield others
+    if graph is not None:
+        yield from unasked_blocks(graph, weights)
     yield from _quantization(config)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from neuroada_cli.delta.quantized import keep_layout
 from neuroada_cli.delta.targets import is_linear
 from neuroada_cli.errors import ModelError, ResourceError, UserError, limit_reached
+from neuroada_cli.files.claims import MEND
 from neuroada_cli.hub.endings import settle
 from neuroada_cli.hub.kinds import CLASSES, CLASSIFIERS, ModelTask, Work, as_task, task_of
 from neuroada_cli.hub.known import known
@@ -271,7 +272,9 @@ def _refuse_missing(model: Any, fresh: list[str], task: ModelTask, folder: Path)
     for name in fresh:
         if task not in CLASSIFIERS or (inside(name) and not is_pooler(name)):
             raise ModelError(
-                f"{name} is missing from the weights, or has another shape than config.json says", str(folder)
+                f"{name} is missing from the weights, or has another shape than config.json says",
+                str(folder),
+                MEND,
             )
 
 

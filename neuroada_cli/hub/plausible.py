@@ -6,14 +6,14 @@ building is given up once it has made far more parameters than the files could f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import nn
 
 from neuroada_cli.errors import ModelError
-from neuroada_cli.files.claims import MEND
-from neuroada_cli.hub.weights import Weights
+from neuroada_cli.files.claims import CONFIG, MEND, NUMBERED
+from neuroada_cli.hub.weights import Weights, stored_name
 
 # Parameters per stored tensor, where files hold several as one, and as many beside them.
 PARAMETERS, SPARE = 8, 2000
@@ -37,6 +37,46 @@ def refuse_other_shapes(
                 str(weights.folder),
                 MEND,
             )
+
+
+def refuse_missing_blocks(graph: nn.Module, weights: Weights, holds: Callable[[str], bool]) -> None:
+    """Raises ModelError for a list of blocks of which the files hold the first ones only: loading would make
+    the others of random numbers.
+
+    holds  whether the files have a parameter
+    """
+    asked = _lists(name for name, _ in graph.named_parameters())
+    held = _lists(name for name, _ in graph.named_parameters() if holds(name))
+    for place, numbers in asked.items():
+        if place in held and max(held[place]) < max(numbers):
+            raise ModelError(
+                f"asks for {len(numbers):,} blocks in {place}, the files hold {len(held[place]):,}",
+                str(weights.folder / CONFIG),
+                MEND,
+            )
+
+
+def unasked_blocks(graph: nn.Module, weights: Weights) -> Iterator[str]:
+    """One line for each list of blocks of which the files hold more than the config asks for."""
+    asked = _lists(name for name, _ in graph.named_parameters())
+    for place, numbers in _lists(weights.names).items():
+        own = stored_name(asked, place, str(getattr(graph, "base_model_prefix", "")))
+        more = sorted(numbers - asked[own]) if own is not None else []
+        if more and more[0] > max(asked[own or place]):
+            numbered = f"{more[0]}" if len(more) == 1 else f"{more[0]}-{more[-1]}"
+            yield (
+                f"the files hold {place}.{numbered}, config.json asks for {len(asked[own or place]):,} "
+                "blocks there: what is stored beyond them is not used"
+            )
+
+
+def _lists(names: Iterable[str]) -> dict[str, set[int]]:
+    """What holds numbered blocks (model.layers) -> their numbers."""
+    lists: dict[str, set[int]] = {}
+    for name in names:
+        for found in NUMBERED.finditer(name):
+            lists.setdefault(name[: found.start(1)].rstrip("."), set()).add(int(found[1]))
+    return lists
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import math
 import mmap
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -187,7 +187,7 @@ def shard_name(number: int, count: int) -> str:
     return SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
-def stored_name(weights: Weights, parameter: str, prefix: str) -> str | None:
+def stored_name(weights: Container[str], parameter: str, prefix: str) -> str | None:
     """The files' name of a parameter of the model, with the prefix as it is, removed or added; or None."""
     spellings = [parameter]
     if prefix:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from neuroada_cli import hub
 from neuroada_cli.data.batch import Batch
 from neuroada_cli.data.inputs import aligned_padding
+from neuroada_cli.hub.embeddings import refuse_unknown
 from neuroada_cli.loop.loop import Schedule, TrainData
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.schema import Recipe
@@ -51,7 +52,9 @@ def select(
     task, trusted = recipe_task(recipe.data), recipe.model.trust_remote_code
     reader = reader or hub.load_reader(base.folder, base.task, trusted, task.pictures)
     use_template(reader.tokenizer, recipe.data)
-    data = data or prepare(recipe.data, task, reader, recipe.seed, context=base.positions).data
+    if data is None:
+        data = prepare(recipe.data, task, reader, recipe.seed, context=base.positions).data
+        refuse_unknown(base.graph, ((row.row, row.input_ids) for row in data.train), str(base.folder))
     model = load(recipe, base, device or hub.choose_device(recipe.device)).model
     if data.kind != "generation":
         data = dataclasses.replace(data, pad_id=aligned_padding(model, reader))

@@ -25,7 +25,7 @@ LONGER, SPACE = "raise data.max_length", "put the space between them before the 
 def remarks(checked: Checked) -> Iterator[str]:
     """One line each."""
     trusted = checked.recipe.model.trust_remote_code
-    yield from hub.ignored_of_model(checked.base.folder, trusted)
+    yield from hub.ignored_of_model(checked.base.folder, trusted, checked.base.graph)
     if checked.reader.tokenizer is not None:
         yield from hub.ignored_of_tokenizer(checked.reader.tokenizer, trusted)
     if checked.task.kind == "generation":

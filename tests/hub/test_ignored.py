@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import pico_llama
 from tiny_run import one_thread, tiny_llama_folder, tiny_recipe  # noqa: F401  (the fixture is used by all)
 from tokenizers import Tokenizer
 
@@ -34,6 +35,21 @@ def edit(file: Path, **changes: Any) -> None:
 def test_of_an_ordinary_model_nothing_is_said(folder: Path) -> None:
     assert not list(hub.ignored_of_model(folder))
     assert not list(hub.ignored_of_tokenizer(hub.load_tokenizer(folder)))
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_of_blocks_that_the_config_does_not_ask_for(bare: bool, tmp_path: Path) -> None:
+    model = pico_llama(num_hidden_layers=4)
+    (model.model if bare else model).save_pretrained(tmp_path)
+    whole = hub.open_base(tmp_path, "causal-lm" if not bare else "sequence-classification", num_labels=2)
+    assert not list(hub.ignored_of_model(tmp_path, graph=whole.graph))
+    for asked, told in ((3, "layers.3"), (2, "layers.2-3")):
+        edit(tmp_path / "config.json", num_hidden_layers=asked)
+        base = hub.open_base(tmp_path, whole.task, num_labels=2)
+        (line,) = hub.ignored_of_model(tmp_path, graph=base.graph)
+        assert line.startswith(
+            f"the files hold {'' if bare else 'model.'}{told}, config.json asks for {asked} "
+        )
 
 
 @pytest.mark.parametrize(

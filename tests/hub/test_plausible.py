@@ -188,6 +188,30 @@ def test_another_size_is_refused_by_select_too(folder: Path, changes: dict[str, 
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("build", "key", "place"),
+    [
+        (pico_llama, "num_hidden_layers", "model.layers"),
+        (pico_gpt2, "n_layer", "transformer.h"),
+        (pico_bert, "num_hidden_layers", "bert.encoder.layer"),
+        (lambda: pico_llama(tied=True), "num_hidden_layers", "model.layers"),
+    ],
+)
+@pytest.mark.parametrize("more", [1, 3])
+def test_blocks_that_the_files_lack_are_no_layers_to_leave_out(
+    build: Any, key: str, place: str, more: int, tmp_path: Path
+) -> None:
+    model = build()
+    model.save_pretrained(tmp_path)
+    layers = getattr(model.config, key)
+    edit(tmp_path, **{key: layers + more})
+    task = "sequence-classification" if model.base_model_prefix == "bert" else "causal-lm"
+    with pytest.raises(
+        ModelError, match=rf"asks for {layers + more} blocks in {place}, the files hold {layers}"
+    ):
+        hub.open_base(tmp_path, task)
+
+
 def test_a_head_for_other_labels_is_made_anew(tmp_path: Path) -> None:
     pico_bert().save_pretrained(tmp_path)
     hub.open_base(tmp_path, "sequence-classification", num_labels=7)

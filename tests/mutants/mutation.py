@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,12 +153,17 @@ def started(copy: Copy, tests: Sequence[str]) -> tuple[int, Path]:
 
 
 def outcomes(
-    mutants: Iterable[Mutant | tuple[str, ...]], jobs: int, seconds: float = SECONDS, until: float = math.inf
+    mutants: Iterable[Mutant | tuple[str, ...]],
+    jobs: int,
+    seconds: float = SECONDS,
+    until: float = math.inf,
+    report: Callable[[dict[Any, str]], None] = lambda found: None,
 ) -> dict[Any, str]:
     """What became of each: the first test that failed, SURVIVED, or HUNG. A bare selection of tests is run on
     the package as it is.
 
     seconds  after which one has hung;  until  a time of `monotonic` after which none is begun
+    report  is told all that there is after each one, so that what is stopped has its result
     """
     waiting, running, found = list(mutants), {}, {}
     while waiting or running:
@@ -184,6 +189,7 @@ def outcomes(
             found[each] = HUNG if not done else _said(status, said, copy)
             copy.remove()
             print(f"{len(found)}: {_about(each)} -> {found[each]}", flush=True)
+            report(found)
     return found
 
 
@@ -200,6 +206,28 @@ def _said(status: int, said: Path, copy: Copy) -> str:
 
 def _about(each: Mutant | tuple[str, ...]) -> str:
     return f"{each.file}: {each.about}" if isinstance(each, Mutant) else f"as it is: {' '.join(each)}"
+
+
+def _entries(
+    mutants: Sequence[Mutant], found: dict[Any, str], kept: dict[tuple[str, str, str], dict[str, str]]
+) -> list[dict[str, str]]:
+    """What became of those that have a verdict, of this run or of the one before."""
+    today = datetime.now(UTC).date().isoformat()
+    return [
+        {"file": m.file, "was": m.was, "now": m.now, "about": m.about, "kind": m.kind}
+        | (
+            {"caught by": found[m], "date": today}
+            if m in found
+            else {key: kept[m.key][key] for key in ("caught by", "date")}
+        )
+        for m in mutants
+        if m in found or m.key in kept
+    ]
+
+
+def _write(entries: list[dict[str, str]], every: int, plain: bool) -> None:
+    result = {"in the catalogue": every, "run on the package as it is": plain, "tried": entries}
+    RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -225,24 +253,15 @@ def main() -> None:
         plain = outcomes([everything], 1, seconds=math.inf)
         if wrong := [name for name in plain.values() if name != SURVIVED]:
             sys.exit(f"fails on the package as it is: {', '.join(wrong)}")
-    kept = tried_before() if given.go_on and given.only is None else {}
-    today = datetime.now(UTC).date().isoformat()
-    found = outcomes([m for m in in_turn(mutants) if m.key not in kept], given.jobs, until=until)
-    entries: list[dict[str, str]] = [
-        {"file": m.file, "was": m.was, "now": m.now, "about": m.about, "kind": m.kind}
-        | (
-            {"caught by": found[m], "date": today}
-            if m in found
-            else {key: kept[m.key][key] for key in ("caught by", "date")}
-        )
-        for m in mutants
-        if m in found or m.key in kept
-    ]
+    kept = tried_before() if given.go_on else {}
+    waiting = [m for m in in_turn(mutants) if m.key not in kept]
+
+    def write(found: dict[Any, str]) -> None:
+        if given.only is None:
+            _write(_entries(mutants, found, kept), every, not given.skip_plain)
+
+    found = outcomes(waiting, given.jobs, until=until, report=write)
     mutants = [m for m in mutants if m in found]
-    if given.only is None:
-        plain_too = not given.skip_plain
-        result = {"in the catalogue": every, "run on the package as it is": plain_too, "tried": entries}
-        RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     wrong = [f"{_about(m)}: {found[m]}" for m in mutants if found[m].startswith((SURVIVED, BROKEN))]
     if wrong:
         sys.exit("\n".join([f"{len(wrong)} of {len(mutants)} were not caught:", *wrong]))
