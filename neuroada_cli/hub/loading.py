@@ -19,8 +19,8 @@ from neuroada_cli.hub.endings import settle
 from neuroada_cli.hub.kinds import CLASSES, CLASSIFIERS, ModelTask, Work, as_task, task_of
 from neuroada_cli.hub.known import known
 from neuroada_cli.hub.plausible import bounded
-from neuroada_cli.hub.resolve import check_folder, read_config
-from neuroada_cli.hub.tokenizer_class import read_tokenizer
+from neuroada_cli.hub.resolve import TRUST, check_folder, read_config
+from neuroada_cli.hub.tokenizer_class import is_code, read_tokenizer
 from neuroada_cli.hub.weights import open_weights
 from neuroada_cli.machine.quiet import quiet_bitsandbytes
 
@@ -163,6 +163,12 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False, model: Path | 
                 "has no tokenizer",
                 str(folder),
                 "copy tokenizer.json and tokenizer_config.json of the model there",
+            ) from error
+        if is_code(folder) and not trust_remote_code:
+            raise ModelError(
+                "its tokenizer is Python code of its own (auto_map in tokenizer_config.json), not run",
+                str(folder),
+                TRUST if model is None else "copy its base's tokenizer files there",
             ) from error
         raise ModelError(
             f"no tokenizer can be loaded: {_first_line(error)}", str(folder), "copy its tokenizer files there"

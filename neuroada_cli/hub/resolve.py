@@ -14,6 +14,7 @@ from neuroada_cli.machine.network import hub_answers
 MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH = 16 << 20, 32
 Found = TypeVar("Found", bound=Path | None)
 OUTLINE = "outline.json"  # what tells a model's outline (`hub.outline`) from the model
+TRUST = "set model.trust_remote_code to true if you trust it"
 ANSWER_SECONDS = 10  # for the hub to say what a model consists of
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 # The top level's small files that a model needs; weights are added, pickles and code never are.
@@ -70,14 +71,14 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
         raise ModelError(
             f"model type {config.get('model_type')} runs Python code that comes with the model",
             str(folder),
-            "set model.trust_remote_code to true if you trust it",
+            TRUST,
         )
     kernel = _kernel(config)
     if kernel is not None and not trust_remote_code:
         raise ModelError(
             f"its config has attention computed by code from the hub ({kernel[:80]})",
             str(folder),
-            "take that out of config.json, or set model.trust_remote_code to true if you trust it",
+            f"take that out of config.json, or {TRUST}",
         )
     if (folder / "adapter_config.json").is_file():
         raise ModelError(

@@ -88,6 +88,11 @@ def _content(tokenizer: Any) -> tuple[Any, ...]:
     )
 
 
+def is_code(folder: Path) -> bool:
+    """Whether a folder says that its tokenizer is made by Python code beside it."""
+    return "auto_map" in _object(folder / "tokenizer_config.json")
+
+
 def brings_code(folder: Path) -> bool:
     """Whether a model's folder asks for Python code of its own: what that does is known to nobody."""
     return any("auto_map" in _object(folder / name) for name in ("config.json", "tokenizer_config.json"))

@@ -62,6 +62,17 @@ def test_cut_answers_are_counted() -> None:
     assert EOS not in encoded[1].input_ids
 
 
+@pytest.mark.parametrize("most", [3, 4, 5, 6, 7, 8])
+def test_a_prompt_that_is_cut_keeps_its_start_token_and_its_last_one(most: int) -> None:
+    tokenizer = byte_tokenizer()
+    [encoded], _ = encode([row()], tokenizer, most, too_long="cut")
+    whole = [BOS, *token_ids(tokenizer, "ask\nsay")[1:], EOS]
+    gone = min(len(whole) - most, 3)
+    assert encoded.input_ids == [BOS, *whole[1 + gone :]][:most]
+    assert tokenizer.decode(encoded.input_ids[1:]).startswith("ask\n"[gone:])
+    assert "say</s>".startswith(tokenizer.decode(learnt(encoded)))
+
+
 @pytest.mark.parametrize(("protocol", "given", "tokens"), [
     ("reft", None, 512), ("llm-adapters", None, 256), ("llm-adapters", 300, 300),
 ])  # fmt: skip

@@ -98,6 +98,22 @@ def test_a_batch_ends_with_its_last_rows_end() -> None:
     assert [len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in found] <= [NEW] * len(short)
 
 
+def test_by_the_library_nothing_behind_a_rows_end_is_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that end early are filled up with padding there, which is a text like any other."""
+    model, tokenizer = writer(), byte_tokenizer()
+    monkeypatch.setattr("neuroada_cli.evaluation.generate.can_leave", lambda model: False)
+    end = obvious(model, PROMPTS[0], ends=())[4]
+    model.generation_config.eos_token_id = end
+    expected = [obvious(model, prompt, (end, EOS)) for prompt in PROMPTS]
+    assert len({len(row) for row in expected}) > 1
+    counted: list[int] = []
+    found = generate(
+        model, tokenizer, PROMPTS, NEW, on_batch=lambda _, __, count: counted.append(count), special=True
+    )
+    assert found == [tokenizer.decode(row) for row in expected]
+    assert sum(counted) == sum(map(len, expected))
+
+
 def test_beams() -> None:
     model, tokenizer = writer(), byte_tokenizer()
     [prompt] = PROMPTS[:1]

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from neuroada_cli import hub
 from neuroada_cli.commands import eval as evaluate
 from neuroada_cli.commands import merge, select, train
+from neuroada_cli.errors import ModelError
 
 SMALL: dict[str, Any] = {
     "data": {"limit": 8, "validation_limit": 2},
@@ -82,6 +83,16 @@ def test_a_known_quantisation_is_for_loading_to_judge(folder: Path, method: str)
 def test_trusted_code_is_not_ignored(folder: Path) -> None:
     edit(folder / "config.json", auto_map={"AutoModelForCausalLM": "code.Llama"})
     assert not list(hub.ignored_of_model(folder, trust_remote_code=True))
+
+
+def test_a_tokenizer_that_is_nothing_but_code_is_refused_with_the_right_remedy(folder: Path) -> None:
+    edit(
+        folder / "tokenizer_config.json",
+        tokenizer_class="FooTokenizer",
+        auto_map={"AutoTokenizer": ["code.Foo", None]},
+    )
+    with pytest.raises(ModelError, match=r"is Python code of its own .* set model.trust_remote_code to true"):
+        hub.load_tokenizer(folder)
 
 
 @pytest.mark.parametrize(
