@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args
 from neuroada_cli.data.batch import Example
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.tasks.chat import ChatRows
 from neuroada_cli.tasks.chat_template import ChatTemplate, today, use_template
+from neuroada_cli.tasks.notes import Notes
 from neuroada_cli.tasks.registry import get_protocol, recipe_task
 from neuroada_cli.tasks.task import Task, under
 from neuroada_cli.tasks.templates import alpaca
@@ -72,6 +74,8 @@ def _as_chat(recipe: Recipe | None, tokenizer: Any) -> Asking:
     section = recipe.data if recipe is not None else None
     day = section.date if section is not None and section.date is not None else today()
     template = ChatTemplate(tokenizer, day, section.chat_template_kwargs if section is not None else {})
+    # a model that was trained is asked as its rows were, any other as its template asks
+    rows = ChatRows(template, "last", Notes()) if section is not None else None
 
     def write(asked: str, before: Turns, system: str) -> str:
         messages = [{"role": "system", "content": system}] if system else []
@@ -80,7 +84,8 @@ def _as_chat(recipe: Recipe | None, tokenizer: Any) -> Asking:
                 {"role": "user", "content": question},
                 {"role": "assistant", "content": answer},
             ]
-        return template.text([*messages, {"role": "user", "content": asked}], ask=True)
+        messages.append({"role": "user", "content": asked})
+        return template.text(messages, ask=True) if rows is None else rows.prompt(messages)
 
     return Asking(write, "by the chat template", rendered=True, turns=True)
 

@@ -19,9 +19,10 @@ from neuroada_cli.tasks.notes import Notes
 
 Learn = Literal["last", "assistant", "all"]
 MARK = "QanswerZ"  # stands for an answer, to find what a template writes around it
+LEFT_OUT = "the chat template leaves the assistant's message out, or rewrites it"
 TRIES = 20  # rows in which a field may make no difference before the template counts as leaving it out
 THOUGHT = re.compile(  # in front of an answer, as models write it
-    r"\s*(?:<(think|thinking|thought|reasoning)>.*?</\1>|\[THINK\].*?\[/THINK\])\s*(?=\S)", re.S
+    r"\s*(?:<(think|thinking|thought|reasoning)>|\[THINK\])(.*?)(?(1)</\1>|\[/THINK\])\s*(?=\S)", re.S
 )
 
 
@@ -75,6 +76,17 @@ class ChatRows:
         last, *apart = examples
         return Example(**{**vars(last), "apart": tuple(reversed(apart))})
 
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """What a model that has learnt such rows is asked with: what stands before the answer in training.
+
+        Raises ValueError for what the template does not take, or leaves out.
+        """
+        talk = self._as_known(Conversation([*messages, {"role": "assistant", "content": MARK}], []))
+        opening, found, _ = self._text(talk, talk.messages).rpartition(MARK)
+        if not found:
+            raise ValueError(LEFT_OUT)
+        return self._asked_and_written(self._text(talk, talk.messages[:-1], ask=True), opening)
+
     def _made(self, turn: Turn, spans: list[tuple[int, int]], number: int) -> Example:
         return Example(
             turn.prompt, turn.target, turn.answer, number, rendered=True, lead=turn.lead, end=turn.end,
@@ -106,8 +118,9 @@ class ChatRows:
         marked["content"] = f"{thought[0] if thought else ''}{MARK}"
         opening, found, tail = self._text(talk, [*before, marked]).rpartition(MARK)
         if not found:
-            raise ValueError("the chat template leaves the assistant's message out")
+            raise ValueError(LEFT_OUT)
         prompt = self._asked_and_written(asked, opening) if at else opening
+        self._note_changed(content, thought, whole)
         said = text_of(before[-1]).strip() if before else ""
         if not whole.startswith(prompt) or (said in opening and said not in prompt):
             raise ValueError("the chat template asks for the answer otherwise than it writes it")
@@ -121,6 +134,13 @@ class ChatRows:
         if "tool_calls" in message:
             answer = target[len(lead) :]
         return Turn(prompt, target, lead, end, answer)
+
+    def _note_changed(self, content: str, thought: re.Match[str] | None, whole: str) -> None:
+        """Count an answer of which the template writes less, or something else."""
+        if thought and thought[2].strip() not in whole:
+            self._notes.say("the chat template leaves out the thought in front of the answer")
+        if (content[thought.end() :] if thought else content).strip() not in whole:
+            self._notes.say("the chat template writes the answer otherwise than it stands in the row")
 
     def _end(self, tail: str) -> tuple[str, str]:
         """(what of a turn's tail is learnt, what of that is no end token): up to the first end token, else
@@ -158,6 +178,9 @@ class ChatRows:
         for at, message in enumerate(messages[:-1]):
             said = text_of(message).strip()
             if said and said not in whole:
+                if message["role"] in ("system", "user"):
+                    role = message["role"]
+                    self._notes.say(f"the chat template writes {role} messages otherwise than in the row")
                 marked = [*messages[:at], message | {"content": MARK}, *messages[at + 1 :]]
                 if MARK not in self._text(talk, marked):
                     raise ValueError(f"the chat template leaves out message {at} ({message['role']})")

@@ -122,7 +122,7 @@ def test_pieces_come_one_by_one_and_are_the_text(base: Path) -> None:
     [
         ({"format": "alpaca"}, alpaca("Why?", "", "Be kind.", [("A?", "B.")])),
         ({"format": "text"}, "Be kind.\n\nWhy?"),
-        ({"format": "chat"}, "<system>Be kind.<user>A?<assistant>B.<user>Why?<a>"),
+        ({"format": "chat"}, "<system>Be kind.<user>A?<assistant>B.<user>Why?<a"),  # as trained
         ({"task": "boolq"}, "Be kind.\n\nWhy?\n"),
         ({"task": "math", "protocol": "llm-adapters"}, f"Be kind.\n\n{alpaca('Why?')}"),
         ({"task": "due_dates"}, "Be kind.\n\nWhy?\nDate (YYYY-MM-DD): "),

@@ -15,8 +15,10 @@ from neuroada_cli.data.batch import IGNORED, Encoded, Example
 from neuroada_cli.data.encoding import answer_in, encode, prompt_ids
 from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import DataError
+from neuroada_cli.recipe.load import recipe_from
+from neuroada_cli.tasks.asking import asking
 from neuroada_cli.tasks.chat import ChatRows, Learn
-from neuroada_cli.tasks.chat_template import ChatTemplate
+from neuroada_cli.tasks.chat_template import ChatTemplate, today
 from neuroada_cli.tasks.conversation import conversation_of
 from neuroada_cli.tasks.notes import Notes
 
@@ -184,6 +186,43 @@ def test_a_prompt_that_opens_a_thought_is_said_once() -> None:
     [line] = notes.lines()
     assert line.startswith("the chat template asks with '(think)', which no finished answer shows")
     assert line.endswith(": 2 rows")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_question_in_words_is_asked_as_it_was_trained(template: str) -> None:
+    """Also where the template asks with more than a finished turn begins with."""
+    tokenizer = chat_tokenizer("GPT-2", template)
+    recipe = recipe_from({
+        "name": "x", "model": {"path": "x"}, "data": {"task": "instruct", "format": "chat", "date": str(DAY)},
+    })  # fmt: skip
+    trained = made(tokenizer, talk("Hi?", "Hi.", "2 and 2?", "4"))
+    asked = asking(recipe, tokenizer).example("2 and 2?", [("Hi?", "Hi.")])
+    assert asked.prompt == trained.prompt
+    assert prompt_ids([asked], tokenizer) == prompt_ids([trained], tokenizer)
+    messages = [{"role": "user", "content": "2 and 2?"}]
+    plain = ChatTemplate(tokenizer, today(), {}).text(messages, ask=True)
+    assert asking(None, tokenizer).write("2 and 2?", (), "") == plain  # one that was not trained here
+
+
+def test_what_a_template_makes_of_contents_is_said() -> None:
+    thought = "<think>\nA greeting.\n</think>\n\nHi."
+    notes = Notes()
+    row = chats(chat_tokenizer("GPT-2", "DeepSeek R1"), notes=notes).example(
+        conversation_of(talk("Hi?", thought)), 0
+    )
+    assert "A greeting" not in row.prompt + row.target
+    assert "the chat template leaves out the thought in front of the answer: 1 row" in notes.lines()
+    other = '{% for m in messages %}[{{ m.role }}]{{ m.content | replace("i", "y") }}[end]{% endfor %}'
+    notes = Notes()
+    made(chat_tokenizer("GPT-2", other), talk("Hi?", "hi."), notes=notes)
+    assert notes.lines() == [
+        "the chat template writes the answer otherwise than it stands in the row: 1 row",
+        "the chat template writes user messages otherwise than in the row: 1 row",
+    ]
+    notes = Notes()
+    for template in set(TEMPLATES) - {"DeepSeek R1"}:
+        made(chat_tokenizer("GPT-2", template), talk("Hi? ", thought), notes=notes)
+    assert not [line for line in notes.lines() if "otherwise" in line or "leaves out" in line]
 
 
 def test_calls_of_tools_are_learnt_as_the_template_writes_them() -> None:
