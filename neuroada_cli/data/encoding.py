@@ -126,7 +126,7 @@ def encode_into(
         report = report.with_more(_counted(texts, part, cuts, kept))
         if watch is not None:
             watch(len(part))
-    _refuse_without_answer(problems.empty or problems.empty_tokens, count)
+    refuse_without_answer(problems.empty or problems.empty_tokens, count)
     if not report.rows:
         raise DataError(f"all {count} rows are longer than data.max_length={max_length}", fix="raise it")
     _refuse_without_target(report.rows, problems.barren, max_length)
@@ -192,18 +192,13 @@ class _Texts:
 
     def is_empty(self, example: Example) -> bool:
         """Whether the content is empty, whatever a template leaves of it: an end token is none."""
-        return not example.target.strip() or self._is_no_more_than_ends(str(example.answer))
+        return not example.target.strip() or is_no_more_than(self._end_texts, str(example.answer))
 
     def says_nothing(self, example: Example, cut: Cut) -> bool:
         """Whether of an answer that is not empty no token is left but its end: tokenizers drop characters."""
         if len(cut.ids) - cut.places[-1] > FEW + len(example.lead + example.end):
             return False
-        return self._is_no_more_than_ends(self._coder.as_written(str(example.answer)))
-
-    def _is_no_more_than_ends(self, answer: str) -> bool:
-        for text in self._end_texts:
-            answer = answer.replace(text, "")
-        return not answer.strip()
+        return is_no_more_than(self._end_texts, self._coder.as_written(str(example.answer)))
 
     def ends_early(self, example: Example, cut: Cut) -> bool:
         return any(token in self._ends for token in cut.ids[cut.places[-1] : -1])
@@ -300,7 +295,15 @@ def answer_in(example: Example, written: str) -> str:
     return text
 
 
-def _refuse_without_answer(empty: Sequence[int], count: int) -> None:
+def is_no_more_than(ends: Sequence[str], answer: str) -> bool:
+    """Whether an answer is empty but for end tokens, which answer nothing."""
+    for text in ends:
+        answer = answer.replace(text, "")
+    return not answer.strip()
+
+
+def refuse_without_answer(empty: Sequence[int], count: int) -> None:
+    """Raises DataError for `empty` rows of `count`, by their numbers."""
     if empty:
         raise DataError(
             f"{len(empty)} of {count} rows have no answer to learn (the first is row {empty[0]})",

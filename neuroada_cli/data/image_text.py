@@ -16,7 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuroada_cli.data.batch import IGNORED, Encoded, Example, Features
-from neuroada_cli.data.encoding import EncodeReport, TooLong, end_ids
+from neuroada_cli.data.encoding import (
+    EncodeReport,
+    TooLong,
+    end_ids,
+    end_texts,
+    is_no_more_than,
+    refuse_without_answer,
+)
 from neuroada_cli.data.images import content_hash, explained, opened
 from neuroada_cli.data.seams import Coder
 from neuroada_cli.data.seen import pixels
@@ -47,17 +54,15 @@ def encode_image_text(
     if not examples:
         raise DataError("there are no rows", fix="check data.train and data.limit")
     ends, coder = end_ids(processor.tokenizer), Coder(processor.tokenizer)
-    if empty := [e.row for e in examples if not e.target.strip()]:
-        raise DataError(
-            f"{len(empty)} of {len(examples)} rows have no answer to learn (the first is row {empty[0]})",
-            fix="fill their answers in, or drop these rows",
-        )
+    marks = end_texts(processor.tokenizer)
+    empty = [e.row for e in examples if not e.target.strip() or is_no_more_than(marks, str(e.answer))]
+    refuse_without_answer(empty, len(examples))
     prompts = encode_prompts(examples, processor)
     kind = OF_ANSWERS.get(type(processor).__name__, 0)
     made: list[tuple[Encoded, bool]] = []
     for example, prompt in zip(examples, prompts, strict=True):
         answer = coder.going_on(example.target)
-        if answer[-1:] == [] or answer[-1] not in ends:
+        if not answer or answer[-1] not in ends:
             answer.append(int(processor.tokenizer.eos_token_id))
         ids = prompt.input_ids + answer
         labels = ids if loss_on_prompt else [IGNORED] * len(prompt) + answer

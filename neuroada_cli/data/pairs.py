@@ -14,7 +14,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from neuroada_cli.data.batch import IGNORED, Encoded, Example
-from neuroada_cli.data.encoding import EncodeReport, TooLong, end_ids
+from neuroada_cli.data.encoding import (
+    FEW,
+    EncodeReport,
+    TooLong,
+    end_ids,
+    end_texts,
+    is_no_more_than,
+    refuse_without_answer,
+)
+from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import DataError
 
 
@@ -33,17 +42,22 @@ def encode_pairs(
     """
     if not examples:
         raise DataError("there are no rows", fix="check data.train and data.limit")
-    end_ids(tokenizer)
-    _refuse_empty(
-        examples,
-        "answer to learn",
-        lambda e: e.target if str(e.answer).strip() else "",  # a template may leave something of none
-        "fill their answers in, or drop these rows",
-    )
-    _refuse_empty(
-        examples, "prompt, and an encoder-decoder answers one", lambda e: e.prompt,
-        "use rows of prompt and answer, or a model that goes on with a text",
-    )  # fmt: skip
+    ends, coder = end_texts(tokenizer), Coder(tokenizer)
+    ids, unknown = end_ids(tokenizer), tokenizer.unk_token_id
+
+    def is_empty(example: Example) -> bool:
+        """Whatever a template leaves of it, or the tokenizer drops of it."""
+        answer = str(example.answer)
+        short = len(answer) <= FEW
+        return is_no_more_than(ends, answer) or (short and is_no_more_than(ends, coder.as_written(answer)))
+
+    refuse_without_answer([e.row for e in examples if not e.target.strip() or is_empty(e)], len(examples))
+    if empty := [example.row for example in examples if not example.prompt.strip()]:
+        raise DataError(
+            f"{len(empty)} of {len(examples)} rows have no prompt, and an encoder-decoder answers one (the "
+            f"first is row {empty[0]})",
+            fix="use rows of prompt and answer, or a model that goes on with a text",
+        )
     made = [_encoded(example, tokenizer, max_length, start) for example in examples]
     long = [row for row, prompt_cut, _ in made if prompt_cut]
     if long and too_long == "refuse":
@@ -65,7 +79,17 @@ def encode_pairs(
         longest_answer=max(len(row.decoder or ()) for row in rows),
         shortened=sum(prompt_cut for _, prompt_cut, _ in kept),
         dropped=len(made) - len(kept),
+        ended=sum(not ids.isdisjoint((row.decoder or [])[1:-1]) for row in rows),
+        unknown=sum(unknown in (row.decoder or [])[1:] for row in rows),
     )
+
+
+def front(tokenizer: Any) -> list[int]:
+    """The tokens that are learnt in front of every answer: a start (BART), a language (mBART), none (T5)."""
+    whole = list(tokenizer(text_target="a", verbose=False)["input_ids"])
+    plain = list(tokenizer(text_target="a", add_special_tokens=False, verbose=False)["input_ids"])
+    places = range(len(whole) - len(plain) + 1)
+    return whole[: next((n for n in places if whole[n : n + len(plain)] == plain), 0)]
 
 
 def asked(tokenizer: Any, prompt: str, max_length: int | None = None) -> tuple[list[int], bool]:
@@ -88,10 +112,3 @@ def _encoded(example: Example, tokenizer: Any, max_length: int, start: int) -> t
     answer = answer[:max_length]
     row = Encoded(prompt, [IGNORED, *answer], example.row, decoder=[start, *answer])
     return row, prompt_cut, answer_cut
-
-
-def _refuse_empty(examples: Sequence[Example], what: str, text: Any, fix: str) -> None:
-    if empty := [example.row for example in examples if not text(example).strip()]:
-        raise DataError(
-            f"{len(empty)} of {len(examples)} rows have no {what} (the first is row {empty[0]})", fix=fix
-        )

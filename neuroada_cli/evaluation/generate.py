@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from neuroada_cli.data.batch import pad_id
 from neuroada_cli.data.encoding import end_ids
-from neuroada_cli.data.pairs import asked
+from neuroada_cli.data.pairs import asked, front
 from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import DataError
 from neuroada_cli.evaluation.greedy import can_leave, complete
@@ -85,7 +85,7 @@ def generate(
             if engine is not None:
                 ends: Any = cast(Any, model).generation_config.eos_token_id
                 new = engine.complete(rows, room, ends, decoding, seed)
-                return _as_texts(tokenizer, new, special)
+                return _as_texts(tokenizer, new, special, pairs)
             with nullcontext() if decoding.temperature is None else drawing(model, rows, seed):
                 also = {} if beside is None else beside(numbers)
                 return _complete(model, tokenizer, rows, room, special, also)
@@ -125,14 +125,17 @@ def _complete(
             "the model's outputs are not numbers (NaN), so nothing it writes means anything",
             "try --dtype fp32",
         )
-    return _as_texts(tokenizer, new, special)
+    return _as_texts(tokenizer, new, special, is_encoder_decoder(model))
 
 
-def _as_texts(tokenizer: Any, new: list[list[int]], special: bool) -> tuple[list[str], int]:
-    """(what each row wrote, tokens in all)."""
+def _as_texts(tokenizer: Any, new: list[list[int]], special: bool, pairs: bool) -> tuple[list[str], int]:
+    """(what each row wrote, tokens in all). What stands in front of every answer is a part of none."""
     tidied = {"clean_up_tokenization_spaces": False} if special else {}
+    mark = front(tokenizer) if special and pairs else []
+    count = sum(map(len, new))
+    new = [row[len(mark) :] if row[: len(mark)] == mark else row for row in new]
     texts = [tokenizer.decode(row, skip_special_tokens=not special, **tidied) for row in new]
-    return texts, sum(map(len, new))
+    return texts, count
 
 
 def _by_library(

@@ -198,7 +198,7 @@ def predict(
         finish,
         decoding or decoding_of(task, PROTOCOLS[protocol], None),
         seed,
-        special=not task.published and reader.decoder_start is None,
+        special=not task.published,
         ranks=ranks,
         beside=_beside(reader, [prompts[n] for n in fit]),
         engine=engine,

@@ -14,7 +14,7 @@ from typing import Literal
 
 from neuroada_cli.data.batch import Example
 from neuroada_cli.tasks.chat_template import ChatTemplate
-from neuroada_cli.tasks.conversation import Conversation, Message, text_of
+from neuroada_cli.tasks.conversation import Conversation, Message, saying, text_of, texts_of
 from neuroada_cli.tasks.notes import Notes
 
 Learn = Literal["last", "assistant", "all"]
@@ -115,7 +115,7 @@ class ChatRows:
         content = text_of(message)
         thought = THOUGHT.match(content)
         marked = {k: v for k, v in message.items() if k != "tool_calls"}
-        marked["content"] = f"{thought[0] if thought else ''}{MARK}"
+        marked = saying(marked, f"{thought[0] if thought else ''}{MARK}")
         opening, found, tail = self._text(talk, [*before, marked]).rpartition(MARK)
         if not found:
             raise ValueError(LEFT_OUT)
@@ -176,12 +176,11 @@ class ChatRows:
         """Refuse a message that the template leaves out, and note other fields that make no difference."""
         whole, messages = turn.prompt + turn.target, talk.messages[: last + 1]
         for at, message in enumerate(messages[:-1]):
-            said = text_of(message).strip()
-            if said and said not in whole:
+            if any(part.strip() not in whole for part in texts_of(message)):
                 if message["role"] in ("system", "user"):
                     role = message["role"]
                     self._notes.say(f"the chat template writes {role} messages otherwise than in the row")
-                marked = [*messages[:at], message | {"content": MARK}, *messages[at + 1 :]]
+                marked = [*messages[:at], saying(message, MARK), *messages[at + 1 :]]
                 if MARK not in self._text(talk, marked):
                     raise ValueError(f"the chat template leaves out message {at} ({message['role']})")
         full = self._text(talk, messages)

@@ -86,8 +86,24 @@ def history_of(row: Row) -> list[tuple[str, str]]:
 
 def text_of(message: Message) -> str:
     """What a message says; "" for one that only calls tools."""
+    return "".join(texts_of(message))
+
+
+def texts_of(message: Message) -> list[str]:
+    """The same in parts, between which pictures may stand."""
     content = message.get("content")
-    return content if isinstance(content, str) else ""
+    if isinstance(content, list):
+        return [part["text"] for part in content if part.get("type") == "text"]
+    return [content] if isinstance(content, str) else []
+
+
+def saying(message: Message, text: str) -> Message:
+    """The message with another text, and its pictures in front of it."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message | {"content": text}
+    pictures = [part for part in content if part.get("type") != "text"]
+    return message | {"content": [*pictures, {"type": "text", "text": text}]}
 
 
 def _raw(row: Row) -> list[Any]:

@@ -13,7 +13,9 @@ from neuroada_cli.data.batch import Example
 from neuroada_cli.data.images import pictures_in
 from neuroada_cli.data.reading import Row
 from neuroada_cli.tasks import vqa
+from neuroada_cli.tasks.chat import ChatRows
 from neuroada_cli.tasks.chat_template import ChatTemplate
+from neuroada_cli.tasks.conversation import Conversation
 from neuroada_cli.tasks.instruct import Habits
 from neuroada_cli.tasks.task import Split, Task, text
 
@@ -65,19 +67,14 @@ def shaped(task: Task, tokenizer: Any, habits: Habits) -> Task:
     Raises DataError for a tokenizer (with its processor's) without one.
     """
     template, talk = ChatTemplate(tokenizer, habits.day, habits.values), TALKS[task.name]
-    habits.notes.day = habits.notes.day or template.asks_for_the_day
+    chats = ChatRows(template, "last", habits.notes)
+    habits.notes.fields = chats.unwritten
 
     def example(row: Row, number: int, protocol: str) -> Example:
         messages, people = talk(row)
         pictures = _pictures(row)
-        prompt, whole = template.text(messages[:-1], ask=True), template.text(messages).rstrip()
-        said = _text_of(messages[-1])
-        target = whole[len(prompt) :] if whole.startswith(prompt) else said
-        lead, _, end = target.partition(said) if said in target else ("", "", "")
-        return Example(
-            prompt, target.removesuffix(tokenizer.eos_token or ""), vqa.reference_of(people), number,
-            pictures=pictures, rendered=True, lead=lead, end=end.removesuffix(tokenizer.eos_token or ""),
-        )  # fmt: skip
+        found = chats.example(Conversation(messages, [len(messages) - 1]), number)
+        return replace(found, answer=vqa.reference_of(people), pictures=pictures)
 
     return replace(task, example=example)
 

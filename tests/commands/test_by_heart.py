@@ -59,7 +59,12 @@ def folder_of(place: Path, tokenizer: Any, encoder: bool = False) -> Path:
 
 
 def by_heart(
-    place: Path, tokenizer: Any, rows: list[dict[str, Any]], folder: Path | None = None, **data: Any
+    place: Path,
+    tokenizer: Any,
+    rows: list[dict[str, Any]],
+    folder: Path | None = None,
+    steps: int = 0,
+    **data: Any,
 ) -> float:
     """The score of a model on the rows that it has learnt until their loss is next to nothing."""
     folder = folder or folder_of(place / "base", tokenizer, encoder=data["task"] in ("rte", "stsb"))
@@ -69,7 +74,7 @@ def by_heart(
     test = place / source / f"{split or 'test'}.jsonl"
     test.parent.mkdir()
     test.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
-    steps = STEPS[data.get("protocol", "reft")]
+    steps = steps or STEPS[data.get("protocol", "reft")]
     recipe = recipe_from({
         "name": "heart", "run_dir": str(place / "run"), "device": "cpu",
         "model": {"path": str(folder), "dtype": "fp32"},
@@ -159,8 +164,19 @@ def test_classes(tmp_path: Path) -> None:
     assert by_heart(tmp_path, chat_tokenizer("BERT uncased", "ChatML"), rows, task="rte") == 1.0
 
 
-@pytest.mark.parametrize("name", ["t5", "bart"])
-def test_encoder_decoders(name: str, tmp_path: Path) -> None:
-    rows = [{"prompt": f"{a}. Label: ", "completion": b} for a, b in zip(ASKED, ANSWERS, strict=True)]
+ODD = ("<s>bad", "<s><s>", "yes .", "n't , no", "日本", "{x}", " a  b", "no</s>", "a <s>, b", "it 's")
+
+
+@pytest.mark.parametrize(
+    ("name", "answers"),
+    [
+        pytest.param("t5", ANSWERS, id="t5"),
+        pytest.param("bart", ODD, id="bart, odd"),
+        pytest.param("t5", ODD, id="t5, odd", marks=pytest.mark.slow),
+        pytest.param("bart", ANSWERS, id="bart", marks=pytest.mark.slow),
+    ],
+)
+def test_encoder_decoders(name: str, answers: tuple[str, ...], tmp_path: Path) -> None:
+    rows = [{"prompt": f"{a}. Label: ", "completion": b} for a, b in zip(ASKED, answers, strict=True)]
     folder = tiny_pairs_folder(tmp_path / "base", name)
-    assert by_heart(tmp_path, None, rows, folder, task="instruct") == 1.0
+    assert by_heart(tmp_path, None, rows, folder, steps=80, task="instruct") == 1.0

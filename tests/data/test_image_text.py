@@ -21,6 +21,7 @@ from neuroada_cli.errors import DataError
 from neuroada_cli.hub.reader import Reader
 from neuroada_cli.tasks import image_text
 from neuroada_cli.tasks.instruct import habits_of
+from neuroada_cli.tasks.notes import Notes
 from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.tasks.task import PROTOCOLS, Task, examples_of
 
@@ -233,6 +234,23 @@ def test_rows_of_ones_own(row: dict[str, Any], prompt: str, answer: str) -> None
 def test_rows_that_are_no_talk_are_told(row: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError, match=rf"f:1: .*{said}"):
         shaped(row)
+
+
+def test_a_prompt_that_opens_a_thought_is_learnt_and_asked_as_the_turn_is_written() -> None:
+    tokenizer, notes = pixel_tokenizer(), Notes()
+    tokenizer.chat_template = TEMPLATE.replace("%}assistant:{%", "%}assistant:(think){%")
+    task = image_text.shaped(get_task("image_text"), tokenizer, habits_of(None, PROTOCOLS["reft"], notes))
+    row = {"image": b"x", "question": "What?", "answer": "red"}
+    [found] = examples_of(task, [row], "reft", "f", notes=notes)
+    assert (found.prompt, found.target) == ("user:<image>What?;assistant:", "red;")
+    assert any(line.startswith("the chat template asks with '(think)'") for line in notes.lines())
+
+
+@pytest.mark.parametrize("answer", ["", " ", "</s>"])
+def test_an_empty_answer_is_none_whatever_ends_the_turn(reader: Reader, answer: str) -> None:
+    rows = [*ROWS, {"image": ROWS[0]["image"], "prompt": "What?", "completion": answer}]
+    with pytest.raises(DataError, match=r"1 of 4 rows have no answer to learn \(the first is row 3\)"):
+        encode_for(reader, examples(reader, rows), 256)
 
 
 def test_a_processor_without_a_template_is_refused() -> None:

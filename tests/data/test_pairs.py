@@ -82,5 +82,14 @@ def test_rows_that_an_encoder_decoder_cannot_learn_are_counted() -> None:
         encode_for(reader, [EXAMPLES[0], Example(" ", "text", "text", 1)], 64)
     with pytest.raises(DataError, match="1 of 1 rows have no answer to learn"):
         encode_for(reader, [Example("Why?", " ", "", 0)], 64)
+    with pytest.raises(DataError, match="2 of 3 rows have no answer to learn"):
+        encode_for(reader, [*EXAMPLES[:1], Example("Why?", "</s>", "</s>", 1), Example("a", "b", "", 2)], 64)
     with pytest.raises(DataError, match="there are no rows"):
         encode_for(reader, [], 64)
+
+
+def test_ends_and_unknown_tokens_within_an_answer_are_counted() -> None:
+    reader = Reader(pairs_tokenizer("bart"), EOS)
+    rows = [Example("a", text, text, n) for n, text in enumerate(("b", "b</s>c", "<unk>"))]
+    report = encode_for(reader, rows, 64)[1]
+    assert (report.ended, report.unknown) == (1, 1)
