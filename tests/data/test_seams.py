@@ -77,12 +77,13 @@ def check(name: str, prompt: str, answer: str) -> Encoded:
 @example(prompt="<|im_start|>user\n", answer="<|im_start|><|im_end|>")
 @example(prompt="ask</s>", answer="say</s>")
 @example(prompt="", answer="▁</s>")
+@example(prompt="", answer="\t</s>")
 def test_what_is_asked_is_what_was_trained_and_the_whole_answer_is_learnt(
     name: str, prompt: str, answer: str
 ) -> None:
     assume(prompt or not answer.startswith("<s>"))  # which the tokenizer would write itself
     left = Coder(tokenizer_of(name)).as_written(answer).replace("</s>", "")
-    if answer.strip() and left.strip():
+    if answer.replace("</s>", "").strip() and left.strip():
         check(name, prompt, answer)
         return
     with pytest.raises(DataError, match="no answer to learn"):
