@@ -67,6 +67,8 @@ connection, divided by N.
 LIMITS = """
 ## Where it stops
 
+- **torch 2.11** shards no tensors of whole numbers, which places and packed weights are: `shard` needs 2.12. `auto`
+  and the dry run say so and replicate.
 - **Experts that share one tensor** (Mixtral, Qwen-MoE) are frozen in `shard`: FSDP2 cuts a tensor along its first
   dimension, which is the expert there, so neurons of one expert would lie on one process. A recipe that selects them
   is refused by name; attention and everything else trains.

@@ -284,8 +284,7 @@ def shard(model: nn.Module, ranks: Ranks, device: torch.device) -> None:
     """Deal every parameter's rows to the ranks, block by block, and make room for this rank's (unfilled).
 
     model  on the meta device, its buffers real
-    Raises ValueError for a layer that torch cannot cut along its neurons, and with a torch that
-    deals no whole numbers.
+    Needs torch 2.12. Raises ValueError for a layer that torch cannot cut along its neurons.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -297,13 +296,8 @@ def shard(model: nn.Module, ranks: Ranks, device: torch.device) -> None:
             raise ValueError(f"{name} has {layer.layout.outputs} neurons, no multiple of {ranks.size}")
     mesh = init_device_mesh(device.type, (ranks.size,))
     blocks = [model.get_submodule(name) for name in blocks_of(name for name, _ in model.named_parameters())]
-    try:
-        for part in (*blocks, model):
-            fully_shard(part, mesh=mesh, shard_placement_fn=lambda p: Shard(1) if id(p) in sideways else None)
-    except RuntimeError as error:  # torch 2.11 wants gradients of all that it deals, of places as well
-        if "floating point dtype can require gradients" not in str(error):
-            raise
-        raise ValueError(f"torch {torch.__version__} deals no whole numbers: install a later one") from error
+    for part in (*blocks, model):
+        fully_shard(part, mesh=mesh, shard_placement_fn=lambda p: Shard(1) if id(p) in sideways else None)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # targets of all ranks were counted before

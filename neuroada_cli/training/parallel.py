@@ -17,6 +17,8 @@ from neuroada_cli.training.plan import Plan, kept_per_neuron, largest_step, pred
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.settings import dtype_of
 
+TORCH = torch.__version__
+SHARDS_FROM = "2.12"  # the first torch whose FSDP2 takes parameters that can have no gradient
 ROOM = 0.9  # of a device's memory that a step may be predicted to take: allocators round, others need some
 
 
@@ -56,7 +58,7 @@ def _way(checked: Checked, ranks: Ranks) -> tuple[Ranks, str]:
     if peak <= ROOM * room:
         return ranks, needs
     if problem is not None:
-        return ranks, f"{needs}, and {problem}"
+        return ranks, f"{needs}, but shard {problem}"
     return dataclasses.replace(ranks, sharded=True), needs
 
 
@@ -118,10 +120,12 @@ def memory_of(device: str, ranks: Ranks) -> int:
 
 
 def why_not_sharded(checked: Checked) -> str | None:
-    """What in a recipe, or in the layers that it names, needs the whole model in one process."""
+    """What in a recipe, in the layers that it names or in this torch needs the whole model in one process."""
     from neuroada_cli.methods import METHODS
 
     recipe, train = checked.recipe, checked.recipe.train
+    if TORCH < SHARDS_FROM:  # as versions, not as texts
+        return f"needs torch {SHARDS_FROM} or later, and this is {TORCH}"
     if METHODS[train.method].shards is None:
         return f"does not go with train.method={train.method}"
     if train.reselect_every is not None:

@@ -24,6 +24,7 @@ from tiny_run import (  # noqa: F401
     tiny_llama_folder,
     tiny_recipe,
 )
+from torch.torch_version import TorchVersion
 
 from neuroada_cli import hub
 from neuroada_cli.adapter import folder as adapters
@@ -40,9 +41,11 @@ from neuroada_cli.errors import (
 )
 from neuroada_cli.files import verify_folder
 from neuroada_cli.loop import loop
+from neuroada_cli.ranks.group import Ranks
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.file import read_selection
+from neuroada_cli.training import parallel, preflight
 from neuroada_cli.training.log import read_metrics
 
 STEPS = 12
@@ -244,7 +247,10 @@ def test_dry_run_writes_nothing_and_reads_no_weights(
 
 
 def test_a_dry_run_of_several_processes_tells_both_ways_to_share_the_work(
-    llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    llama_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = tiny_recipe(llama_folder, tmp_path / "run", train={"micro_batch_size": None})
     one = go(recipe, dry_run=True)
@@ -261,9 +267,34 @@ def test_a_dry_run_of_several_processes_tells_both_ways_to_share_the_work(
     shown = capsys.readouterr().out
     assert "train.parallel: shard does not go with train.reselect_every" in shown
     assert only_whole.peak_bytes > 0
+    monkeypatch.setattr(parallel, "TORCH", TorchVersion("2.11.0+cu130"))
     go(recipe, dry_run=True, processes=99)
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "train.parallel: shard needs torch 2.12 or later, and this is 2.11.0+cu130" in shown
     assert "train.batch_size=4 has not a row for each of 99 processes: replicate is refused" in shown
+
+
+@pytest.mark.parametrize(("how", "has"), [("auto", "2.13.0"), ("auto", "2.11.0"), ("shard", "2.11.0")])
+def test_a_model_that_does_not_fit_is_shared_where_this_torch_can(
+    how: str, has: str, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "TORCH", TorchVersion(has))
+    monkeypatch.setattr(parallel, "memory_of", lambda *_: 1000)
+    monkeypatch.setattr(Ranks, "collected", lambda self, value: [value])
+    monkeypatch.setattr(Ranks, "shared", lambda self, value: value)
+    checked = preflight.check(
+        tiny_recipe(llama_folder, tmp_path / "run", train={"parallel": how}), overwrite=False
+    )
+    if how == "shard":
+        with pytest.raises(
+            RecipeError, match=r"train\.parallel=shard needs torch 2\.12 or later, and this is"
+        ):
+            parallel.decide(checked, Ranks(size=2))
+        return
+    ranks, why = parallel.decide(checked, Ranks(size=2))
+    assert ranks.sharded == (has == "2.13.0")
+    assert "a step is predicted to take" in why
+    assert ("but shard needs torch 2.12 or later, and this is 2.11.0" in why) != ranks.sharded
 
 
 # ---------------------------------------------------------------------------------------------------
