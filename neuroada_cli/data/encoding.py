@@ -22,6 +22,7 @@ from neuroada_cli.foreign_text import printable
 from neuroada_cli.hub.endings import endings
 
 FEW = 32  # tokens of an answer that may all be spaces
+NOTHING_LEFT = "set data.too_long: cut, or raise it where the model takes more"
 PART = 500  # rows that are tokenised at once
 Watch = Callable[[int], object]
 TooLong = Literal["refuse", "cut", "drop"]
@@ -128,7 +129,7 @@ def encode_into(
             watch(len(part))
     refuse_without_answer(problems.empty or problems.empty_tokens, count)
     if not report.rows:
-        raise DataError(f"all {count} rows are longer than data.max_length={max_length}", fix="raise it")
+        raise DataError(f"all {count} rows are longer than data.max_length={max_length}", fix=NOTHING_LEFT)
     _refuse_without_target(report.rows, problems.barren, max_length)
     return report
 

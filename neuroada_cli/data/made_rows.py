@@ -10,6 +10,7 @@ import datetime
 import random
 from collections.abc import Callable
 
+FOR_READERS = ("template",)  # columns
 FIRST_DAY = datetime.date(2015, 1, 1)
 DAYS = 20 * 365
 # Every tenth calendar day is for the test, the next for validation, the other eight for training.
@@ -71,7 +72,7 @@ FORMATS: tuple[Callable[[datetime.date], str], ...] = (
 def make_rows(split: str, count: int, seed: int = 0) -> list[dict[str, str]]:
     """`count` rows of a split ("train", "validation", "test"), the same for the same seed.
 
-    Each row holds `message` and `date` (YYYY-MM-DD), and for inspection `template` ("seen" or "new").
+    Each row holds `message` and `date` (YYYY-MM-DD), and for readers `template` ("seen" or "new").
     Raises ValueError for another split.
     """
     if split not in SPLIT_OF_DAY:

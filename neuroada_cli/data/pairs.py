@@ -16,6 +16,7 @@ from typing import Any
 from neuroada_cli.data.batch import IGNORED, Encoded, Example
 from neuroada_cli.data.encoding import (
     FEW,
+    NOTHING_LEFT,
     EncodeReport,
     TooLong,
     end_ids,
@@ -68,7 +69,9 @@ def encode_pairs(
         )
     kept = [each for each in made if too_long != "drop" or not (each[1] or each[2])]
     if not kept:
-        raise DataError(f"all {len(made)} rows are longer than data.max_length={max_length}", fix="raise it")
+        raise DataError(
+            f"all {len(made)} rows are longer than data.max_length={max_length}", fix=NOTHING_LEFT
+        )
     rows = [row for row, _, _ in kept]
     return rows, EncodeReport(
         rows=len(rows),

@@ -22,7 +22,7 @@ from neuroada_cli.data.formats import STATE, row_bytes
 from neuroada_cli.data.hub_rows import hub_rows
 from neuroada_cli.data.lazy import Lazy
 from neuroada_cli.data.made_pictures import make_pictures
-from neuroada_cli.data.made_rows import make_rows
+from neuroada_cli.data.made_rows import FOR_READERS, make_rows
 from neuroada_cli.data.picture_folders import class_folders, rows_of_classes
 from neuroada_cli.data.reading import ENDINGS, FileRows, Row, read_as, read_file, streamed
 from neuroada_cli.errors import DataError, RecipeError, UserError, unreadable
@@ -73,6 +73,7 @@ class Rows:
     numbers  their numbers in the source, when they are only a part of it
     partial  the source is named as a part of the split (test_1000 for test)
     key      under which the rows lay in a file that is one JSON object
+    spare    columns that stand there for readers, and for no task
     """
 
     rows: Sequence[Row]
@@ -82,6 +83,7 @@ class Rows:
     numbers: list[int] | None = None
     partial: bool = False
     key: str | None = None
+    spare: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -148,7 +150,8 @@ def load_rows(
         if split not in GENERATED_ROWS:
             raise DataError(f"has no split {split}", name, f"choose {', '.join(GENERATED_ROWS)}")
         rows = GENERATED[name](split, GENERATED_ROWS[split])
-        return _checked(FileRows(rows), f"{name} ({split}, made by neuroada)")
+        made = _checked(FileRows(rows), f"{name} ({split}, made by neuroada)")
+        return replace(made, spare=FOR_READERS)
     address = KNOWN_SETS.get(name, name)
     if address.startswith(("https://", "http://")):
         if name in KNOWN_SETS and "{split}" not in address and split != "train":

@@ -19,6 +19,7 @@ from neuroada_cli.training.settings import dtype_of
 
 TIME_CONSTANTS = ("A_log", "D")  # as Mamba names them, by channel and state
 LEAST = 0.01  # share of a model's parameters that is worth a line
+LONGER_OR_CUT = "a larger data.max_length or data.too_long: cut keeps them"
 LONGER, SPACE = "raise data.max_length", "put the space between them before the answer"
 
 
@@ -131,7 +132,7 @@ def _of_rows(checked: Checked, counts: EncodeReport, what: str) -> Iterator[str]
         else "the prompt's end and the answer's beginning would be one token, so they are tokenised apart"
     )
     known = (
-        (counts.dropped, f"longer than {limit} tokens and left out", ""),
+        (counts.dropped, f"longer than {limit} tokens and left out", LONGER_OR_CUT),
         (counts.shortened, f"without the beginning of their prompt, to fit into {limit} tokens", ""),
         (counts.truncated, f"cut at {limit} tokens, so that their end is never learnt", LONGER),
         (counts.seams, apart, "" if checked.rows.published else SPACE),

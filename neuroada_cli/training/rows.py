@@ -141,6 +141,8 @@ class _Reading:
         elif task.family == "image-text":
             task = image_text.shaped(task, self.reader.tokenizer, self.habits)
         protocol, notes = self.section.protocol, self.habits.notes
+        for column in rows.spare:
+            notes.used(column)
         return examples_of(task, rows.rows, protocol, rows.source, rows.lines, notes=notes)
 
 
