@@ -8,6 +8,14 @@ from neuroada_cli import files
 from neuroada_cli.adapter.load import Target
 from neuroada_cli.errors import OutputError
 
+EVALUATIONS = "eval"  # the folder in a run, an adapter or a merged folder
+
+
+def scores_of(report: Path, run_dir: Path) -> str:
+    """What a report of scores in a run is called."""
+    inner = [part for part in report.relative_to(run_dir).parent.parts if part != EVALUATIONS]
+    return f"Scores of {' '.join(inner)}" if inner else "Scores"
+
 
 def results_folder(target: Target) -> Path:
     """The folder of a target's scores where none is named: beside what we wrote ourselves; nothing is put
@@ -22,10 +30,10 @@ def results_folder(target: Target) -> Path:
         checkpoint = target.adapter.folder.resolve()
         in_run = (checkpoint.parent / "metrics.jsonl").is_file()  # where pruning removes old checkpoints
         if checkpoint == place.resolve() and in_run:
-            return _within(checkpoint.parent, "eval", checkpoint.name)
-        return _within(place, "eval")
+            return _within(checkpoint.parent, EVALUATIONS, checkpoint.name)
+        return _within(place, EVALUATIONS)
     if (place / files.MANIFEST).is_file():
-        return _within(place, "eval")
+        return _within(place, EVALUATIONS)
     return Path("eval") / place.name
 
 

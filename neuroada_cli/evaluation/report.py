@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from neuroada_cli import files
+from neuroada_cli.adapter.results import scores_of
 from neuroada_cli.evaluation import display
 from neuroada_cli.evaluation.run import Prediction, TaskResult
 from neuroada_cli.machine import environment
@@ -16,6 +18,7 @@ from neuroada_cli.show.figures import drawn
 SHOWN = 12  # rows of each kind and task; all of them are in predictions/
 MOST_CHARACTERS = 2000  # of a prompt or an answer
 NAME = "report.html"
+DEPTH = 3  # RUN/merged/eval, RUN/eval/checkpoint-N
 
 
 def write(
@@ -33,7 +36,10 @@ def write(
     place = folder / NAME
 
     def made() -> None:
+        run_dir = _run_of(folder)
+        to_run = {} if run_dir is None else {os.path.relpath(run_dir / NAME, folder): "The training run"}
         parts = [
+            page.links(to_run),
             page.section("Scores", _scores(results)),
             *(
                 page.section(name, page.facts_table(_about(abouts.get(name, {}))), *_rows(predictions[name]))
@@ -44,7 +50,21 @@ def write(
         ]
         files.write_text(place, page.page("Evaluation", target, parts))
 
+        if run_dir is not None:
+            whole = (run_dir / NAME).read_text(encoding="utf-8")
+            address = place.relative_to(run_dir).as_posix()
+            files.write_text(run_dir / NAME, page.with_link(whole, address, scores_of(place, run_dir)))
+
     drawn(made, place)
+
+
+def _run_of(folder: Path) -> Path | None:
+    """The run in whose folder, or whose adapter's or merged folder, the scores lie, if it has a report."""
+    return next((each for each in folder.parents[:DEPTH] if _is_run(each)), None)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "metrics.jsonl").is_file() and (folder / NAME).is_file()
 
 
 def _scores(results: Mapping[str, TaskResult]) -> str:

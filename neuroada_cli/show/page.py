@@ -10,6 +10,7 @@ import html
 import re
 import shlex
 import sys
+import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,14 @@ SHADE = 65  # percent of the colour at most, so that numbers on it can be read
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2128; --back: #ffffff; --soft: #f3f5f7; --line: #d4d9df;
-  --dim: #57606a; --right: #1a7f37; --wrong: #b42318; }
+  --dim: #57606a; --link: #0a58ca; --right: #1a7f37; --wrong: #b42318; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --back: #14171b; --soft: #1e2329;
-  --line: #3a414a; --dim: #9aa4af; --right: #57c26f; --wrong: #ff8b7e; } }
+  --line: #3a414a; --dim: #9aa4af; --link: #7cb4ff; --right: #57c26f; --wrong: #ff8b7e; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.2rem; max-width: 62rem; background: var(--back); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-p { margin: .4rem 0; } .dim { color: var(--dim); }
+p { margin: .4rem 0; } a { color: var(--link); } nav { margin: .6rem 0; } .dim { color: var(--dim); }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem;
   margin: 1rem 0; }
 .facts div { background: var(--soft); border-radius: .4rem; padding: .5rem .7rem; }
@@ -76,6 +77,21 @@ def section(heading: str, *parts: str) -> str:
     """A heading with what belongs to it; nothing where there is nothing."""
     inside = "\n".join(part for part in parts if part)
     return f"<h2>{text(heading)}</h2>\n{inside}" if inside else ""
+
+
+def links(there: Mapping[str, str]) -> str:
+    """Other pages beside this one: address -> words. `with_link` adds one later."""
+    return f'<nav id="others">{"".join(_link(*each) for each in there.items())}</nav>'
+
+
+def with_link(whole: str, address: str, words: str) -> str:
+    """A page that has `links`, with this one among them; as it is where it has none, or this one already."""
+    made = _link(address, words)
+    return whole if made in whole else whole.replace("</nav>", f"{made}</nav>", 1)
+
+
+def _link(address: str, words: str) -> str:
+    return f'<a href="{text(urllib.parse.quote(address))}">{text(words)}</a> '
 
 
 def paragraph(words: str) -> str:

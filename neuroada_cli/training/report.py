@@ -11,6 +11,7 @@ from typing import Any
 
 from neuroada_cli import files
 from neuroada_cli.adapter.folder import Adapter, read_adapter
+from neuroada_cli.adapter.results import EVALUATIONS, scores_of
 from neuroada_cli.delta.names import block_number
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.show import page
@@ -35,6 +36,7 @@ def write(path: Path, checked: Checked, entries: Sequence[dict[str, Any]], train
         recipe.name,
         recipe.description or f"{recipe.train.method} on {recipe.model.path}",
         [
+            page.links(_scores_of(run_dir)),
             page.figures_row(_numbers(checked, steps, evaluations, trainable)),
             page.section("Course", *(page.picture(*drawn) for drawn in picture.courses(entries))),
             page.section("Evaluations while training", _evaluations(evaluations)),
@@ -49,6 +51,12 @@ def write(path: Path, checked: Checked, entries: Sequence[dict[str, Any]], train
         ],
     )
     files.write_text(path, made)
+
+
+def _scores_of(run_dir: Path) -> dict[str, str]:
+    """Evaluations of this run that are there already: page -> what it is called there."""
+    found = sorted(run_dir.glob(f"**/{EVALUATIONS}/**/{run_folder.REPORT}"))
+    return {place.relative_to(run_dir).as_posix(): scores_of(place, run_dir) for place in found}
 
 
 def _numbers(

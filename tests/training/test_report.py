@@ -17,6 +17,7 @@ from tiny_run import one_thread, tiny_llama_folder, tiny_recipe  # noqa: F401
 from neuroada_cli.adapter.folder import read_adapter
 from neuroada_cli.commands import eval as eval_command
 from neuroada_cli.commands import train
+from neuroada_cli.show import page as report_page
 from neuroada_cli.training.report import sizes_of
 
 HOSTILE = "</td><script>alert(1)</script><img src='http://x.test/p'>"
@@ -49,11 +50,23 @@ def test_nothing_comes_from_elsewhere_and_rows_are_text(run_dir: Path) -> None:
     for file in pages(run_dir):
         text = file.read_text(encoding="utf-8")
         assert "default-src 'none'" in text
-        assert not re.findall(r"""(?:src|href)=["'](?!#|data:)[^"']*""", text)
+        found = re.findall(r"""(?:src|href)=["'](?!#|data:)([^"']*)""", text)
+        assert all((file.parent / each).resolve() in map(Path.resolve, pages(run_dir)) for each in found)
         assert not re.findall(r"url\((?!#)[^)]*\)", text)
         assert "<script" not in text
         assert "<img" not in text
     assert html.escape(HOSTILE) in pages(run_dir)[1].read_text(encoding="utf-8")
+
+
+def test_run_and_scores_lead_to_each_other(run_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "run", symlinks=True)
+    run, scores = (page.read_text(encoding="utf-8") for page in pages(copy))
+    assert run.count('<a href="eval/report.html">Scores</a>') == 1
+    assert scores.count('<a href="../report.html">The training run</a>') == 1
+    again = report_page.with_link(run, "eval/report.html", "Scores")
+    assert again == run
+    other = report_page.with_link(run, "merged/eval/report.html", "Scores of merged")
+    assert '<a href="merged/eval/report.html">Scores of merged</a>' in other
 
 
 def test_the_run_is_told(run_dir: Path) -> None:
