@@ -28,6 +28,8 @@ from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training.preflight import Checked, check
 from neuroada_cli.training.remarks import remarks
 
+UNSEEN = "not on this machine, so not looked into (train --dry-run asks the hub for its headers)"
+
 
 def run(recipe: Recipe, show_rows: int = 0) -> None:
     """Print in a few lines what the recipe would do, and so many rows as they will be learnt.
@@ -90,8 +92,8 @@ def _unseen(recipe: Recipe, task: Task) -> str:
     if select.file is not None:
         selection = read_selection(Path(select.file))
         chosen = f"K={selection.k} by {selection.criterion} in {len(selection.indices)} layers"
-        return f"{chosen}, from {select.file}; not on this machine, so not looked into"
-    return f"K={select.k} by {select.criterion}; not on this machine, so not looked into"
+        return f"{chosen}, from {select.file}; {UNSEEN}"
+    return f"K={select.k} by {select.criterion}; {UNSEEN}"
 
 
 def _seen(checked: Checked) -> str:

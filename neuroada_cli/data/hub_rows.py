@@ -18,15 +18,18 @@ from neuroada_cli.data.reading import PLAIN, FileRows, read_as
 OURS = {"json": (".jsonl", ".json"), "csv": (".csv", ".tsv"), "text": (".txt",)}  # of its readers
 
 
-def hub_rows(name: str, config: str | None, split: str) -> FileRows:
-    """The rows of a split. Raises DataError for malformed files, and whatever `datasets` raises."""
+def hub_rows(name: str, config: str | None, split: str, key: str | None = None) -> FileRows:
+    """The rows of a split; key: `data.field`.
+
+    Raises DataError for malformed files, and whatever `datasets` raises.
+    """
     import datasets
 
     builder = datasets.load_dataset_builder(name, config)
     if files := _text_files(builder, split):
         here = datasets.DownloadManager().download(files)
         parts = [
-            read_as(Path(path), urllib.parse.urlsplit(file).path, f"{name}/{file.rpartition('/')[2]}")
+            read_as(Path(path), urllib.parse.urlsplit(file).path, f"{name}/{file.rpartition('/')[2]}", key)
             for path, file in zip(here, files, strict=True)
         ]
         return parts[0] if len(parts) == 1 else FileRows([row for part in parts for row in part.rows])

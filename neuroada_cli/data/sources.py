@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from neuroada_cli.data.fetching import Unreachable, fetched
-from neuroada_cli.data.formats import STATE, row_bytes
+from neuroada_cli.data.formats import PACKED, STATE, row_bytes
 from neuroada_cli.data.hub_rows import hub_rows
 from neuroada_cli.data.lazy import Lazy
 from neuroada_cli.data.made_pictures import make_pictures
@@ -59,6 +59,7 @@ GENERATED_ROWS = {"train": 4000, "validation": 400, "test": 800}
 STREAMED_FROM = 256 << 20  # bytes; in memory, encoded rows take some fifteen times as many
 LISTED = tuple(ending for ending in ENDINGS if ".txt" not in ending)  # any folder may hold texts
 PART = re.compile(r"^\w+_\d+\.")  # test_1000.jsonl.xz: so many rows of a split
+LINES = (".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 ENVIRONMENT = "NEUROADA_DATA"
 
@@ -159,8 +160,16 @@ def load_rows(
         address = address.replace("{split}", split)
         return _checked(_from_url(address, source, places, key), address)
     if _is_hub_id(address):
-        return _checked(_from_hub(address, split, source, places), f"{address} {split}")
+        return _checked(_from_hub(address, split, source, places, key), f"{address} {split}")
     raise _nowhere(source, places)
+
+
+def field_for(source: str, key: str | None) -> str | None:
+    """`data.field` for a source beside the first: files of lines, and tables, hold rows and nothing else."""
+    name = split_source(source, "")[0]
+    for packed in PACKED:
+        name = name.removesuffix(packed)
+    return None if name.endswith(LINES) else key
 
 
 def _read(file: Path, key: str | None, streaming: bool | None, console: Console | None) -> FileRows:
@@ -278,14 +287,14 @@ def _from_url(url: str, source: str, places: list[Path], key: str | None) -> Fil
     return read_as(kept, urllib.parse.urlsplit(url).path, url, key)
 
 
-def _from_hub(address: str, split: str, source: str, places: list[Path]) -> FileRows:
+def _from_hub(address: str, split: str, source: str, places: list[Path], key: str | None) -> FileRows:
     from huggingface_hub import constants
 
     name, _, config = address.partition(":")
     if not constants.HF_HUB_OFFLINE and not hub_answers(constants.ENDPOINT):
         raise _nowhere(source, places, "the hub does not answer")
     try:
-        return hub_rows(name, config or None, split)
+        return hub_rows(name, config or None, split, key)
     except UserError:
         raise
     except Exception as error:  # whatever a foreign data set brings about

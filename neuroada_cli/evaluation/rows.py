@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from neuroada_cli.data.batch import Example
-from neuroada_cli.data.sources import Rows, load_rows, require_source
+from neuroada_cli.data.sources import Rows, field_for, load_rows, require_source
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.hub.reader import Reader
 from neuroada_cli.recipe.schema import DataSection, Recipe
@@ -107,7 +107,7 @@ def _rows_of(task: Task, data: DataSection | None, data_dir: str | None) -> tupl
         return rows, _part(rows)
     if data is not None and get_task(data.task).name == task.name:
         if data.validation:
-            rows = load_rows(data.validation, "validation", data_dir, data.field)
+            rows = load_rows(data.validation, "validation", data_dir, field_for(data.validation, data.field))
             return rows, _part(rows)
         if data.validation_rows:
             rows = load_rows(require_source(data.train, "data.train"), "train", data_dir, data.field)

@@ -38,8 +38,9 @@ def labels_of(section: DataSection) -> list[str]:
     Raises DataError for rows without a label, and for more labels than classes could be.
     """
     source, found = require_source(section.train, "data.train"), set[str]()
-    for each in (source, *section.also):
-        found |= _labels_in(load_rows(each, "train", section.data_dir, section.field), section)
+    found |= _labels_in(load_rows(source, "train", section.data_dir, section.field), section)
+    for each in section.also:
+        found |= _labels_in(load_rows(each, "train", section.data_dir), section)
     if len(found) > MOST:
         raise DataError(
             f"label holds {len(found):,} different values, which are no classes",

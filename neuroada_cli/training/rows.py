@@ -194,7 +194,7 @@ def _own_validation(
     source = section.validation or task.sets.get("validation")
     if source is None:
         return [], None
-    rows = sources.load_rows(source, "validation", section.data_dir, section.field)
+    rows = sources.load_rows(source, "validation", section.data_dir, sources.field_for(source, section.field))
     examples = reading.examples(rows)
     if task.family == "glue" and section.validation is None:
         examples = chosen(examples, half_of_validation(rows.rows, "selection"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from neuroada_cli.data.formats import Altered
-from neuroada_cli.data.sources import load_rows
+from neuroada_cli.data.sources import field_for, load_rows
 from neuroada_cli.errors import DataError
 from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.tasks.task import examples_of
@@ -102,3 +102,16 @@ def test_times_that_somebody_meant_are_iso_text(offline: Path) -> None:
     rows = [{"prompt": "when?", "completion": datetime.datetime(2024, 1, 2)}]
     datasets.Dataset.from_list(rows).save_to_disk("saved")
     assert load_rows("saved", "train").rows[0]["completion"] == "2024-01-02T00:00:00"
+
+
+def test_data_field_speaks_of_hub_files_too(offline: Path) -> None:
+    (offline / "train.json").write_text(json.dumps({"rows": ROWS, "others": [{"a": 1}]}))
+    assert load_rows("own/set", "train", key="rows").rows == ROWS
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [("v.jsonl", None), ("v.csv.gz", None), ("v.json", "rows"), ("own/set", "rows"), ("v.json:test", "rows")],
+)
+def test_data_field_is_not_asked_of_files_of_lines(source: str, expected: str | None) -> None:
+    assert field_for(source, "rows") == expected
