@@ -7,14 +7,7 @@ from pathlib import Path
 from neuroada_cli import files
 from neuroada_cli.adapter.load import Target
 from neuroada_cli.errors import OutputError
-
-EVALUATIONS = "eval"  # the folder in a run, an adapter or a merged folder
-
-
-def scores_of(report: Path, run_dir: Path) -> str:
-    """What a report of scores in a run is called."""
-    inner = [part for part in report.relative_to(run_dir).parent.parts if part != EVALUATIONS]
-    return f"Scores of {' '.join(inner)}" if inner else "Scores"
+from neuroada_cli.evaluation.places import EVALUATIONS
 
 
 def results_folder(target: Target) -> Path:

@@ -11,8 +11,8 @@ from typing import Any
 
 from neuroada_cli import files
 from neuroada_cli.adapter.folder import Adapter, read_adapter
-from neuroada_cli.adapter.results import EVALUATIONS, scores_of
 from neuroada_cli.delta.names import block_number
+from neuroada_cli.evaluation.places import EVALUATIONS, scores_of
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.show import page
 from neuroada_cli.show.blocks import kinds_of, rows_of
