@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import groupby
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from neuroada_cli.data.encoding import end_ids
 from neuroada_cli.data.pairs import asked, front
 from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import DataError
-from neuroada_cli.evaluation.greedy import can_leave, complete
+from neuroada_cli.evaluation.greedy import can_leave
 from neuroada_cli.evaluation.rounds import in_rounds
 from neuroada_cli.evaluation.vllm_engine import VllmEngine
 from neuroada_cli.hub.embeddings import refuse_unknown
@@ -30,6 +30,9 @@ from neuroada_cli.loop.numerics import not_numbers
 from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.tasks.task import Decoding
+
+if TYPE_CHECKING:
+    from neuroada_cli.evaluation.writer import Writer
 
 # (numbers of the rows just done, their completions, tokens generated)
 OnBatch = Callable[[list[int], list[str], int], None]
@@ -61,8 +64,8 @@ def generate(
 
     Whatever the model's own generation settings say, `decoding` is what happens. Rows of similar length share
     a batch, longest first, and a batch ends with its last row's end token. Where the most likely token is
-    taken and the model allows it (`greedy.can_leave`), rows leave when they end, and a prefix that the
-    batch's prompts share is computed once.
+    taken and the model allows it (`greedy.can_leave`), rows leave when they end, a prefix that the prompts
+    share is computed once, and what a text already held is guessed and asked at once.
     Sampling starts anew in every batch, from `seed` and the batch's tokens: the same rows in the same batches
     give the same texts, also when an evaluation goes on after a stop, on one device with one version of
     torch. Another batch size makes other batches, so it draws other texts; the caller's random state is left
@@ -78,6 +81,7 @@ def generate(
     completions = [""] * len(prompts)
     settings = own_settings(model, tokenizer, max_new_tokens, decoding)
     with evaluating(model), torch.inference_mode(), settings:
+        writer = _writer(model) if beside is None and engine is None else None
 
         def texts_of(batch: tuple[list[int], int]) -> tuple[list[str], int]:
             numbers, room = batch
@@ -88,7 +92,7 @@ def generate(
                 return _as_texts(tokenizer, new, special, pairs)
             with nullcontext() if decoding.temperature is None else drawing(model, rows, seed):
                 also = {} if beside is None else beside(numbers)
-                return _complete(model, tokenizer, rows, room, special, also)
+                return _complete(model, tokenizer, rows, room, special, also, writer)
 
         batches = _batches(encoded, batch_size, max_new_tokens, context_of(model))
         for (numbers, _), (texts, count) in in_rounds(batches, texts_of, ranks):
@@ -110,15 +114,30 @@ def _batches(
             yield numbers[start : start + batch_size], int(room)
 
 
-def _complete(
-    model: Any, tokenizer: Any, rows: list[list[int]], room: int, special: bool, also: dict[str, Tensor]
-) -> tuple[list[str], int]:
-    device = next(model.parameters()).device
+def _writer(model: Any) -> Writer | None:
+    """Ours, where the most likely token is taken and the model allows it."""
     settings = model.generation_config
-    if not (settings.do_sample or settings.num_beams > 1 or also) and can_leave(model):
-        new, broken = complete(model, rows, room, settings.eos_token_id, device)
+    if settings.do_sample or settings.num_beams > 1 or not can_leave(model):
+        return None
+    from neuroada_cli.evaluation.writer import Writer
+
+    return Writer(model, settings.eos_token_id, next(model.parameters()).device)
+
+
+def _complete(
+    model: Any,
+    tokenizer: Any,
+    rows: list[list[int]],
+    room: int,
+    special: bool,
+    also: dict[str, Tensor],
+    writer: Writer | None,
+) -> tuple[list[str], int]:
+    if writer is not None:
+        new = writer.complete(rows, room)
+        broken = writer.broken
     else:
-        new, broken = _by_library(model, rows, room, also, device)
+        new, broken = _by_library(model, rows, room, also, next(model.parameters()).device)
     if broken:
         raise not_numbers(
             model,

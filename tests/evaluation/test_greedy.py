@@ -14,9 +14,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, MistralC
 
 from neuroada_cli.evaluation import generate as generating
 from neuroada_cli.evaluation import greedy
+from neuroada_cli.evaluation import writer as writing
 from neuroada_cli.evaluation.generate import generate
+from neuroada_cli.evaluation.lookup import Lookup, Row, depth
+from neuroada_cli.evaluation.writer import Writer
 
-NEW = 24
+NEW = 14
 LONG = "A long beginning that every one of the prompts has in common, and then: "
 PROMPTS = [LONG + rest for rest in ("x", "what is it?", "é", "12 + 30 =", "so it goes on and on", "no")]
 
@@ -84,28 +87,123 @@ def test_the_cache_is_handed_over_by_the_name_that_a_model_has_for_it(kind: type
     assert generate(model, tokenizer, PROMPTS, NEW, 6) == generate(plain, tokenizer, PROMPTS, NEW, 6)
 
 
-def test_a_row_that_has_ended_and_a_shared_prefix_take_no_more_work() -> None:
+def shapes(model: LlamaForCausalLM) -> list[tuple[int, int]]:
+    """Filled with (rows, columns) of every pass from now on."""
+    seen: list[tuple[int, int]] = []
+
+    def note(_: object, __: object, given: dict[str, Tensor]) -> None:
+        rows, columns = given["input_ids"].shape
+        seen.append((rows, columns))
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    return seen
+
+
+def test_a_row_that_has_ended_and_a_shared_prefix_take_no_more_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "depth", lambda *_: 0)
     model, tokenizer = writer(), byte_tokenizer()
     ending_early(model, generate(model, tokenizer, PROMPTS, NEW, 6))
-    seen: list[tuple[int, ...]] = []
-    model.register_forward_pre_hook(
-        lambda _, __, given: seen.append(tuple(given["input_ids"].shape)), with_kwargs=True
-    )
-    tokens: list[int] = []
+    seen, tokens = shapes(model), list[int]()
     generate(model, tokenizer, PROMPTS, NEW, 6, lambda _, __, count: tokens.append(count))
-    shared = greedy.shared_prefix([list(map(ord, "s" + prompt)) for prompt in PROMPTS])
+    encoded = [list(map(ord, "s" + prompt)) for prompt in PROMPTS]
+    shared = writing.shared_prefix(encoded)
     assert seen[0] == (1, shared), "with the start token"
-    assert seen[1][0] == len(PROMPTS)
-    rows = [batch for batch, _ in seen[1:]]
+    groups = writing.in_groups([len(row) for row in encoded], writing.OVERHEAD["cpu"])
+    begun = seen[1 : 1 + len(groups)]
+    assert sum(rows for rows, _ in begun) == len(PROMPTS)
+    rows = [count for count, columns in seen[1 + len(groups) :] if columns == 1]
+    assert len(rows) == len(seen) - 1 - len(groups)
     assert rows == sorted(rows, reverse=True)
     assert rows[-1] < len(PROMPTS)
-    assert sum(rows) <= tokens[0] + len(PROMPTS), "one pass per written token and one for the end"
+    assert sum(rows) + len(PROMPTS) <= tokens[0] + len(PROMPTS), "one pass per token, and one for the end"
+
+
+def test_rows_of_a_length_are_fed_together() -> None:
+    assert writing.in_groups([9, 9, 9, 9], 16) == [[0, 1, 2, 3]]
+    assert writing.in_groups([100, 98, 40, 39, 5], 16) == [[0, 1], [2, 3], [4]]
+    assert writing.in_groups([100, 98, 40, 39, 5], 10**6) == [[0, 1, 2, 3, 4]]
+    assert writing.in_groups([7], 16) == [[0]]
+
+
+@pytest.mark.parametrize("right", [0, 3, 5])
+def test_guesses_save_passes_and_change_no_text(monkeypatch: pytest.MonkeyPatch, right: int) -> None:
+    """Of 5 guessed tokens the first few are what the row goes on with; rows end within guesses, too."""
+    model, tokenizer = writer(), byte_tokenizer()
+    ending_early(model, generate(model, tokenizer, PROMPTS, NEW, 6))
+    ends = model.generation_config.eos_token_id
+    prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    monkeypatch.setattr(writing, "depth", lambda *_: 0)
+    seen = shapes(model)
+    truth = [
+        Writer(model, ends, torch.device("cpu")).complete([prompt], NEW + 6)[0] + ends[:1]
+        for prompt in prompts
+    ]
+    alone = len(seen)
+    seen.clear()
+
+    def some_right(_: Lookup, row: Row, most: int) -> float:
+        at, after = len(row.written), truth[prompts.index(row.ids[: row.begun])]
+        wrong = [(token + 1) % SIZE for token in after[at + right : at + 5]]
+        row.guess = [*after[at : at + right], *wrong][:most]
+        return 1.0
+
+    monkeypatch.setattr(Lookup, "guess", some_right)
+    monkeypatch.setattr(writing, "depth", lambda *_: 5)
+    together = Writer(model, ends, torch.device("cpu")).complete(prompts, NEW)
+    assert together == [row[:-1][:NEW] for row in truth]
+    assert len({len(row) for row in together}) > 2, "rows end at different places"
+    assert right == 0 or len(seen) < alone / (right + 1)
+
+
+def test_a_text_that_repeats_itself_is_guessed_and_a_wrong_guess_is_not_repeated() -> None:
+    lookup, row = Lookup(), Row([9, 1, 2, 3, 4, 1, 2, 3])
+    likely = lookup.guess(row, 7)
+    assert row.guess == [4, 1, 2, 3, 4, 1, 2], "round and round"
+    lookup.take(row, [4, 1])
+    assert row.written == [4, 1]
+    assert lookup.guess(row, 3) > likely
+    for _ in range(20):
+        lookup.take(row, [7, 1, 2, 3])
+        assert lookup.guess(row, 4) >= 0
+    other = Row([5, 2, 3, 4])
+    lookup.guess(other, 2)
+    assert other.guess == [1, 7], "what another row wrote behind the same three tokens"
+    for token in range(50, 80):
+        lookup.guess(other, 1)
+        lookup.take(other, [token])
+    assert lookup.guess(Row([1, 2]), 5) >= 0
+
+
+def test_how_many_guesses_are_asked_is_what_they_are_worth() -> None:
+    assert depth([(16, 0.99)], 16) == 16
+    assert depth([(16, 0.01)], 16) == 0
+    assert depth([(3, 0.99)], 16) == 3
+    assert depth([(0, 0.9)] * 16, 16) == 0
+    assert depth([(16, 0.9)] + [(0, 0.5)] * 15, 16) == 0, "fifteen rows would be padded for one"
+    assert depth([(16, 0.9)] + [(0, 0.5)] * 15, 512) == 6, "which is worth it where a pass is dear"
+
+
+def test_what_batches_before_have_computed_is_not_computed_again() -> None:
+    model, tokenizer = writer(), byte_tokenizer()
+    model.generation_config.eos_token_id = EOS
+    alone = [generate(model, tokenizer, [prompt], NEW)[0] for prompt in PROMPTS]
+    seen = shapes(model)
+    assert generate(model, tokenizer, PROMPTS, NEW, 2) == alone
+    shared = writing.shared_prefix([list(map(ord, "s" + prompt)) for prompt in PROMPTS])
+    assert [columns for _, columns in seen].count(shared) == 1
+    assert all(columns < shared for _, columns in seen[1:]), "the prefix was there for the later batches"
+    half = writer().to(torch.bfloat16)
+    half.generation_config.eos_token_id = EOS
+    whole = generate(half, tokenizer, PROMPTS, NEW, 2)
+    order = sorted(range(len(PROMPTS)), key=lambda at: -len(PROMPTS[at]))[2:]
+    resumed = generate(half, tokenizer, [PROMPTS[at] for at in sorted(order)], NEW, 2)
+    assert resumed == [whole[at] for at in sorted(order)], "goes on as if it had not been stopped"
 
 
 def test_a_prompt_that_is_the_prefix_of_another_keeps_a_token_to_ask_with() -> None:
-    assert greedy.shared_prefix([[1, 2, 3], [1, 2, 3, 4], [1, 2, 3]]) == 2
-    assert greedy.shared_prefix([[1], [1]]) == 0
-    assert greedy.shared_prefix([[5, 6], [6, 5]]) == 0
+    assert writing.shared_prefix([[1, 2, 3], [1, 2, 3, 4], [1, 2, 3]]) == 2
+    assert writing.shared_prefix([[1], [1]]) == 0
+    assert writing.shared_prefix([[5, 6], [6, 5]]) == 0
     model, tokenizer = writer(), byte_tokenizer()
     prompts = [LONG, LONG + "x", LONG]
     alone = [generate(model, tokenizer, [prompt], NEW)[0] for prompt in prompts]
