@@ -17,6 +17,7 @@ from neuroada_cli.errors import DataError
 from neuroada_cli.hub.padding import reads_padding
 
 IGNORED = -100  # the label of a token that is not learnt (the convention of torch and transformers)
+WORTH = 64  # tokens that a head computed once has to save: it takes a pass through the model of its own
 MEGA_BATCHES = 50  # rows are sorted by length within so many batches, so that order stays random at large
 
 
@@ -86,6 +87,8 @@ class Batch:
     features      what the model's processor made of pictures and tokens, by the names that the model takes
     places_N      int64, of a batch that was brought to a device: where a target is predicted, row after row,
                   as places in [B x S]; known before, so that the device is not waited for
+    head_1H       int64: what all rows begin with and learn nothing of, computed once; tokens and labels are
+                  of what follows it, attention [B, H + S] is of both
     """
 
     tokens_BS: Tensor
@@ -99,6 +102,7 @@ class Batch:
     decoder_attention_BS: Tensor | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
     places_N: Tensor | None = None
+    head_1H: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -197,6 +201,32 @@ def collate(rows: Sequence[Encoded], pad: int, features: Features | None = None)
         decoder_BS=decoder_BS,
         decoder_attention_BS=decoder_attention_BS,
         features={**told_of(rows), **({} if features is None else features(rows))},
+    )
+
+
+def with_head(batch: Batch, least: int = WORTH) -> Batch:
+    """The tokens that all rows begin with set apart, where they are at least `least` of all rows together.
+
+    The last of them predicts nothing either: what stands behind it differs.
+    """
+    tokens_BS, labels_BS = batch.tokens_BS, batch.labels_BS
+    if (
+        len(batch.rows) < 2
+        or batch.positions_BS is not None
+        or batch.decoder_BS is not None
+        or batch.features
+    ):
+        return batch
+    same_S = (tokens_BS == tokens_BS[:1]).all(0) & batch.attention_BS.bool().all(0)
+    idle_S = (labels_BS[:, 1:] == IGNORED).all(0)
+    shared = int((same_S[:-1] & idle_S).long().cumprod(0).sum())
+    if shared * (len(tokens_BS) - 1) < least:
+        return batch
+    return replace(
+        batch,
+        tokens_BS=tokens_BS[:, shared:],
+        labels_BS=labels_BS[:, shared:],
+        head_1H=tokens_BS[:1, :shared],
     )
 
 

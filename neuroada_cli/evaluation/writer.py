@@ -6,8 +6,9 @@ B = rows of a batch, S = columns: of the tokens that are fed, or of the cache; V
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuroada_cli.evaluation import row_cache
-from neuroada_cli.evaluation.greedy import CACHE
 from neuroada_cli.evaluation.lookup import Lookup, Row, agreeing, depth
+from neuroada_cli.loop.caches import cache_argument, few_logits, takes_any_mask
 
 # what a pass through the model costs beside its tokens, in tokens: reading the weights, calling the layers
 OVERHEAD = {"cpu": 16}
 OVERHEAD_ELSEWHERE = 512
-MASKED = ("eager", "sdpa")  # attention that takes any mask, also with a gap between prefix and rest
+FORCE = "TRANSFORMERS_SDPA_FORCE_GQA"  # what transformers asks before it copies
 
 
 def shared_prefix(rows: Sequence[Sequence[int]]) -> int:
@@ -49,10 +50,8 @@ class Writer:
 
     def __init__(self, model: Any, ends: Collection[int], device: torch.device) -> None:
         self._model, self._ends, self._device = model, ends, device
-        taken = inspect.signature(model.forward).parameters
-        self._cached = next(name for name in CACHE if name in taken)
-        self._few = "logits_to_keep" in taken
-        self._shares = getattr(model.config, "_attn_implementation", None) in MASKED
+        self._cached = str(cache_argument(model))
+        self._shares = takes_any_mask(model)
         self._exact = model.dtype == torch.float32
         self._overhead = OVERHEAD.get(device.type, OVERHEAD_ELSEWHERE)
         self._lookup = Lookup()
@@ -61,6 +60,10 @@ class Writer:
 
     def complete(self, prompts: Sequence[list[int]], room: int) -> list[list[int]]:
         """What each goes on with, at most `room` tokens, without its end."""
+        with grouped_heads(self._device):
+            return self._complete(prompts, room)
+
+    def _complete(self, prompts: Sequence[list[int]], room: int) -> list[list[int]]:
         if not self._exact:
             self._lookup = Lookup()
         rows = [Row(prompt) for prompt in prompts]
@@ -168,13 +171,30 @@ class Writer:
     def _pass(self, cache: Any, tokens_BS: Tensor, mask_BS: Tensor, asked: int) -> tuple[Any, Any]:
         """Of the last `asked` places of each row: the most likely next token, and whether a score was NaN."""
         positions_BS = (mask_BS.cumsum(-1) - 1).clamp(min=0)[:, -tokens_BS.shape[1] :]
-        few = {"logits_to_keep": asked} if self._few else {}
         output = self._model(
             input_ids=tokens_BS, attention_mask=mask_BS, position_ids=positions_BS, use_cache=True,
-            **{self._cached: cache}, **few,
+            **{self._cached: cache}, **few_logits(self._model, asked),
         )  # fmt: skip
         best_BS, tokens_BS = output.logits[:, -asked:].float().max(dim=-1)
         return tokens_BS.tolist(), best_BS.isnan().tolist()
+
+
+@contextmanager
+def grouped_heads(device: torch.device) -> Iterator[None]:
+    """Inside, on a CPU, query heads that share keys and values do so without a copy of these for each, where
+    transformers can: with a mask and more than one token it takes the copies for every kind of device, since
+    CUDA's fast kernels want no mask.
+    """
+    before = os.environ.get(FORCE)
+    if device.type == "cpu":
+        os.environ[FORCE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(FORCE, None)
+        else:
+            os.environ[FORCE] = before
 
 
 def in_groups(lengths: Sequence[int], overhead: int) -> list[list[int]]:

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli.data.batch import Batch, Encoded, Features, collate, epoch_order, pack
+from neuroada_cli.data.batch import Batch, Encoded, Features, collate, epoch_order, pack, with_head
 from neuroada_cli.data.stored import lengths_of
 from neuroada_cli.delta.reselection import Choose
 from neuroada_cli.errors import NumericsError, Stopped
@@ -43,6 +43,7 @@ class Settings:
     micro_batch_size: int | None = None
     group_by_length: bool = True
     packing: bool = False
+    share_prefix: bool = False
     reselect_every: int | None = None
     gradient_checkpointing: bool = False
     eval_every: int | None = None
@@ -238,7 +239,10 @@ class Schedule:
         return [self._batch(rows[i : i + size]) for i in range(0, len(rows), size)]
 
     def _batch(self, rows: Sequence[Encoded]) -> Batch:
-        return pack(rows) if self._settings.packing else collate(rows, self._data.pad_id, self._data.features)
+        if self._settings.packing:
+            return pack(rows)
+        batch = collate(rows, self._data.pad_id, self._data.features)
+        return with_head(batch) if self._settings.share_prefix else batch
 
     def lr_factor(self, step: int) -> float:
         optim = self._settings.optim

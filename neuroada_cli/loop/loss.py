@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from neuroada_cli.data.batch import IGNORED, Batch
 from neuroada_cli.errors import ModelError
+from neuroada_cli.loop.caches import cache_argument, few_logits
 from neuroada_cli.loop.linear_cross_entropy import is_frozen_linear, linear_cross_entropy
 from neuroada_cli.methods.loreft import tell_prompts
 
@@ -42,10 +44,11 @@ def token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     if isinstance(head, nn.Embedding):  # FSMT looks tokens up in it, too
         logits_NV = _picked(model(use_cache=False, **inputs_of(model, batch)).logits, wanted)
         return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum"), len(targets_N)
+    behind = head_of(model, batch)
     sliced = head is not None and is_frozen_linear(head) and logits_are_final(model, batch.tokens_BS)
     tell_prompts(model, batch.prompts_B)
     with _only_at(model, wanted, batch.labels_BS.shape, keep=sliced) as hidden:
-        output = model(use_cache=False, **inputs_of(model, batch))
+        output = model(use_cache=bool(behind), **inputs_of(model, batch), **behind)
     if sliced:
         return linear_cross_entropy(hidden[0], head, targets_N), len(targets_N)
     logits_NV = output.logits[0]
@@ -79,6 +82,20 @@ def inputs_of(model: nn.Module, batch: Batch) -> dict[str, Tensor | None]:
     if batch.types_BS is not None:
         given["token_type_ids"] = batch.types_BS
     return {**given, **on_model(model, batch.features), **decoder_inputs(batch)}
+
+
+def head_of(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """What a model is given beside the tokens behind a head: the head's keys and values, computed once. They
+    are every row's, so what the rows' losses ask of them is summed. Nothing for a batch without a head.
+    """
+    if batch.head_1H is None:
+        return {}
+    attention_1H, name = torch.ones_like(batch.head_1H), str(cache_argument(model))
+    given = {"input_ids": batch.head_1H, "attention_mask": attention_1H, **few_logits(model, 1)}
+    cache, count = getattr(model(use_cache=True, **given), name), len(batch.tokens_BS)
+    for layer in cache.layers:
+        layer.keys, layer.values = (each.expand(count, -1, -1, -1) for each in (layer.keys, layer.values))
+    return {name: cache}
 
 
 def on_model(model: nn.Module, features: Mapping[str, Tensor]) -> dict[str, Tensor]:

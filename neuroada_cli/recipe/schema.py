@@ -144,6 +144,11 @@ class TrainSection(Section):
     packing: bool = Field(
         False, description="Lay the rows of a micro-batch behind each other, without padding; same loss."
     )
+    share_prefix: bool = Field(
+        False,
+        description="Compute what the rows of a micro-batch begin with and do not learn only once; same loss "
+        "and gradients.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations; less memory, more time.")
     train_bias: bool = Field(False, description="Also train the biases of the adapted layers.")
     eval_every: int | None = Field(
@@ -266,6 +271,8 @@ class Recipe(Section):
             raise ValueError(
                 f"train.packing has no prompt per row for train.method={method} to edit; remove it"
             )
+        if self.train.share_prefix:
+            self._check_share_prefix(facts)
         if self.train.delta_dtype != "fp32" and not facts.delta_dtype:
             known = _those(lambda facts: facts.delta_dtype)
             raise ValueError(f"train.delta_dtype is {known}'s, not {method}'s; remove it")
@@ -275,6 +282,16 @@ class Recipe(Section):
                 f"train.method={method} cannot train weights in "
                 f"model.quantization={self.model.quantization}; use method {known}, or leave it out"
             )
+
+    def _check_share_prefix(self, facts: MethodFacts) -> None:
+        if not facts.packs:
+            raise ValueError(
+                f"train.share_prefix has no prompt per row for train.method={self.train.method} to edit; "
+                "remove it"
+            )
+        for other in ("packing", "gradient_checkpointing"):
+            if getattr(self.train, other):
+                raise ValueError(f"train.share_prefix and train.{other} exclude each other; keep one")
 
     def _check_reselection(self) -> None:
         section, method = self.select, self.train.method

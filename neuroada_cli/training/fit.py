@@ -46,6 +46,7 @@ from neuroada_cli.training import choose, picture, report
 from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training.advice import advised
 from neuroada_cli.training.checkpoint import RunCheckpoints
+from neuroada_cli.training.heads import check_heads
 from neuroada_cli.training.live import LiveReport, SilentReport
 from neuroada_cli.training.log import MetricsLog, read_metrics
 from neuroada_cli.training.preflight import Checked
@@ -100,6 +101,8 @@ def fit(
     check_causality(model, data.train[0], data.pad_id, data.features)
     if recipe.train.packing:
         check_packing(model, data.train)
+    if recipe.train.share_prefix:
+        check_heads(model, data.train, data.pad_id)
     if data.kind != "generation":
         data = dataclasses.replace(data, pad_id=aligned_padding(model, checked.reader))
     if source is None:

@@ -130,6 +130,8 @@ def why_not_sharded(checked: Checked) -> str | None:
         return f"does not go with train.method={train.method}"
     if train.reselect_every is not None:
         return "does not go with train.reselect_every"
+    if train.share_prefix:
+        return "does not go with train.share_prefix"
     if train.train_bias:
         return "does not go with train.train_bias"
     if recipe.select.criterion in DATA_CRITERIA and recipe.select.file is None:

@@ -131,6 +131,10 @@ def _check_kind(recipe: Recipe, model_task: hub.ModelTask, where: str) -> None:
             f"train.packing lays plain texts behind each other, not rows of a {model_task}",
             fix="remove it",
         )
+    if recipe.train.share_prefix and model_task != "causal-lm":
+        raise RecipeError(
+            f"train.share_prefix is for models that write texts, not for a {model_task}", fix="remove it"
+        )
     if model_task == "seq2seq-lm" and get_protocol(recipe.data.protocol).loss_on_prompt:
         raise RecipeError(
             f"data.protocol={recipe.data.protocol} learns the prompt, which an encoder-decoder cannot",

@@ -13,6 +13,7 @@ from neuroada_cli.delta.targets import ALL_LINEAR, parameter_name, target_of, ta
 from neuroada_cli.hub.outline import is_outline, weights_of
 from neuroada_cli.hub.stored import main_dtype, rounded_by
 from neuroada_cli.show.numbers import describe_dtype, size
+from neuroada_cli.tasks.registry import get_protocol
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.samples import why_none
 from neuroada_cli.training.settings import dtype_of
@@ -38,6 +39,8 @@ def remarks(checked: Checked) -> Iterator[str]:
     yield from checked.rows.notes
     if (why := why_none(checked)) is not None:
         yield f"eval.samples={checked.recipe.eval.samples} has no effect: {why}"
+    if checked.recipe.train.share_prefix and get_protocol(checked.recipe.data.protocol).loss_on_prompt:
+        yield "train.share_prefix has no effect: data.protocol learns the prompt, too (reft does not)"
     for counts, what in (
         (checked.rows.train_report, "rows"),
         (checked.rows.validation_report, "validation rows"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import pico_llama
+from tiny_run import one_thread  # noqa: F401
 from tiny_tokenizer import EOS, SIZE, byte_tokenizer
 from transformers import LlamaForCausalLM
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import pico_llama
+from tiny_run import one_thread  # noqa: F401
 from tiny_tokenizer import EOS, SIZE, byte_tokenizer
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, MistralConfig, MistralForCausalLM
@@ -18,6 +19,7 @@ from neuroada_cli.evaluation import writer as writing
 from neuroada_cli.evaluation.generate import generate
 from neuroada_cli.evaluation.lookup import Lookup, Row, depth
 from neuroada_cli.evaluation.writer import Writer
+from neuroada_cli.loop.caches import CACHE
 
 NEW = 14
 LONG = "A long beginning that every one of the prompts has in common, and then: "
@@ -49,9 +51,7 @@ def test_it_writes_what_the_library_writes(
     assert len({len(text) for text in ours}) > 2, "rows end at different places"
 
 
-OWN_NAME = next(
-    name for name in greedy.CACHE if name in inspect.signature(LlamaForCausalLM.forward).parameters
-)
+OWN_NAME = next(name for name in CACHE if name in inspect.signature(LlamaForCausalLM.forward).parameters)
 
 
 class Older(LlamaForCausalLM):

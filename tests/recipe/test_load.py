@@ -104,6 +104,14 @@ def test_what_is_written_out_reads_back_the_same(write) -> None:
             "x.yaml: optim.warmup_ratio and optim.warmup_steps exclude each other; keep one",
         ),
         (
+            GOOD + "train: {share_prefix: true, packing: true}\n",
+            "x.yaml: train.share_prefix and train.packing exclude each other; keep one",
+        ),
+        (
+            GOOD + "train: {share_prefix: true, method: loreft}\n",
+            "x.yaml: train.share_prefix has no prompt per row for train.method=loreft to edit; remove it",
+        ),
+        (
             GOOD.replace("task: rte", "{task: rte, format: chat}"),
             "x.yaml: data.format goes with data.task: instruct",
         ),
