@@ -30,8 +30,11 @@ LESS_MEMORY = (
 
 # What to do about an error of a model's own code
 OWN_CODE = "see whether its settings and inputs suit it in transformers alone, or run again with --debug"
-# Where code of a model lies: transformers' own, and what came in a model's folder
-MODEL_CODE = (f"transformers{os.sep}models{os.sep}", "transformers_modules")
+# Where code of a model lies: transformers' own, with the caches that a model chooses, and what came in a
+# model's folder
+MODEL_CODE = (
+    f"transformers{os.sep}models{os.sep}", f"transformers{os.sep}cache_utils.py", "transformers_modules",
+)  # fmt: skip
 OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 

@@ -177,8 +177,16 @@ def _kind(module: nn.Module) -> str:
 
 def _plain(config: Any) -> dict[str, Any]:
     keys = {*config.to_dict(), *config.attribute_map}  # also by the names that all models have for them
-    values = {key: getattr(config, key, None) for key in sorted(keys)}
+    values = {key: _stated(config, key) for key in sorted(keys)}
     return {key: value for key, value in values.items() if _is_plain(value)}
+
+
+def _stated(config: Any, key: str) -> Any:
+    """None also for what each layer has for itself (Gemma 4's `head_dim`): asking the whole for it raises."""
+    try:
+        return getattr(config, key, None)
+    except RuntimeError:
+        return None
 
 
 def _is_plain(value: Any) -> bool:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import typer.main
 from conftest import pico_llama
+from tiny_families import tiny
 from tiny_run import tiny_llama_folder
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -204,6 +205,16 @@ def test_an_error_of_the_models_own_code_is_the_models() -> None:
         r"error: modeling_codegen.py:\d+: the model's own code fails \(RuntimeError: The size", line
     )
     assert "bug in neuroada" not in line
+
+
+def test_so_is_an_error_of_the_cache_that_it_chooses() -> None:
+    """A model of linear attention alone cannot write in transformers, either."""
+    sizes = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8}
+    model = tiny("qwen3_next", layer_types=["linear_attention"] * 2, linear_value_head_dim=8, **sizes)
+    tokens = torch.ones(1, 3, dtype=torch.int64)
+    line, code = failures.explain(raised_by(lambda: model.generate(tokens, max_new_tokens=2)))
+    assert code == 4
+    assert re.match(r"error: cache_utils.py:\d+: the model's own code fails \(ValueError", line)
 
 
 def test_an_error_of_our_layers_in_a_model_is_ours() -> None:

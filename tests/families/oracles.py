@@ -130,12 +130,20 @@ def merged(loaded: Loaded, run: Path, out: Path) -> None:
 def merged_config(loaded: Loaded, base: dict[str, Any], merged: dict[str, Any]) -> None:
     """The base's config; only what is listed may be another, and the padding token only where it is read."""
     free = {"dtype", "torch_dtype"}
+    base, merged = untyped(base), untyped(merged)
     if loaded.labels is not None:
         free |= {"architectures", "id2label", "label2id", "problem_type"}
         if base.get("pad_token_id") is None and reads_padding(loaded.model()):
             free.add("pad_token_id")
     other = {key for key in {*base, *merged} - free if base.get(key) != merged.get(key)}
     assert not other, f"the merged config differs in {', '.join(sorted(other))}"
+
+
+def untyped(config: dict[str, Any]) -> dict[str, Any]:
+    """Without the data types that its parts name."""
+    parts = {key: part for key, part in config.items() if isinstance(part, dict)}
+    bare = {key: untyped({n: v for n, v in part.items() if "dtype" not in n}) for key, part in parts.items()}
+    return config | bare
 
 
 def answered(first: Path, second: Path) -> None:

@@ -151,6 +151,10 @@ WRITES: dict[str, dict[str, Any]] = alike(PLAIN, TEXT) | {
         "num_kv_shared_layers": 0, "laurel_rank": 8, "hidden_size_per_layer_input": 8,
         "vocab_size_per_layer_input": VOCABULARY, "activation_sparsity_pattern": [0.0, 0.0],
     },
+    "gemma4_text": TEXT | SLIDING | {
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "global_head_dim": 8,
+        "num_kv_shared_layers": 0,
+    },
     "gpt_neo": TEXT | {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
     "gptj": TEXT | {"rotary_dim": 4},
     "granitemoehybrid": TEXT | STATES | {

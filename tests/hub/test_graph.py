@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import pico_bert, pico_gpt2, pico_llama
 from safetensors.torch import load_file, save_file
+from tiny_families import tiny
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -38,6 +39,8 @@ MODELS = {
     "t5": lambda: T5ForConditionalGeneration(
         T5Config(num_layers=1, num_heads=2, d_model=16, d_ff=32, d_kv=8)
     ),
+    # some of its settings each layer has for itself, and its config raises where the whole is asked
+    "gemma4": lambda: tiny("gemma4_text", vocab_size_per_layer_input=96, hidden_size_per_layer_input=8),
 }
 
 
