@@ -140,7 +140,8 @@ def chat(
             talk.append(asked)
             _tell_cut(asked, wishes, quiet)
             for name, each in asked.answers.items():
-                before.setdefault(name, []).append((line, each.text))
+                said = models.asking.without_end(each.text)
+                before.setdefault(name, []).append((line, said))
 
 
 def _load(target: str, wishes: Wishes, how: Loading, compare: bool, quiet: bool) -> Models:

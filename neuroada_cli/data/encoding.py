@@ -91,7 +91,7 @@ def encode(
     if not examples:
         raise DataError("there are no rows", fix="check data.train and data.limit")
     if kind != "generation":
-        return _encode_labels(examples, tokenizer, max_length, kind)
+        return _encode_labels(examples, tokenizer, max_length, kind, too_long)
     rows: list[Encoded] = []
     report = encode_into(rows, examples, tokenizer, max_length, loss_on_prompt, published, too_long, watch)
     return rows, report
@@ -330,9 +330,12 @@ def _targets(row: Encoded) -> int:
 
 
 def _encode_labels(
-    examples: Sequence[Example], tokenizer: Any, max_length: int, kind: str
+    examples: Sequence[Example], tokenizer: Any, max_length: int, kind: str, too_long: TooLong
 ) -> tuple[list[Encoded], EncodeReport]:
-    pairs = [_encode_label(e, tokenizer, max_length, kind) for e in examples]
+    made = [_encode_label(e, tokenizer, max_length, kind) for e in examples]
+    pairs = [(row, cut) for row, cut in made if not (cut and too_long == "drop")]
+    if not pairs:
+        raise DataError(f"all {len(made)} rows are longer than data.max_length={max_length}", fix="raise it")
     rows = [row for row, _ in pairs]
     return rows, EncodeReport(
         rows=len(rows),
@@ -340,6 +343,7 @@ def _encode_labels(
         targets=len(rows),
         truncated=sum(cut for _, cut in pairs),
         longest=max(map(len, rows)),
+        dropped=len(made) - len(rows),
     )
 
 

@@ -11,6 +11,7 @@ from neuroada_cli.errors import RecipeError
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.tasks.chat import ChatRows
 from neuroada_cli.tasks.chat_template import ChatTemplate, today, use_template
+from neuroada_cli.tasks.conversation import pair_as_conversation
 from neuroada_cli.tasks.notes import Notes
 from neuroada_cli.tasks.registry import get_protocol, recipe_task
 from neuroada_cli.tasks.task import Task, under
@@ -28,12 +29,18 @@ class Asking:
     how       in words, for a line to the user
     rendered  a chat template writes it, with all special tokens
     turns     whether the turns before are told to the model
+    end       what a chat template writes behind an answer, where that is no end token
     """
 
     write: Write
     how: str
     rendered: bool = False
     turns: bool = False
+    end: str = ""
+
+    def without_end(self, answer: str) -> str:
+        """An answer as it stands in the turns before."""
+        return answer.rstrip().removesuffix(self.end) if self.end else answer
 
     def example(self, question: str, before: Turns = (), system: str = "") -> Example:
         """The question as a row without an answer. Raises ValueError as `write` does."""
@@ -87,7 +94,16 @@ def _as_chat(recipe: Recipe | None, tokenizer: Any) -> Asking:
         messages.append({"role": "user", "content": asked})
         return template.text(messages, ask=True) if rows is None else rows.prompt(messages)
 
-    return Asking(write, "by the chat template", rendered=True, turns=True)
+    return Asking(write, "by the chat template", rendered=True, turns=True, end=_end_of(template))
+
+
+def _end_of(template: ChatTemplate) -> str:
+    """What stands behind an answer, without the space around it; "" where the template takes no such talk."""
+    try:
+        row = ChatRows(template, "last", Notes()).example(pair_as_conversation("Why?", "So.", "", []), 0)
+    except ValueError:
+        return ""
+    return row.end.strip()
 
 
 def _as_task(task: Task, protocol: str) -> Asking:

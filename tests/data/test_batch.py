@@ -64,6 +64,16 @@ def test_collate_pads_on_the_right_and_masks_it() -> None:
     assert batch.rows == [0, 7]
 
 
+def test_longer_rows_of_classes_are_cut_or_left_out_and_counted() -> None:
+    tokenizer = byte_tokenizer(pairs=True)
+    rows = [Example("ab", "", 0, 0), Example("a much longer text", "", 1, 1)]
+    for how, dropped in (("refuse", 0), ("cut", 0), ("drop", 1)):
+        found, report = encode(rows, tokenizer, 12, "classification", too_long=how)  # type: ignore[arg-type]
+        assert (report.dropped, report.truncated, len(found)) == (dropped, 1 - dropped, 2 - dropped)
+    with pytest.raises(DataError, match=r"all 1 rows are longer than data\.max_length=12"):
+        encode(rows[1:], tokenizer, 12, "classification", too_long="drop")
+
+
 def test_sentence_pairs_and_scores() -> None:
     tokenizer = byte_tokenizer(pairs=True)
     examples = [Example("ab", "", 1, 0, "cd"), Example("a" * 20, "", 0, 1, "b" * 30)]

@@ -196,7 +196,9 @@ def test_a_question_in_words_is_asked_as_it_was_trained(template: str) -> None:
         "name": "x", "model": {"path": "x"}, "data": {"task": "instruct", "format": "chat", "date": str(DAY)},
     })  # fmt: skip
     trained = made(tokenizer, talk("Hi?", "Hi.", "2 and 2?", "4"))
-    asked = asking(recipe, tokenizer).example("2 and 2?", [("Hi?", "Hi.")])
+    way = asking(recipe, tokenizer)
+    assert way.without_end(f"4{trained.end}").strip() == "4"  # as it stands among the turns before
+    asked = way.example("2 and 2?", [("Hi?", "Hi.")])
     assert asked.prompt == trained.prompt
     assert prompt_ids([asked], tokenizer) == prompt_ids([trained], tokenizer)
     messages = [{"role": "user", "content": "2 and 2?"}]
