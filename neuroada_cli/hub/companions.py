@@ -21,7 +21,9 @@ from neuroada_cli.hub.weights import ANY_WEIGHTS, open_weights
 
 CONFIGS = re.compile(r"(\w+_)?config\.json|processor_config\.json")
 WRITTEN = {"config.json", "recipe.yaml", "manifest.json", "README.md"}  # by whoever writes the folder
-DATA = re.compile(r".+\.(json|txt|model|jinja|tiktoken|spm|codes|bpe|vocab|tokenizer)")
+DATA = re.compile(  # Mistral's own library writes versions behind: tokenizer.model.v3
+    r".+\.(json|txt|model|jinja|tiktoken|spm|codes|bpe|vocab|tokenizer)|tokenizer\.model\.v[\w.]+"
+)
 LICENCES = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY|COPYING)[\w.-]*")
 # of a training, of other tools, or written anew beside the weights
 NOT_DATA = re.compile(
@@ -81,7 +83,8 @@ def companions(folder: Path, sought: LookedFor) -> tuple[list[str], list[str]]:
 
     sought  `looked_for` in it
     """
-    wanted = {*sought.names, *_named(folder)}
+    # transformers looks for an adapter's config, too, and would load its base in place of these weights
+    wanted = {name for name in sought.names if not NOT_DATA.fullmatch(name)} | _named(folder)
     for file in folder.iterdir():
         data = DATA.fullmatch(file.name) and not NOT_DATA.fullmatch(file.name)
         if (data and not ANY_WEIGHTS.fullmatch(file.name)) or LICENCES.fullmatch(file.name):

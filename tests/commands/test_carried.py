@@ -49,6 +49,15 @@ def test_all_that_a_tokenizer_loads_goes_along(model: Path) -> None:
     assert not any(name.endswith(".safetensors") for name in carried)
 
 
+def test_the_leavings_of_an_adapter_stay_behind(model: Path) -> None:
+    """With them transformers would load the model that they name in place of the merged one."""
+    (model / "adapter_config.json").write_text("{}")
+    (model / "tokenizer.model.v3").write_bytes(b"")
+    carried, left = companions(model, looked_for(model))
+    assert left == ["adapter_config.json"]
+    assert "tokenizer.model.v3" in carried
+
+
 def test_weights_that_are_passed_over_are_named(model: Path) -> None:
     assert weights_passed_over(open_weights(model)) is None
     save_file({"x": torch.zeros(1)}, model / "model-00001-of-00001.safetensors")
