@@ -241,7 +241,8 @@ def own_settings(model: Any, tokenizer: Any, max_new_tokens: int, decoding: Deco
 def _end_ids(settings: Any, tokenizer: Any) -> list[int]:
     """The tokens that end an answer, and those the model names (chat models end a turn with their own)."""
     named = getattr(settings, "eos_token_id", None)
-    return sorted({*([named] if isinstance(named, int) else named or []), *end_ids(tokenizer)})
+    listed = named if isinstance(named, list) else [named]
+    return sorted({*(token for token in listed if type(token) is int), *end_ids(tokenizer)})
 
 
 def _until_end(row: list[int], ends: Sequence[int]) -> list[int]:

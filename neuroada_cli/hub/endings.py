@@ -50,7 +50,7 @@ def settle(tokenizer: Any, folder: Path) -> None:
     proper = own is not None and tokenizer.convert_ids_to_tokens(own) == str(token)
     ids = [number for numbers in named.values() for number in numbers]
     if proper and (not ids or own in ids):
-        tokenizer.endings = Endings(frozenset({int(own), *ids}))
+        tokenizer.endings = Endings(frozenset({int(own), *ids}), _of_few(named, int(own), token))
         return
     if own is None and not ids:
         tokenizer.endings = Endings(frozenset())
@@ -69,6 +69,18 @@ def settle(tokenizer: Any, folder: Path) -> None:
         f"({usable}), where the model stops"
     )
     tokenizer.endings = Endings(frozenset({usable, *ids}), remark)
+
+
+def _of_few(named: dict[str, list[int]], own: int, token: str) -> str | None:
+    """What is to be said where only one of the configs names the tokenizer's end token."""
+    other = next((file for file, numbers in named.items() if own not in numbers), None)
+    if other is None:
+        return None
+    return (
+        f"the tokenizer's end token is {token!r} (token {own}), but {other} names "
+        f"{', '.join(map(str, named[other]))}: answers end in {token!r}, and what reads {other} alone does not "
+        "stop there"
+    )
 
 
 def named_ends(folder: Path) -> dict[str, list[int]]:

@@ -11,7 +11,7 @@ from neuroada_cli import hub
 from neuroada_cli.data.encoding import EncodeReport
 from neuroada_cli.delta.targets import ALL_LINEAR, parameter_name, target_of, targets_of
 from neuroada_cli.hub.outline import is_outline, weights_of
-from neuroada_cli.hub.stored import main_dtype, rounded_by
+from neuroada_cli.hub.stored import main_dtype, own_dtype, rounded_by
 from neuroada_cli.show.numbers import describe_dtype, size
 from neuroada_cli.tasks.registry import get_protocol
 from neuroada_cli.training.preflight import Checked
@@ -55,14 +55,22 @@ def _of_weights(checked: Checked) -> Iterator[str]:
         weights = size(weights_of(checked.base.folder))
         yield f"the weights are not on this machine: {weights} are fetched when they are needed"
         return
-    wanted, own = dtype_of(checked.recipe), main_dtype(checked.base.weights)
-    if torch.promote_types(own, wanted) == wanted:
+    held = checked.base.weights
+    changed, total = rounded_by(held, dtype_of(checked.recipe))
+    if not changed:
         return
-    changed, total = rounded_by(checked.base.weights, wanted)
-    yield (
-        f"model.dtype={checked.recipe.model.dtype} rounds the base, which is {describe_dtype(own)}: "
-        f"{changed:,} of {total:,} numbers change, chosen or not; leave it out to keep them"
-    )
+    name, main = checked.recipe.model.dtype, describe_dtype(main_dtype(held))
+    counts = f"{changed:,} of {total:,} numbers"
+    if name == own_dtype(held):
+        yield (
+            f"the base is {main} for the most part, and training reads all of it so: {counts} are rounded for "
+            "it; a merge keeps them"
+        )
+    else:
+        yield (
+            f"model.dtype={name} rounds the base, which is {main}: {counts} change, chosen or not; leave it "
+            "out to keep them"
+        )
 
 
 def left_out(checked: Checked) -> Iterator[str]:

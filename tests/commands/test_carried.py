@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_run import one_thread, tiny_llama_folder  # noqa: F401
+from tiny_run import one_thread, tiny_llama_folder, tiny_recipe  # noqa: F401
 
 from neuroada_cli import hub
 from neuroada_cli.errors import ModelError
@@ -18,6 +18,8 @@ from neuroada_cli.hub.stored import own_dtype, rounded_by
 from neuroada_cli.hub.weights import open_weights, weights_passed_over
 from neuroada_cli.merging import folder
 from neuroada_cli.merging.folder import copy_companions
+from neuroada_cli.training import preflight
+from neuroada_cli.training.remarks import remarks
 
 
 @pytest.fixture
@@ -35,6 +37,19 @@ def test_rounding_is_counted(model: Path) -> None:
     assert rounded_by(weights, torch.bfloat16) == (changed, sum(t.numel() for t in half.values()))
     assert changed > 0
     assert rounded_by(weights, torch.float32)[0] == 0
+
+
+def test_a_base_of_two_types_is_said_to_be_read_as_one(tmp_path: Path) -> None:
+    folder = tiny_llama_folder(tmp_path / "base")
+    file = folder / "model.safetensors"
+    parts = {n: t if "norm" in n else t.bfloat16() for n, t in load_file(file).items()}
+    norms = {n: torch.rand_like(t) for n, t in parts.items() if "norm" in n}
+    save_file(parts | norms, file, metadata={"format": "pt"})
+    changed = sum(int((t.bfloat16().float() != t).sum()) for t in norms.values())
+    recipe = tiny_recipe(folder, tmp_path / "run", model={"path": str(folder), "dtype": "bf16"})
+    said = list(remarks(preflight.check(recipe, False)))
+    counted = f"training reads all of it so: {changed:,} of "
+    assert [line for line in said if line.startswith("the base is bfloat16") and counted in line], said
 
 
 def test_all_that_a_tokenizer_loads_goes_along(model: Path) -> None:

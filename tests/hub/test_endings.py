@@ -41,6 +41,19 @@ def test_tokenizer_and_configs_agree(folder: Path) -> None:
     assert learnt_end(folder) == 2
 
 
+@pytest.mark.parametrize(
+    ("file", "other"), [("generation_config.json", "config.json"), ("config.json", "generation_config.json")]
+)
+def test_an_end_that_one_of_the_configs_does_not_name_is_said(folder: Path, file: str, other: str) -> None:
+    edit(folder, file, eos_token_id=[5, 7] if file.startswith("g") else 5)
+    found = hub.endings(hub.load_tokenizer(folder))
+    assert found.remark is not None
+    assert "'</s>' (token 2), but " + file + " names 5" in found.remark
+    assert f"but {other}" not in found.remark
+    assert learnt_end(folder) == 2
+    assert found.ids >= {2, 5}
+
+
 @pytest.mark.parametrize("token", ["", "<|nowhere|>", "<unk>", "<s>"])
 def test_an_end_at_which_the_model_would_not_stop_is_not_learnt(folder: Path, token: str) -> None:
     """An empty or unknown one, as in early LLaMA copies, and one that is a token of its own."""
