@@ -78,8 +78,8 @@ def _of_few(named: dict[str, list[int]], own: int, token: str) -> str | None:
         return None
     return (
         f"the tokenizer's end token is {token!r} (token {own}), but {other} names "
-        f"{', '.join(map(str, named[other]))}: answers end in {token!r}, and what reads {other} alone does not "
-        "stop there"
+        f"{', '.join(map(str, named[other]))}: answers end in {token!r}, and what reads {other} alone does "
+        "not stop there"
     )
 
 
