@@ -63,8 +63,8 @@ def _of_weights(checked: Checked) -> Iterator[str]:
     counts = f"{changed:,} of {total:,} numbers"
     if name == own_dtype(held):
         yield (
-            f"the base is {main} for the most part, and training reads all of it so: {counts} are rounded for "
-            "it; a merge keeps them"
+            f"the base is {main} for the most part, and training reads all of it so: {counts} are "
+            "rounded for it; a merge keeps them"
         )
     else:
         yield (
