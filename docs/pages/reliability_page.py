@@ -144,10 +144,12 @@ def _moments(counts: dict[str, Any]) -> str:
 def _ranks(found: dict[str, Any]) -> str:
     lines = ["", "| what | cases |", "|---|---:|"]
     lines += [f"| {name} | {number} |" for name, number in found["came_out"].items()]
+    known = len(found.get("seconds", ()))
+    timed = f" of the last {known}" if 0 < known < found["kills"] else ""
     bound, longest, median = (found[f"{name}_seconds"] for name in ("promised", "longest", "median"))
     lines += [
         "",
-        f"{found['kills']} kills. From the kill until every process was gone: {median} s in the middle, "
+        f"{found['kills']} kills. From the kill until every process was gone: {median} s in the middle{timed}, "
         f"{longest} s at most; {bound:.0f} s are promised. (One that hangs but lives is noticed after ten "
         "minutes.)",
         machine_line(found["machine"], "make killed-ranks"),
