@@ -149,8 +149,8 @@ def _ranks(found: dict[str, Any]) -> str:
     bound, longest, median = (found[f"{name}_seconds"] for name in ("promised", "longest", "median"))
     lines += [
         "",
-        f"{found['kills']} kills. From the kill until every process was gone: {median} s in the middle{timed}, "
-        f"{longest} s at most; {bound:.0f} s are promised. (One that hangs but lives is noticed after ten "
+        f"{found['kills']} kills. From the kill until every process was gone: {median} s in the middle{timed}"
+        f", {longest} s at most; {bound:.0f} s are promised. (One that hangs but lives is noticed after ten "
         "minutes.)",
         machine_line(found["machine"], "make killed-ranks"),
     ]
