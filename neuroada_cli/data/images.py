@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuroada_cli.data.fetching import fetched
-from neuroada_cli.data.reading import Row
+from neuroada_cli.data.formats import Row
 from neuroada_cli.errors import DataError, ResourceError, UserError
 from neuroada_cli.foreign_text import HAS_SECRETS, has_secrets
 
