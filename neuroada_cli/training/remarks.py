@@ -20,7 +20,9 @@ from neuroada_cli.training.settings import dtype_of
 
 TIME_CONSTANTS = ("A_log", "D")  # as Mamba names them, by channel and state
 LEAST = 0.01  # share of a model's parameters that is worth a line
-LONGER_OR_CUT = "a larger data.max_length or data.too_long: cut keeps them"
+KEPT_BY_CUTTING = "data.too_long: cut keeps what the model takes of them"
+KEPT = "a larger data.max_length or data.too_long: cut keeps them"
+SHORTER = "the model takes no more; data.too_long: cut takes it from their prompt, drop leaves them out"
 LONGER, SPACE = "raise data.max_length", "put the space between them before the answer"
 
 
@@ -142,10 +144,13 @@ def _of_rows(checked: Checked, counts: EncodeReport, what: str) -> Iterator[str]
         if checked.rows.published
         else "the prompt's end and the answer's beginning would be one token, so they are tokenised apart"
     )
+    full = limit == checked.base.positions  # the model takes no longer ones
+    cutting = checked.recipe.data.too_long == "cut"
+    longer = LONGER if not full else "" if cutting else SHORTER
     known = (
-        (counts.dropped, f"longer than {limit} tokens and left out", LONGER_OR_CUT),
+        (counts.dropped, f"longer than {limit} tokens and left out", KEPT_BY_CUTTING if full else KEPT),
         (counts.shortened, f"without the beginning of their prompt, to fit into {limit} tokens", ""),
-        (counts.truncated, f"cut at {limit} tokens, so that their end is never learnt", LONGER),
+        (counts.truncated, f"cut at {limit} tokens, so that their end is never learnt", longer),
         (counts.seams, apart, "" if checked.rows.published else SPACE),
         (counts.ended, "an end token inside the answer, behind which nothing will be written", ""),
         (counts.unknown, "the unknown token is learnt, for characters that the tokenizer does not know", ""),

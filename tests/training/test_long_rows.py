@@ -32,7 +32,7 @@ def test_rows_beyond_the_models_limit_are_left_out(
 ) -> None:
     told = said(tmp_path, ["long " * 30] + ["short"] * 20, capsys)
     assert "longer than 64 tokens and left out: 1 of 19 rows" in told
-    assert "data.too_long: cut keeps them" in told
+    assert "data.too_long: cut keeps what the model takes" in told
 
 
 def test_where_all_are_longer_there_is_nothing_to_train(
