@@ -25,6 +25,7 @@ MONTHS = (
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # what rows call it; most templates by the first
 MOST_BYTES = 1 << 20
 LITERAL = re.compile(r"strftime_now\(\s*(\"[^\"]*\"|'[^']*')\s*\)")
+DRAWS = re.compile(r"\{[{%][^}]*(?:\|\s*random\b|\blipsum\s*\()")  # what Jinja offers beside transformers
 ESCAPES = ("%%", "\0")  # of the percent sign itself, and what stands for it while the others are replaced
 # A macro of the name of transformers' function takes its place. What stands in the line behind it begins a
 # line, as a template's first line does.
@@ -54,6 +55,11 @@ class ChatTemplate:
         self.end_texts = end_texts(tokenizer)
         given = tokenizer.chat_template
         self.source = given if isinstance(given, str) else "\n".join(given.values())
+        if DRAWS.search(self.source):
+            raise DataError(
+                "the chat template draws at random, so that no two renderings are alike",
+                fix="name one that does not with data.chat_template",
+            )
         self.asks_for_the_day = "strftime_now" in self.source
         parts, calls = day_parts(day), self.source.count("strftime_now(")
         if len(LITERAL.findall(self.source)) == calls:  # all formats are known: a sign less is time saved

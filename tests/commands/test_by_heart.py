@@ -43,6 +43,8 @@ ANSWERS = (
 
 
 STEPS = {"reft": 50, "llm-adapters": 160}  # the latter learns prompts, too, which takes longer
+LONGER = STEPS["llm-adapters"]
+ENCODERS = ("rte", "stsb", "text_classes")
 
 
 def folder_of(place: Path, tokenizer: Any, encoder: bool = False) -> Path:
@@ -67,14 +69,14 @@ def by_heart(
     **data: Any,
 ) -> float:
     """The score of a model on the rows that it has learnt until their loss is next to nothing."""
-    folder = folder or folder_of(place / "base", tokenizer, encoder=data["task"] in ("rte", "stsb"))
+    folder = folder or folder_of(place / "base", tokenizer, encoder=data["task"] in ENCODERS)
     file = place / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     source, _, split = get_task(data["task"]).sets.get("test", "none").partition(":")
     test = place / source / f"{split or 'test'}.jsonl"
     test.parent.mkdir()
     test.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
-    steps = steps or STEPS[data.get("protocol", "reft")]
+    steps = steps or STEPS.get(data.get("protocol", "reft"), LONGER)
     recipe = recipe_from({
         "name": "heart", "run_dir": str(place / "run"), "device": "cpu",
         "model": {"path": str(folder), "dtype": "fp32"},
@@ -84,7 +86,7 @@ def by_heart(
             "method": "full", "epochs": 10_000, "max_steps": steps, "batch_size": 10, "eval_every": steps,
             "group_by_length": False, "save_every": steps,
         },
-        "eval": {"max_new_tokens": 64},
+        "eval": {"max_new_tokens": 128},
     })  # fmt: skip
     train.run(recipe, quiet=True)
     [validation] = [e for e in read_metrics(place / "run" / "metrics.jsonl") if e["kind"] == "eval"]
@@ -102,6 +104,41 @@ def test_chats(template: str, tmp_path: Path) -> None:
     rows = [chat(*pair) for pair in zip(ASKED, ANSWERS, strict=True)]
     tokenizer = chat_tokenizer("GPT-2", template)
     assert by_heart(tmp_path, tokenizer, rows, task="instruct") == 1.0
+
+
+def with_thought(asked: str, answer: str, inline: bool) -> dict[str, Any]:
+    row = chat(asked, answer)
+    thought = f"Of {asked}."
+    if inline:
+        row["messages"][1]["content"] = f"<think>\n{thought}\n</think>\n\n{answer}"
+    else:
+        row["messages"][1]["reasoning_content"] = thought
+    return row
+
+
+def with_call(asked: str, answer: str) -> dict[str, Any]:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": answer}}}
+    messages = [
+        {"role": "user", "content": asked}, {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]  # fmt: skip
+    return {"messages": messages, "tools": [{"name": "f", "parameters": {}}]}
+
+
+THOUGHTS: dict[str, Any] = {
+    "beside": ("Qwen3", lambda a, b: with_thought(a, b, inline=False)),
+    "in the content": ("Qwen3", lambda a, b: with_thought(a, b, inline=True)),
+    "dropped by the template": ("DeepSeek R1", lambda a, b: with_thought(a, b, inline=True)),
+    "a call of a tool": ("Qwen3", with_call),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", THOUGHTS)
+def test_thoughts_and_calls(kind: str, tmp_path: Path) -> None:
+    template, shape = THOUGHTS[kind]
+    rows = [shape(*pair) for pair in zip(ASKED, ANSWERS, strict=True)]
+    tokenizer = chat_tokenizer("GPT-2", template)
+    assert by_heart(tmp_path, tokenizer, rows, steps=100, task="instruct") == 1.0
 
 
 PLAIN: dict[str, Any] = {
@@ -157,6 +194,30 @@ FAMILIES: dict[str, Any] = {
 def test_task_families(task: str, protocol: str, tmp_path: Path) -> None:
     rows = [FAMILIES[task](n) for n in range(10)]
     assert by_heart(tmp_path, chat_tokenizer("GPT-2", "ChatML"), rows, task=task, protocol=protocol) == 1.0
+
+
+@pytest.mark.slow
+def test_the_protocol_of_pefts_comparison(tmp_path: Path) -> None:
+    """Its set is trained in one form and asked in another."""
+    rows = [
+        {"query": ASKED[n], "response": f"2 and 2. The answer is: {NUMBERS[n]}", "type": "GSM"}
+        for n in range(10)
+    ]
+    tokenizer = chat_tokenizer("GPT-2", "ChatML")
+    assert by_heart(tmp_path, tokenizer, rows, task="metamath", protocol="peft") == 1.0
+
+
+@pytest.mark.slow
+def test_scores_and_classes_of_ones_own(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer("BERT uncased", "ChatML")
+    rows: list[dict[str, Any]] = [
+        {"sentence1": ASKED[n], "sentence2": ANSWERS[n], "label": n / 2} for n in range(10)
+    ]
+    for name in ("scores", "classes"):
+        (tmp_path / name).mkdir()
+    assert by_heart(tmp_path / "scores", tokenizer, rows, steps=LONGER, task="stsb") > 0.99
+    rows = [{"text": ASKED[n], "label": ("bad", "good", "so so")[n % 3]} for n in range(10)]
+    assert by_heart(tmp_path / "classes", tokenizer, rows, task="text_classes") == 1.0
 
 
 def test_classes(tmp_path: Path) -> None:

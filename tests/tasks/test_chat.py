@@ -334,6 +334,13 @@ def test_what_a_template_does_not_take_or_write_is_refused(
         made(chat_tokenizer("GPT-2", template), row)
 
 
+@pytest.mark.parametrize("drawn", ["{{ ['a', 'b'] | random }}", "{% set x = lipsum(1) %}{{ x }}"])
+def test_a_template_that_draws_at_random_is_refused(drawn: str) -> None:
+    with pytest.raises(DataError, match="draws at random"):
+        ChatTemplate(chat_tokenizer("GPT-2", drawn), DAY, {})
+    ChatTemplate(chat_tokenizer("GPT-2", "a | random {{ messages[0].content }}"), DAY, {})
+
+
 def test_a_template_is_told_the_day_of_the_run_in_english() -> None:
     tokenizer = chat_tokenizer("GPT-2", "Llama 3.2, dated")
     notes = Notes()
