@@ -3,7 +3,9 @@
     NEUROADA_DATA=folder python benchmarks/evaluation.py    # rewrites benchmarks/results/evaluation.json
 
 One model (SmolLM2-135M, fp32), one process, one thread, timed by what it takes of the processor; both ways
-take turns. The texts are compared, and how many differ is a part of the result (0 is what must be).
+take turns. The texts are compared, and how many differ is a part of the result (0 is what must be). Counted
+are the tokens that each way puts through the model, and those that have to be: every beginning that prompts
+share once, and what is written.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from neuroada_cli.tasks.task import examples_of
 MODEL, PROTOCOL, BATCH = "smollm2-135m", "llm-adapters", 16
 # what -> task, rows, most new tokens, worked examples before each prompt
 WORK: dict[str, tuple[str, int, int, int]] = {
-    "multiple choice, answers of 8 tokens": ("ARC-Easy", 16, 8, 0),
+    "multiple choice, answers of 8 tokens": ("ARC-Easy", 32, 8, 0),
     "multiple choice behind 5 worked examples": ("ARC-Easy", 16, 8, 5),
     "open answers of very different lengths": ("gsm8k", 16, 128, 0),
 }
@@ -56,6 +58,25 @@ def prompts_of(task_name: str, count: int, shots: int, reader: hub.Reader) -> li
     return [head + row.input_ids for row in prompts_for(reader, examples[shots:], task.published)]
 
 
+@contextmanager
+def counting(model: Any) -> Iterator[list[int]]:
+    """Inside, filled with how many tokens, padding included, each pass takes."""
+    seen: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def needed(prompts: list[list[int]], written: list[int]) -> int:
+    """Tokens that have to go through the model: each beginning once, and what is written but its last."""
+    beginnings = {tuple(prompt[:at]) for prompt in prompts for at in range(1, len(prompt) + 1)}
+    return len(beginnings) + sum(max(0, count - 1) for count in written)
+
+
 def measured(what: str, model: Any, reader: hub.Reader, rounds: int) -> dict[str, Any]:
     task, count, most, shots = WORK[what]
     prompts = prompts_of(task, count, shots, reader)
@@ -66,14 +87,17 @@ def measured(what: str, model: Any, reader: hub.Reader, rounds: int) -> dict[str
         return time.process_time() - started, texts
 
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
+    passes, tokens = dict[str, int](), dict[str, int]()
     for turn in range(rounds):
         for name in ("ours", "plain") if turn % 2 == 0 else ("plain", "ours"):
-            if name == "ours":
-                taken, texts = once()
-            else:
-                with plainly():
-                    taken, plain = once()
+            with counting(model) as seen:
+                if name == "ours":
+                    taken, texts = once()
+                else:
+                    with plainly():
+                        taken, plain = once()
             seconds[name].append(taken)
+            passes[name], tokens[name] = len(seen), sum(seen)
         print(f"  {what}: {seconds['ours'][-1]:.1f} s, plain {seconds['plain'][-1]:.1f} s", flush=True)
     written = [len(reader.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     pairs = zip(seconds["plain"], seconds["ours"], strict=True)
@@ -82,6 +106,7 @@ def measured(what: str, model: Any, reader: hub.Reader, rounds: int) -> dict[str
         "prompt_tokens_median": statistics.median(map(len, prompts)),
         "written_tokens_quartiles": statistics.quantiles(written, n=4),
         "rows_per_processor_s": round(count / statistics.median(seconds["ours"]), 3),
+        "passes": passes, "tokens": tokens | {"needed": needed(prompts, written)},
         "speed_over_plain": round(statistics.median(theirs / ours for theirs, ours in pairs), 3),
         "texts_that_differ": sum(a != b for a, b in zip(texts, plain, strict=True)),
     }  # fmt: skip

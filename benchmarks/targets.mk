@@ -1,6 +1,6 @@
 # Every target rewrites its file under benchmarks/results/; `make bench-report` turns them into
 # docs/performance.md. Ratios from a busy machine are noisier, not wrong: the load is written beside them.
-.PHONY: bench-op bench-cpu bench-io bench-commands bench-evaluation bench-gpu bench-sm90 bench-report
+.PHONY: bench-op bench-cpu bench-io bench-commands bench-evaluation bench-prefix bench-gpu bench-sm90 bench-report
 
 bench-op: setup  ## back-ends of the sampled gradient by shape; also rewrites delta/backend_table.json
 	$(BIN)/python benchmarks/op.py --write
@@ -16,6 +16,9 @@ bench-commands: setup  ## what whole commands take of the processor before their
 
 bench-evaluation: setup  ## eval's decoding against plain generate; the data sets lie in $$NEUROADA_DATA
 	$(BIN)/python benchmarks/evaluation.py
+
+bench-prefix: setup  ## what rows of a training batch share, counted and timed; the data sets lie in $$NEUROADA_DATA
+	$(BIN)/python benchmarks/prefix.py
 
 bench-gpu:  ## one CUDA GPU, under 9 minutes: kernels against the oracle, tuning, steps; uses $(PYTHON_GPU)
 	$(or $(PYTHON_GPU),python3) benchmarks/gpu.py

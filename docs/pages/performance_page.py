@@ -336,6 +336,12 @@ def page() -> str:
                 "Before the work begins", "commands", "make bench-commands", whole_commands.before_work
             ),
             whole_section("Answers", "evaluation", "make bench-evaluation", whole_commands.answers),
+            whole_section(
+                "Below the floor: what rows share",
+                "prefix",
+                "make bench-prefix",
+                whole_commands.shared_prefixes,
+            ),
             gpu_section(),
         ]
     )
