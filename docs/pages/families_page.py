@@ -1,4 +1,6 @@
-"""docs/families.md from docs/results/families.json: `make families`."""
+"""docs/families.md from docs/results/: families.json (`make families`) and pictures_learnt.json
+(`make pictures-learnt`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from typing import Any
 
 DOCS = Path(__file__).parents[1]
 FILE = DOCS / "results" / "families.json"
+LEARNT = DOCS / "results" / "pictures_learnt.json"
 COLUMNS = ("select", "equal, fp32", "equal, bf16", "train", "merge", "eval", "nf4", "packed")
 KINDS = {
     "causal-lm": "Models that write",
@@ -38,6 +41,19 @@ base; what is no target is the base's |
 | packed | train with `train.packing: true`; it is refused where rows would see each other |
 
 """
+SEEN = """
+## Does a model that writes about pictures learn to see?
+
+Written by `make pictures-learnt`: tiny models with random weights, so that whatever they know in the end they
+were taught by the run. Each is asked for the colour or the shape of what lies in a made picture
+(`data.task: shapes_vqa`), and trains K={k} of each neuron's connections in `language`, `vision`,
+`projector` and `lm_head` (a random head cannot be sure of anything) on {rows:,} rows, {epochs} times; it is
+scored on {held} pictures that it never saw. Beside it stands what the most frequent answer to a question gets,
+without a look at the picture.
+
+| model | trained | steps | colour | most frequent | shape | most frequent | merged folder |
+|---|---|---|---|---|---|---|---|
+"""
 NAMED = re.compile(r"^\w+For\w+: ")
 DIFFERS = (
     (re.compile(r"by [\d.e+-]+ of their spread"), "by … of their spread"),
@@ -61,7 +77,25 @@ def page() -> str:
     )
     notes = "\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))
     heading = "\n## What is refused, in a user's words\n\n"
-    return INTRODUCTION + summary + "".join(tables) + heading + notes + "\n"
+    return INTRODUCTION + summary + "".join(tables) + heading + notes + "\n" + _seen()
+
+
+def _seen() -> str:
+    found = json.loads(LEARNT.read_text(encoding="utf-8"))
+    about = found["about"]
+    words = SEEN.format(k=about["k"], rows=about["rows"], epochs=about["epochs"], held=about["held out"])
+    return words + "".join(_learnt(run) for run in found["runs"])
+
+
+def _learnt(run: dict[str, Any]) -> str:
+    shares = [
+        f"{100 * run[what][asked]:.0f} %"
+        for asked in ("colour", "shape")
+        for what in ("right", "most frequent")
+    ]
+    trained = f"{run['trained']:,} of {run['parameters']:,}"
+    same = "the same answers" if run["merged answers the same"] else "**other answers**"
+    return f"| `{run['model']}` | {trained} | {run['steps']} | {' | '.join(shares)} | {same} |\n"
 
 
 def _table(kind: str, words: str, rows: list[dict[str, Any]], reasons: list[str]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import oracles
+import pictures_learnt
 import pytest
 import sweep
 from swept_types import SWEPT
@@ -70,3 +72,20 @@ def test_a_type_comes_out_as_the_table_says(name: str) -> None:
     works, stated = ({c: said == sweep.YES for c, said in cells.items()} for cells in (found, row["cells"]))
     assert works == stated
     assert one.recipe()["select"]["k"] == oracles.K
+
+
+def test_models_that_write_about_pictures_learn_to_see_by_the_file_of_the_page() -> None:
+    runs = json.loads(pictures_learnt.RESULTS.read_text(encoding="utf-8"))["runs"]
+    assert [run["model"] for run in runs] == pictures_learnt.MODELS
+    for run in runs:
+        assert run["merged answers the same"]
+        assert run["right"]["colour"] > run["most frequent"]["colour"] + 0.4, run["model"]
+
+
+@pytest.mark.slow
+def test_a_tiny_llava_really_learns_to_see(tmp_path: Path) -> None:
+    """Pictures that it never saw: about a third is what one gets without a look at them."""
+    found = pictures_learnt.learnt("llava", tmp_path)
+    assert found["merged answers the same"]
+    assert found["right"]["colour"] > 0.8 > 2 * found["most frequent"]["colour"]
+    assert found["right"]["shape"] > found["most frequent"]["shape"]
