@@ -48,8 +48,8 @@ Written by `make pictures-learnt`: tiny models with random weights, so that what
 were taught by the run. Each is asked for the colour or the shape of what lies in a made picture
 (`data.task: shapes_vqa`), and trains K={k} of each neuron's connections in `language`, `vision`,
 `projector` and `lm_head` (a random head cannot be sure of anything) on {rows:,} rows, {epochs} times; it is
-scored on {held} pictures that it never saw. Beside it stands what the most frequent answer to a question gets,
-without a look at the picture.
+scored on {held} pictures that it never saw. Beside it stands what the most frequent answer to a question
+gets, without a look at the picture.
 
 | model | trained | steps | colour | most frequent | shape | most frequent | merged folder |
 |---|---|---|---|---|---|---|---|
