@@ -31,7 +31,7 @@ from neuroada_cli.commands import merge, train  # noqa: E402
 from neuroada_cli.data.made_pictures import QUESTIONS  # noqa: E402
 
 TASK, K, ROWS, EPOCHS, HELD_OUT = "shapes_vqa", 8, 1600, 4, 300
-MODELS = ["llava", "qwen2_5_vl"]
+MODELS = ["llava", "qwen2_5_vl", "smolvlm"]
 
 
 def learnt(name: str, room: Path) -> dict[str, Any]:
