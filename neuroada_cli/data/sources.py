@@ -56,7 +56,7 @@ KNOWN_SETS: dict[str, str] = {
 GENERATED: dict[str, Callable[[str, int], list[Row]]] = {"due_dates": make_rows, "shapes": make_pictures}
 GENERATED_ROWS = {"train": 4000, "validation": 400, "test": 800}
 
-STREAMED_FROM = 256 << 20  # bytes; in memory, encoded rows take some fifteen times as many
+STREAMED_FROM = 256 << 20  # bytes; rows in memory and their tokens take ten to thirty times as many
 LISTED = tuple(ending for ending in ENDINGS if ".txt" not in ending)  # any folder may hold texts
 PART = re.compile(r"^\w+_\d+\.")  # test_1000.jsonl.xz: so many rows of a split
 LINES = (".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
