@@ -1,11 +1,13 @@
 """File work against the plain way: select / reading the files, merge / cp, attach and switch / loading.
 
-    python benchmarks/io.py                 # a 2 GB model in four shards, made in a temporary folder
+    python benchmarks/io.py                 # models of 1 and 8 GB in four shards, in a temporary folder
     python benchmarks/io.py --gigabytes 0.2 --rounds 1 --no-write
 
-Every timed command is a process of its own that has imported everything before the clock starts. Rounds are
-interleaved; a figure is the median of the ratios within a round. "Cold" asks the system to drop the files
-from its cache first; `cp` is timed as it is and with the copies flushed to disk, which merge always does.
+Every timed command is a process of its own. `select` has imported everything before the clock starts, which
+is the processor's, so that a busy machine does little harm; `merge` and `cp` are whole processes, from their
+start to their end on the wall. Rounds are interleaved; a figure is the median of the ratios within a round.
+"Cold" asks the system to drop the files from its cache first; `cp` is timed as it is and with the copies
+flushed to disk, which merge always does. All but merge is done with the first of the models.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS
+from common import RESULTS, whole_process
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from neuroada_cli import files, hub
@@ -89,18 +91,26 @@ def make_adapter(model: Path, folder: Path) -> None:
 # What is timed; each runs in a process of its own
 
 
-def select(model: Path, work: Path) -> None:
+def select(model: Path, work: Path, k: int = K) -> None:
     from neuroada_cli.commands import select as command
 
     recipe = recipe_from(
         {
             "name": "bench",
             "model": {"path": str(model)},
-            "select": {"k": K},
+            "select": {"k": k},
             "data": {"task": "commonsense"},
         }
     )
     command.run(recipe, out=work / "selection.safetensors", overwrite=True, quiet=True)
+
+
+def select_one(model: Path, work: Path) -> None:
+    select(model, work, 1)
+
+
+def select_many(model: Path, work: Path) -> None:
+    select(model, work, 64)
 
 
 def merge(model: Path, work: Path) -> None:
@@ -129,15 +139,17 @@ def cp_flushed(model: Path, work: Path) -> None:
 
 
 TIMED: dict[str, Callable[[Path, Path], None]] = {
-    "select": select, "merge": merge, "read": read, "cp": cp, "cp_flushed": cp_flushed,
+    "select": select, "select_1": select_one, "select_64": select_many, "merge": merge, "read": read,
+    "cp": cp, "cp_flushed": cp_flushed,
 }  # fmt: skip
 
 
 def child(name: str, model: Path, work: Path) -> dict[str, Any]:
-    """Seconds, and how much anonymous memory (no file pages) and resident set grew at their peak."""
+    """Seconds, the processor's and on the wall, and how much anonymous memory (no file pages) and resident
+    set grew at their peak.
+    """
     importlib.import_module("neuroada_cli.commands.merge")
     importlib.import_module("neuroada_cli.commands.select")
-    hub.skeleton(model, "causal-lm")  # imports transformers' model code
     before = memory()
     peak = dict(before)
     done = threading.Event()
@@ -149,13 +161,13 @@ def child(name: str, model: Path, work: Path) -> dict[str, Any]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    started = time.perf_counter()
+    started, before_cpu = time.perf_counter(), time.process_time()
     TIMED[name](model, work)
-    seconds = time.perf_counter() - started
+    seconds, processor = time.perf_counter() - started, time.process_time() - before_cpu
     done.set()
     watcher.join()
     grown = {f"{key}_growth_bytes": peak[key] - before[key] for key in before}
-    return {"seconds": seconds, **grown}
+    return {"seconds": seconds, "processor_seconds": processor, **grown}
 
 
 def memory() -> dict[str, int]:
@@ -185,8 +197,10 @@ def in_child(name: str, model: Path, work: Path, cold: bool) -> dict[str, Any]:
 def compare(
     ours: str, theirs: Sequence[str], model: Path, work: Path, rounds: int, cold: bool
 ) -> dict[str, Any]:
-    """ours over each of theirs as a ratio of speeds (1 = as fast), median over interleaved rounds."""
-    nbytes = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    """ours over each of theirs as a ratio of speeds (1 = as fast), and of the processor's seconds where both
+    are of one process; medians over interleaved rounds.
+    """
+    nbytes = _nbytes(model)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (ours, *theirs)}
     for turn in range(rounds):
         order = [ours, *theirs] if turn % 2 == 0 else [*theirs, ours]
@@ -197,15 +211,46 @@ def compare(
     for name, results in runs.items():
         row[f"{name}_bytes_per_s"] = nbytes / statistics.median(r["seconds"] for r in results)
     for name in theirs:
-        pairs = zip(runs[ours], runs[name], strict=True)
+        pairs = list(zip(runs[ours], runs[name], strict=True))
         row[f"speed_over_{name}"] = round(statistics.median(t["seconds"] / o["seconds"] for o, t in pairs), 3)
+        if name == "read":
+            cpu = [o["processor_seconds"] / t["processor_seconds"] for o, t in pairs]
+            row["processor_over_read"] = round(statistics.median(cpu), 3)
     for kind in ("anonymous", "resident"):
         row[f"peak_{kind}_bytes"] = max(result[f"{kind}_growth_bytes"] for result in runs[ours])
     return row
 
 
+def _nbytes(model: Path) -> int:
+    return sum(file.stat().st_size for file in model.glob("*.safetensors"))
+
+
+COPY = "cp -r model copy"
+FLUSH = COPY + " && sync copy/*"
+MERGE = f"{sys.executable} -m neuroada_cli merge adapter merged --overwrite"
+
+
+def whole_merge(model: Path, work: Path, rounds: int) -> dict[str, Any]:
+    """Whole processes on the wall: merge over cp, and over cp with its files flushed."""
+    seconds: dict[str, list[float]] = {"merge": [], "cp": [], "cp_flushed": []}
+    for _ in range(rounds):
+        for name, command in (("merge", MERGE), ("cp", COPY), ("cp_flushed", FLUSH)):
+            for left in ("copy", "merged"):
+                shutil.rmtree(work / left, ignore_errors=True)
+            os.sync()
+            seconds[name].append(whole_process(["sh", "-c", command], work).wall)
+            print(f"  {name:11} whole {seconds[name][-1]:7.2f} s", flush=True)
+    row: dict[str, Any] = {"what": "merge, whole process", "bytes": _nbytes(model)}
+    row |= {f"{name}_seconds": round(statistics.median(found), 2) for name, found in seconds.items()}
+    for name in ("cp", "cp_flushed"):
+        pairs = zip(seconds["merge"], seconds[name], strict=True)
+        row[f"time_over_{name}"] = round(statistics.median(ours / theirs for ours, theirs in pairs), 3)
+    return row
+
+
 def attach_and_switch(model: Path, work: Path) -> dict[str, Any]:
-    """Seconds to put an adapter on the loaded model, to swap it for another, and to load the model from disk.
+    """The processor's seconds to put an adapter on the loaded model, to swap it for another, and to load the
+    model from disk.
 
     Loaded means that the weights lie in memory of their own: a weight that is only mapped is copied page by
     page when it is first written to, and attaching would be charged for that.
@@ -215,21 +260,22 @@ def attach_and_switch(model: Path, work: Path) -> dict[str, Any]:
     trained = adapters.read_adapter(work / "adapter")
     other = {name: -values for name, values in trained.deltas.items()}
     rows = []
+    torch.set_num_threads(1)
     for _ in range(3):
         drop_from_cache(model)
-        started = time.perf_counter()
+        started = time.process_time()
         loaded = hub.load_model(model, "causal-lm", "bf16").model
         for parameter in loaded.parameters():
             parameter.data = parameter.data.clone()
-        load = time.perf_counter() - started
-        started = time.perf_counter()
+        load = time.process_time() - started
+        started = time.process_time()
         delta.attach(loaded, trained.selection.indices, trained.deltas)
-        attach = time.perf_counter() - started
+        attach = time.process_time() - started
         switches = []
         for values in (other, trained.deltas, other):
-            started = time.perf_counter()
+            started = time.process_time()
             delta.switch(loaded, values)
-            switches.append(time.perf_counter() - started)
+            switches.append(time.process_time() - started)
         rows.append((load, attach, statistics.median(switches)))
         del loaded
     load, attach, switch = (statistics.median(column) for column in zip(*rows, strict=True))
@@ -241,7 +287,7 @@ def attach_and_switch(model: Path, work: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="select, merge, attach and switch against the plain way.")
-    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--gigabytes", type=float, nargs="+", default=[1.0, 8.0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", help="where the model is made; default: the system's temporary folder")
     parser.add_argument("--no-write", action="store_true", help="leave the result file alone")
@@ -254,14 +300,22 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="neuroada-bench-", dir=given.folder) as folder:
         work = Path(folder)
-        model = work / "model"
-        print(f"making a model of {given.gigabytes} GB", flush=True)
-        make_model(model, given.gigabytes)
-        make_adapter(model, work / "adapter")
-        rows = [compare("select", ["read"], model, work, given.rounds, cold) for cold in (True, False)]
-        rows += [compare("merge", ["cp", "cp_flushed"], model, work, given.rounds, cold=False)]
-        rows[-1]["largest_shard_bytes"] = max(f.stat().st_size for f in model.glob("*.safetensors"))
-        rows += [attach_and_switch(model, work)]
+        model, rows = work / "model", []
+        for number, size in enumerate(given.gigabytes):
+            print(f"making a model of {size} GB", flush=True)
+            shutil.rmtree(model, ignore_errors=True)
+            shutil.rmtree(work / "adapter", ignore_errors=True)
+            make_model(model, size)
+            make_adapter(model, work / "adapter")
+            rows.append(whole_merge(model, work, given.rounds))
+            if number:
+                continue
+            rows.append(compare("select", ["read"], model, work, given.rounds, cold=True))
+            for name in ("select_1", "select", "select_64"):
+                rows.append(compare(name, ["read"], model, work, given.rounds, cold=False))
+            rows.append(compare("merge", ["cp", "cp_flushed"], model, work, given.rounds, cold=False))
+            rows[-1]["largest_shard_bytes"] = max(f.stat().st_size for f in model.glob("*.safetensors"))
+            rows.append(attach_and_switch(model, work))
     for row in rows:
         print(json.dumps(row))
     if not given.no_write:

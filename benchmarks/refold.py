@@ -15,16 +15,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import RESULTS, machine
+from common import RESULTS
 from op import seconds
 
 from neuroada_cli import files
+from neuroada_cli.delta import native
+from neuroada_cli.delta.layout import Layout
+from neuroada_cli.machine.load import machine
 
 SHAPES = ((576, 1536), (4096, 4096), (11008, 4096))
 ROUNDS = 9
 
 
 def main() -> None:
+    torch.set_num_threads(1)
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         for outputs, inputs in SHAPES:
@@ -41,6 +45,9 @@ def main() -> None:
                     ),
                     "put_": lambda w=weight_OI, f=flat_OK, v=values_OK: w.put_(f, v),
                 }
+                job = (weight_OI, index_OK.int(), values_OK, None, Layout(outputs, inputs))
+                if native.fold_available(*job[:4]):
+                    ways["kernel"] = lambda j=job: native.fold([j])
                 times = {
                     name: statistics.median(seconds(way, torch.device("cpu")) for _ in range(ROUNDS))
                     for name, way in ways.items()

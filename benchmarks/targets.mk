@@ -1,18 +1,25 @@
 # Every target rewrites its file under benchmarks/results/; `make bench-report` turns them into
 # docs/performance.md. Ratios from a busy machine are noisier, not wrong: the load is written beside them.
-.PHONY: bench-op bench-cpu bench-io bench-commands bench-evaluation bench-prefix bench-gpu bench-sm90 bench-report
+.PHONY: bench-op bench-cpu bench-parts bench-io bench-commands bench-trl bench-evaluation bench-prefix bench-gpu bench-sm90 bench-report
 
 bench-op: setup  ## back-ends of the sampled gradient by shape; also rewrites delta/backend_table.json
 	$(BIN)/python benchmarks/op.py --write
+	$(BIN)/python benchmarks/refold.py
 
 bench-cpu: setup  ## a training step against its peers on the CPU, about 20 minutes on two cores
 	$(BIN)/python benchmarks/cpu.py
 
-bench-io: setup  ## select against reading, merge against cp, attach and switch, on a 2 GB model made on the spot
+bench-parts: setup  ## what folding takes of a step, and a forward pass without gradients over the plain model's
+	$(BIN)/python benchmarks/parts.py
+
+bench-io: setup  ## select against reading, merge against cp, attach and switch, on models of 1 and 8 GB made on the spot
 	$(BIN)/python benchmarks/io.py
 
 bench-commands: setup  ## what whole commands take of the processor before their work begins
 	$(BIN)/python benchmarks/commands.py
+
+bench-trl: setup  ## a whole training beside TRL's with LoRA r8 (needs trl)
+	$(BIN)/python benchmarks/beside_trl.py
 
 bench-evaluation: setup  ## eval's decoding against plain generate; the data sets lie in $$NEUROADA_DATA
 	$(BIN)/python benchmarks/evaluation.py

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import file_work
 import sm90_page
 import whole_commands
 
@@ -191,41 +192,6 @@ def _backend(row: dict[str, Any], name: str) -> str:
     return f"**{text}**" if name == row["fastest"] else text
 
 
-def io_section() -> str:
-    result = load("io")
-    title, command = "Files: select, merge, attach, switch", "make bench-io"
-    if result is None:
-        return f"\n## {title}\n\nNot measured yet: run `{command}`.\n"
-    cells = []
-    for row in result["rows"]:
-        if row["what"] == "attach":
-            for what in ("attach", "switch"):
-                share = row[f"{what}_over_load"]
-                seconds = row[f"{what}_seconds"]
-                cells.append(
-                    [f"{what} an adapter (K={row['k']})", f"{seconds:.3f} s", f"{100 * share:.1f} % of loading "
-                     f"({row['load_seconds']:.2f} s)", f"≤ 1 %: {'met' if share <= 0.01 else 'missed'}", ""]
-                )  # fmt: skip
-            continue
-        for key, peer in (("read", "reading the files"), ("cp", "cp"), ("cp_flushed", "cp, flushed to disk")):
-            if f"speed_over_{key}" not in row:
-                continue
-            ratio = row[f"speed_over_{key}"]
-            wanted = "" if key == "cp_flushed" else f"≥ 0.5: {'met' if ratio >= 0.5 else 'missed'}"
-            cells.append(
-                [f"{row['what']}, {row['cache']} cache", f"{size(row[row['what'] + '_bytes_per_s'])}/s",
-                 f"{ratio:.2f} x {peer}", wanted, size(row["peak_anonymous_bytes"])]
-            )  # fmt: skip
-    nbytes = next(row["bytes"] for row in result["rows"] if "bytes" in row)
-    headings = ["what", "speed", "against", "target", "memory"]
-    return (
-        f"\n## {title}\n\nA {size(nbytes)} bf16 model in four shards, made on the spot. Memory is what the command "
-        "adds to its process at its peak, file pages of the system's cache left out. `merge` writes, hashes "
-        "and flushes every file before it puts the folder in its place.\n\n"
-        f"{markdown(headings, cells)}{machine_line(result['machine'], command)}"
-    )
-
-
 def whole_section(title: str, name: str, command: str, told: Told) -> str:
     result = load(name)
     if result is None:
@@ -331,9 +297,16 @@ def page() -> str:
             step_section("One Llama-3-8B block on the CPU, bf16", "step_cpu_gqa-bf16", cpu, bf16),
             op_section("The op on the CPU", "op_cpu", "make bench-op"),
             rest_section(),
-            io_section(),
+            whole_section(
+                "Folding, and answers without a gradient", "parts", "make bench-parts", file_work.parts
+            ),
+            whole_section("Rewriting K entries per row", "refold", "make bench-op", file_work.refold),
+            whole_section("Files: select, merge, attach, switch", "io", "make bench-io", file_work.told),
             whole_section(
                 "Before the work begins", "commands", "make bench-commands", whole_commands.before_work
+            ),
+            whole_section(
+                "Beside another trainer", "beside_trl", "make bench-trl", whole_commands.beside_trl
             ),
             whole_section("Answers", "evaluation", "make bench-evaluation", whole_commands.answers),
             whole_section(
