@@ -32,6 +32,14 @@ def write_entries(weight: Tensor, index_OK: Tensor, values_OK: Tensor, layout: L
             weight.put_(layout.flat(index_OK), values_OK)
 
 
+def take_entries(weight: Tensor, index_OK: Tensor, layout: Layout) -> Tensor:
+    """W[o, index_ok], the columns of which were checked: [O, K]. The way back of `write_entries`."""
+    with torch._C.DisableTorchFunctionSubclass():  # the weight may be watched
+        if native.take_available(weight, index_OK):
+            return native.take(weight, index_OK, layout)
+        return layout.take(weight, index_OK)
+
+
 @torch.no_grad()
 def fold_all(jobs: Iterable[native.Fold]) -> None:
     """W[o, index_ok] = round(base_ok + delta_ok) in place, for each (weight, index, base, delta, layout).

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuroada_cli.delta.fold import fold_all, write_entries
+from neuroada_cli.delta.fold import fold_all, take_entries, write_entries
 from neuroada_cli.delta.index import filled
 from neuroada_cli.delta.layout import Layout, is_conv1d, layout_of
 from neuroada_cli.delta.native import Fold
@@ -125,7 +125,7 @@ class DeltaLayer(nn.Module):
         self.delta = nn.Parameter(torch.zeros(index_OK.shape, dtype=torch.float32, device=device))
 
     def _base_values(self, index_OK: Tensor) -> Tensor:
-        return self.layout.take(self.weight.detach(), index_OK)
+        return take_entries(self.weight.detach(), index_OK, self.layout)
 
     def token(self) -> Tensor:
         """What a product of the watched weight depends on, so that `delta` gets what `add` is given."""

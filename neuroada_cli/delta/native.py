@@ -68,7 +68,8 @@ def _library() -> ctypes.CDLL | None:
     for name in ("top_k_16", "top_k_32"):
         getattr(loaded, name).argtypes = [pointer, stride, number, number, number, pointer]
     loaded.fold.argtypes = [pointer, number]
-    for name in ("sampled_grad_f32", "sampled_grad_bf16", "top_k_16", "top_k_32", "fold"):
+    loaded.take.argtypes = [pointer]
+    for name in ("sampled_grad_f32", "sampled_grad_bf16", "top_k_16", "top_k_32", "fold", "take"):
         getattr(loaded, name).restype = None
     return loaded
 
@@ -232,7 +233,10 @@ class _Job(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("weight", "index", "base", "delta")),
-        *((name, ctypes.c_int64) for name in ("neurons", "k", "outputs", "matrix", "row", "column", "bf16")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("neurons", "k", "outputs", "matrix", "row", "column", "narrow")
+        ),
     ]
 
 
@@ -275,5 +279,33 @@ def _job(weight: Tensor, index_OK: Tensor, base_OK: Tensor, delta_OK: Tensor | N
     return _Job(
         weight.data_ptr(), index_OK.data_ptr(), base_OK.data_ptr(),
         None if delta_OK is None else delta_OK.data_ptr(), *index_OK.shape, outputs, outputs * inputs,
-        row, column, weight.dtype == torch.bfloat16,
+        row, column, weight.itemsize == 2,
     )  # fmt: skip
+
+
+TAKEN = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def take_available(weight: Tensor, index_OK: Tensor) -> bool:
+    """Whether `take` reads this weight: of 16 or 32 bits on the CPU, all of it contiguous."""
+    return (
+        type(index_OK) is Tensor
+        and weight.device.type == "cpu"
+        and weight.dtype in TAKEN
+        and index_OK.dtype == torch.int32
+        and weight.is_contiguous()
+        and index_OK.is_contiguous()
+        and _library() is not None
+    )
+
+
+def take(weight: Tensor, index_OK: Tensor, layout: Layout) -> Tensor:
+    """The chosen entries [O, K]. Every column has to be one of the weight's: nothing is checked.
+
+    Ask `take_available` first.
+    """
+    library = _library()
+    assert library is not None
+    base_OK = torch.empty(index_OK.shape, dtype=weight.dtype)
+    library.take(ctypes.byref(_job(weight, index_OK, base_OK, None, layout)))
+    return base_OK

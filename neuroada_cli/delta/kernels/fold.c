@@ -1,4 +1,5 @@
 /* weight[o][index[o][k]] = round(base[o][k] + delta[o][k]), many layers in one call; without delta the base.
+ * And the way back: base[o][k] = weight[o][index[o][k]].
  *
  * The sum is fp32, and rounding to bf16 is to nearest, ties to even: the same bits as fold.py's own form.
  */
@@ -7,14 +8,14 @@
 #include <string.h>
 
 /* One weight. It holds `outputs` neurons to a matrix, and matrices one after another; within one, neurons lie
- * `row` elements apart and their inputs `column` elements.
+ * `row` elements apart and their inputs `column` elements. narrow: elements of 16 bits, bf16 where they are summed.
  */
 struct job {
     void *weight;
     const int32_t *index;
-    const void *base;
+    void *base;
     const float *delta;
-    int64_t neurons, k, outputs, matrix, row, column, bf16;
+    int64_t neurons, k, outputs, matrix, row, column, narrow;
 };
 
 static inline float widened(uint16_t value) {
@@ -38,7 +39,7 @@ void fold(const struct job *jobs, int count) {
             const int64_t start = o / j.outputs * j.matrix + o % j.outputs * j.row;
             const int32_t *index = j.index + o * j.k;
             const float *delta = j.delta ? j.delta + o * j.k : NULL;
-            if (j.bf16) {
+            if (j.narrow) {
                 uint16_t *weight = (uint16_t *)j.weight + start;
                 const uint16_t *base = (const uint16_t *)j.base + o * j.k;
                 for (int64_t k = 0; k < j.k; k++)
@@ -49,6 +50,24 @@ void fold(const struct job *jobs, int count) {
                 for (int64_t k = 0; k < j.k; k++)
                     weight[index[k] * j.column] = delta ? base[k] + delta[k] : base[k];
             }
+        }
+    }
+}
+
+/* The entries of one weight, as they are: any type of 16 or 32 bits. */
+void take(const struct job *job) {
+    const struct job j = *job;
+    _Pragma("omp parallel for schedule(static)") for (int64_t o = 0; o < j.neurons; o++) {
+        const int64_t start = o / j.outputs * j.matrix + o % j.outputs * j.row;
+        const int32_t *index = j.index + o * j.k;
+        if (j.narrow) {
+            const uint16_t *weight = (const uint16_t *)j.weight + start;
+            uint16_t *base = (uint16_t *)j.base + o * j.k;
+            for (int64_t k = 0; k < j.k; k++) base[k] = weight[index[k] * j.column];
+        } else {
+            const uint32_t *weight = (const uint32_t *)j.weight + start;
+            uint32_t *base = (uint32_t *)j.base + o * j.k;
+            for (int64_t k = 0; k < j.k; k++) base[k] = weight[index[k] * j.column];
         }
     }
 }
