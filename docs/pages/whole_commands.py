@@ -17,23 +17,32 @@ def before_work(result: dict[str, Any]) -> tuple[list[str], list[list[str]], str
     """(headings, rows, what is to be said of them)."""
     seconds = {row["what"]: row["processor_seconds"] for row in result["rows"]}
     cells = [
-        [name, f"{seconds[name]:.1f} s", _verdict(seconds[name], BEFORE_WORK.get(name))] for name in seconds
+        [
+            name,
+            f"{seconds[name]:.1f} s",
+            f"{seconds[name] / seconds[FLOOR]:.1f}",
+            _verdict(seconds[name], BEFORE_WORK.get(name)),
+        ]
+        for name in seconds
     ]
     two, four = seconds["train, 2 steps"], seconds["train, 4 steps"]
     around = two - max(0.0, four - two)
-    cells.append(["train around its loop", f"{around:.1f} s", _verdict(around, 6.0)])
+    cells.append(
+        ["train around its loop", f"{around:.1f} s", f"{around / seconds[FLOOR]:.1f}", _verdict(around, 6.0)]
+    )
     said = (
         "SmolLM2-135M, K=1, 64 rows that the package makes; whole processes, one thread, what they take of the "
-        "processor. `train` around its loop is the run of 2 steps less what the 2 more steps of the other take. "
-        f"The floor of every command that touches weights is `{FLOOR}`: {seconds[FLOOR]:.1f} s; whoever reads text adds "
-        "`transformers`' tokenizers. Its config classes bring torch's compiler and distributed tensors along: with them and "
-        f"the code of a model it is {seconds[MODELS]:.1f} s. They are asked once: what a config says (kind of model, module graph, class of the "
-        "tokenizer) is kept in the cache folder, so `validate`, `select` and `merge` of a model that was seen before, as here, do without. "
-        "So is what a dry run found (its steps' memory for good, their time for a day), so that the next one of the same "
-        "settings needs no code of the model either. A run needs it, and adds its selection, folder, picture and, here, two "
-        "evaluations of 16 rows."
+        "processor, also in units of what importing torch took in the same run (other work on the machine lengthens both). `train` around its loop is the run of 2 steps less what the 2 more steps of the other take; two "
+        "evaluations of 16 rows are in it. What a config says (kind of model, module graph, class of the tokenizer), what a "
+        "base's folder carries along and what a dry run found (memory for good, time for a day) is asked once and kept in the "
+        "cache folder, so that `validate`, `select`, `merge` and a second dry run do without the code of the model.\n\n"
+        f"What is missed is missed by imports, which no command can do without: `{FLOOR}` alone takes {seconds[FLOOR]:.1f} s, "
+        "and its tensors are what choosing, folding and the module graph are made of; `transformers`' tokenizers take 0.7 s "
+        "more, as importing the package reads the sources of all its models; with a model's own code, which brings torch's "
+        f"compiler and distributed tensors along, it is {seconds[MODELS]:.1f} s. On top of that a run draws its picture and its "
+        "report, 1.5 s, most of it for importing matplotlib."
     )
-    return ["command", "processor", "target"], cells, said
+    return ["command", "processor", f"of `{FLOOR}`", "target"], cells, said
 
 
 def _verdict(seconds: float, target: float | None) -> str:
