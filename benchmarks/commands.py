@@ -35,6 +35,8 @@ CLI = (sys.executable, "-m", "neuroada_cli")
 TRAIN = (*CLI, "train", "r.yaml", "--overwrite")
 NEVER_SEEN = "validate, a model never seen before"  # with an empty cache folder
 NEVER_ASKED = "train --dry-run, never asked before"  # with one that knows the model, but no dry run of it
+ASKED = "train --dry-run"
+IN_OWN_CACHE = (NEVER_SEEN, NEVER_ASKED, ASKED)
 COMMANDS: dict[str, tuple[str, ...]] = {
     "import torch": (sys.executable, "-c", "import torch"),
     "import torch, and transformers' model code": (
@@ -44,7 +46,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "validate": (*CLI, "validate", "r.yaml"),
     "select": (*CLI, "select", "r.yaml", "--out", "s.safetensors", "--overwrite"),
     NEVER_ASKED: (*CLI, "train", "r.yaml", "--dry-run"),
-    "train --dry-run": (*CLI, "train", "r.yaml", "--dry-run"),
+    ASKED: (*CLI, "train", "r.yaml", "--dry-run"),
     "train, 2 steps": TRAIN,
     "train, 4 steps": (*TRAIN, "--set", "train.max_steps=4"),
     "merge": (*CLI, "merge", "runs/bench", "merged", "--overwrite"),
@@ -68,7 +70,7 @@ def main() -> None:
                 if name == NEVER_ASKED:
                     for kernels in cache_folder().glob("kernels-*"):  # compiled once for all
                         shutil.copy(kernels, own)
-                more = {"NEUROADA_CACHE": str(own)} if name in (NEVER_SEEN, NEVER_ASKED) else {}
+                more = {"NEUROADA_CACHE": str(own)} if name in IN_OWN_CACHE else {}
                 seconds[name].append(whole_process(command, folder, more).processor)
                 print(f"  {seconds[name][-1]:6.2f} s  {name}", flush=True)
     rows: list[dict[str, Any]] = [
