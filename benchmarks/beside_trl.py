@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from neuroada_cli.data.made_rows import make_rows
 from neuroada_cli.machine.load import machine
 
 STEPS = (2, 6)
+NEUROADA = (sys.executable, "-m", "neuroada_cli")
 TEXTS, ROWS = 5, 64
 RECIPE = """
 name: bench
@@ -41,10 +43,9 @@ from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
 torch.set_num_threads(1)
-settings = {} if sys.argv[3] == "as it comes" else {"gradient_checkpointing": False}
 arguments = SFTConfig(
     "trl-out", max_steps=int(sys.argv[2]), per_device_train_batch_size=4, learning_rate=2e-4, use_cpu=True,
-    bf16=False, report_to="none", save_strategy="no", model_init_kwargs={"dtype": "float32"}, **settings,
+    bf16=False, report_to="none", save_strategy="no", model_init_kwargs={"dtype": "float32"},
 )
 rows = load_dataset("json", data_files="rows.jsonl", split="train")
 adapter = LoraConfig(r=8, target_modules="all-linear")
@@ -61,7 +62,8 @@ def write_rows(file: Path) -> None:
         group = made[TEXTS * number : TEXTS * (number + 1)]
         listed = "\n".join(f"{place}. {row['message']}" for place, row in enumerate(group, start=1))
         question = f"Which date is the last of these messages about?\n{listed}\n"
-        rows.append(json.dumps({"prompt": question, "completion": group[-1]["date"]}))
+        answer = f"It is about {group[-1]['date']}."  # datasets would read a date alone as a date
+        rows.append(json.dumps({"prompt": question, "completion": answer}))
     files.write_text(file, "\n".join(rows) + "\n")
 
 
@@ -89,16 +91,9 @@ def main() -> None:
         for count in STEPS:
             (folder / f"{count}.yaml").write_text(recipe.replace("STEPS", str(count)), encoding="utf-8")
 
-        def ours(count: int) -> list[str]:
-            return [sys.executable, "-m", "neuroada_cli", "train", f"{count}.yaml", "--overwrite"]
-
-        def theirs(count: int, how: str) -> list[str]:
-            return [sys.executable, "trl_run.py", str(model), str(count), how]
-
-        ways = {
-            "neuroada train, K=1": ours,
-            "TRL, LoRA r8, as it comes": lambda count: theirs(count, "as it comes"),
-            "TRL, LoRA r8, nothing computed twice": lambda count: theirs(count, "kept"),
+        ways: dict[str, Callable[[int], list[str]]] = {
+            "neuroada train, K=1": lambda n: [*NEUROADA, "train", f"{n}.yaml", "--overwrite"],
+            "TRL, LoRA r8, as it comes": lambda n: [sys.executable, "trl_run.py", str(model), str(n)],
         }
         for what, command in ways.items():
             few, more = (whole_process(command(count), folder) for count in STEPS)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import file_work
+
 from neuroada_cli.show.numbers import size
 
 # processor seconds; the targets stand in the same order as the results
@@ -36,11 +38,11 @@ def before_work(result: dict[str, Any]) -> tuple[list[str], list[list[str]], str
         "evaluations of 16 rows are in it. What a config says (kind of model, module graph, class of the tokenizer), what a "
         "base's folder carries along and what a dry run found (memory for good, time for a day) is asked once and kept in the "
         "cache folder, so that `validate`, `select`, `merge` and a second dry run do without the code of the model.\n\n"
-        f"What is missed is missed by imports, which no command can do without: `{FLOOR}` alone takes {seconds[FLOOR]:.1f} s, "
-        "and its tensors are what choosing, folding and the module graph are made of; `transformers`' tokenizers take 0.7 s "
-        "more, as importing the package reads the sources of all its models; with a model's own code, which brings torch's "
-        f"compiler and distributed tensors along, it is {seconds[MODELS]:.1f} s. On top of that a run draws its picture and its "
-        "report, 1.5 s, most of it for importing matplotlib."
+        f"What is missed is missed by imports: `{FLOOR}` alone takes {seconds[FLOOR]:.1f} s, and its tensors are what choosing, "
+        "folding and the module graph are made of here; `transformers`' tokenizers come on top, as importing that package reads "
+        "the sources of all its models; with a model's own code, which brings torch's compiler and distributed tensors along, it "
+        f"is {seconds[MODELS]:.1f} s. On top of that a run draws its picture and its report, for which it imports matplotlib."
+        + file_work.busy(result["machine"])
     )
     return ["command", "processor", f"of `{FLOOR}`", "target"], cells, said
 
