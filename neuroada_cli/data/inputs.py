@@ -37,7 +37,7 @@ def encode_for(
         return encode_image_text(examples, reader.processor, max_length, loss_on_prompt, too_long)
     if reader.decoder_start is None or kind != "generation":
         if kind != "generation" or not examples:
-            return encode(examples, reader.tokenizer, max_length, kind)
+            return encode(examples, reader.tokenizer, max_length, kind, too_long=too_long)
         settings = (max_length, loss_on_prompt, published, too_long)
 
         def make(rows: RowSink) -> EncodeReport:

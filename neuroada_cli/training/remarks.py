@@ -147,10 +147,11 @@ def _of_rows(checked: Checked, counts: EncodeReport, what: str) -> Iterator[str]
     full = limit == checked.base.positions  # the model takes no longer ones
     cutting = checked.recipe.data.too_long == "cut"
     longer = LONGER if not full else "" if cutting else SHORTER
+    learnt = "learnt" if checked.task.kind == "generation" else "read"
     known = (
         (counts.dropped, f"longer than {limit} tokens and left out", KEPT_BY_CUTTING if full else KEPT),
         (counts.shortened, f"without the beginning of their prompt, to fit into {limit} tokens", ""),
-        (counts.truncated, f"cut at {limit} tokens, so that their end is never learnt", longer),
+        (counts.truncated, f"cut at {limit} tokens, so that their end is never {learnt}", longer),
         (counts.seams, apart, "" if checked.rows.published else SPACE),
         (counts.ended, "an end token inside the answer, behind which nothing will be written", ""),
         (counts.unknown, "the unknown token is learnt, for characters that the tokenizer does not know", ""),

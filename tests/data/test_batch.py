@@ -19,7 +19,9 @@ from neuroada_cli.data.batch import (
     pad_id,
 )
 from neuroada_cli.data.encoding import encode
+from neuroada_cli.data.inputs import encode_for
 from neuroada_cli.errors import DataError
+from neuroada_cli.hub.reader import Reader
 
 
 def row(prompt: str = "ask\n", target: str = "say", number: int = 0) -> Example:
@@ -65,13 +67,13 @@ def test_collate_pads_on_the_right_and_masks_it() -> None:
 
 
 def test_longer_rows_of_classes_are_cut_or_left_out_and_counted() -> None:
-    tokenizer = byte_tokenizer(pairs=True)
+    reader = Reader(byte_tokenizer(pairs=True))
     rows = [Example("ab", "", 0, 0), Example("a much longer text", "", 1, 1)]
     for how, dropped in (("refuse", 0), ("cut", 0), ("drop", 1)):
-        found, report = encode(rows, tokenizer, 12, "classification", too_long=how)  # type: ignore[arg-type]
+        found, report = encode_for(reader, rows, 12, "classification", too_long=how)  # type: ignore[arg-type]
         assert (report.dropped, report.truncated, len(found)) == (dropped, 1 - dropped, 2 - dropped)
     with pytest.raises(DataError, match=r"all 1 rows are longer than data\.max_length=12"):
-        encode(rows[1:], tokenizer, 12, "classification", too_long="drop")
+        encode_for(reader, rows[1:], 12, "classification", too_long="drop")
 
 
 def test_sentence_pairs_and_scores() -> None:
