@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import mutation
+import pytest
 
 ONCE_MISSED = (
     "attaching: a place holder on a chosen column",
@@ -34,6 +35,7 @@ ONCE_MISSED = (
 )
 
 
+@pytest.mark.slow  # so that whoever changes a line need not know of the catalogue; `make mutants` asks first
 def test_every_fault_can_be_put_in() -> None:
     assert [f"{each.file}: {each.was}" for each in mutation.catalogue() if each.stale()] == []
 
