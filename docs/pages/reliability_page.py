@@ -96,6 +96,10 @@ full size. Whether the tests would notice a fault in the product is tried one li
 The counts at every call and of signals are of runs of one process. In a run of several (`torchrun`,
 `--processes`) only rank 0 writes, by the same code.
 
+In the first tenth of a second (more on a busy machine) the interpreter itself starts, and no line of this
+package has run: a signal then does what it does to any Python program. SIGTERM and SIGHUP end it at once and
+without a line, SIGINT with Python's own. Nothing has been begun then.
+
 A kill leaves the operating system alive: what it has taken, it writes. A machine that loses power may forget
 what was not yet synced. Therefore every file and folder is fsynced before it gets the name that makes it
 visible, and a test reads the order of these calls from `strace` (`tests/files/test_atomic.py`); the disk has

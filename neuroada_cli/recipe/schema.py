@@ -204,7 +204,7 @@ class EvalSection(Section):
 
 
 class Recipe(Section):
-    name: str = Field(pattern=r"^\w[\w.-]*$", description="Names the run folder.")
+    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=200, description="Names the run folder.")
     description: str = Field("", description="One line shown by `neuroada recipes ls`.")
     seed: int = Field(42, ge=0, lt=2**32, description="Seeds data order, dropout, fresh heads.")
     device: str | None = Field(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_tokenizer import byte_tokenizer
 
 from neuroada_cli.data import inputs, kept
 from neuroada_cli.data.batch import Encoded, Example
-from neuroada_cli.data.encoding import PART, encode
+from neuroada_cli.data.encoding import PART, EncodeReport, RowSink, encode
 from neuroada_cli.hub.reader import Reader
 
 LONG = 40
@@ -88,6 +90,21 @@ def test_few_rows_and_foreign_tokenizers_leave_nothing(cache: Path) -> None:
     tokenizer.__class__ = foreign
     encoded(rows(), tokenizer)
     encoded(rows()[:1])
+    assert not cache.exists()
+
+
+def test_rows_with_pictures_are_made_each_time(cache: Path) -> None:
+    picture: Any = object()
+    examples = [replace(each, pictures=(picture,)) for each in rows()]
+
+    def make(sink: RowSink) -> EncodeReport:
+        found, report = encode(examples, byte_tokenizer(), LONG)
+        sink.extend(replace(row, pictures=(picture,)) for row in found)
+        return report
+
+    for _ in range(2):
+        found, _report = kept.encoded_once(examples, byte_tokenizer(), [], make)
+        assert all(row.pictures == (picture,) for row in found)
     assert not cache.exists()
 
 
