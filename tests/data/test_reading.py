@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from neuroada_cli.data.reading import read_file
+from neuroada_cli.data.reading import read_file, streamed
 from neuroada_cli.errors import DataError
 
 GOOD = b'{"a": 1}\n'
@@ -112,3 +112,18 @@ def test_whatever_the_bytes_rows_or_one_clear_error(tmp_path: Path, data: bytes)
     assert all(isinstance(row, dict) for row in rows)
     assert lines is None or len(lines) == len(rows)
     json.dumps(rows, ensure_ascii=False).encode()  # what was read can be written
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff", "\n\n", "\ufeff\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_rows_that_stay_on_the_disk_have_the_places_of_those_in_memory(
+    start: str, end: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    texts = [json.dumps({"text": "é" * number}, ensure_ascii=False) for number in range(9)]
+    lines = [text + end * (1 + number % 3) for number, text in enumerate(texts)]
+    file.write_text(start + "".join(lines), encoding="utf-8", newline="")
+    whole, found = read_file(file), streamed(file, str(file))
+    assert found is not None
+    assert list(found.lines or ()) == list(whole.lines or ())
+    assert [*found.rows] == whole.rows == [found.rows[place] for place in range(9)]
