@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from neuroada_cli.data.formats import row_bytes
 from neuroada_cli.data.reading import read_file
 from neuroada_cli.data.sources import find_file, load_rows
 from neuroada_cli.errors import DataError
@@ -196,3 +197,10 @@ def test_folders_that_datasets_saved(tmp_path: Path) -> None:
 def test_a_folder_of_texts_is_no_set(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("torch\n")
     assert find_file(tmp_path, "train") is None
+
+
+def test_a_row_is_told_from_others_by_its_content_alone() -> None:
+    row = {"a": "é", "picture": b"one", "more": {"x": 1, "y": [1, b"z"]}}
+    assert row_bytes(row) == row_bytes({"more": {"y": [1, b"z"], "x": 1}, "picture": b"one", "a": "é"})
+    others = [row | {"picture": b"two"}, row | {"a": "e"}, row | {"more": {"x": 1, "y": [1, b"!"]}}]
+    assert len({row_bytes(each) for each in (row, *others)}) == 4

@@ -119,6 +119,25 @@ def test_what_the_class_alone_makes_otherwise_is_not_kept(
     assert len(asked) == 2
 
 
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_what_may_run_code_of_its_own_is_asked_each_time(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, asked = model_folder(tmp_path / "model"), []
+    MAKERS["GPT-2"]().save_pretrained(folder)
+    about = json.loads((folder / file).read_text(encoding="utf-8")) | {"auto_map": {"AutoX": "code.X"}}
+    (folder / file).write_text(json.dumps(about), encoding="utf-8")
+    real = AutoTokenizer.from_pretrained
+    monkeypatch.setattr(
+        transformers.AutoTokenizer,
+        "from_pretrained",
+        lambda *given, **named: asked.append(given) or real(*given, **named),
+    )
+    for _ in range(2):
+        tokenizer_class.read_tokenizer(folder)
+    assert len(asked) == 2
+
+
 def test_a_merged_models_tokenizer_is_known_from_its_bases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,31 @@ def test_a_model_that_mixes_rows_is_refused(dtype: torch.dtype) -> None:
     assert "set train.packing: false" in caught.value.line()
 
 
+class LeakingALittle(Leaking):
+    """A part of what the rows before a row would make of it."""
+
+    share = 1.0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        own = LlamaForCausalLM.forward(self, *args, **kwargs)
+        mixed = super().forward(*args, **kwargs).logits
+        own.logits = (own.logits.float() + self.share * (mixed - own.logits).float()).to(mixed.dtype)
+        return own
+
+    forward.__signature__ = inspect.signature(LlamaForCausalLM.forward)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_a_leak_below_what_shapes_alone_may_change_is_refused(dtype: torch.dtype, share: float) -> None:
+    model = LeakingALittle(pico_llama().config).to(dtype)
+    model.load_state_dict(pico_llama().state_dict())
+    model.share = 0.0
+    check_packing(model, ROWS)
+    model.share = share
+    with pytest.raises(ModelError, match=r"change by .* with the row before it"):
+        check_packing(model, ROWS)
+
+
 def test_a_model_without_positions_is_refused() -> None:
     class Other(nn.Module):
         def forward(self, input_ids: torch.Tensor) -> torch.Tensor:

@@ -271,6 +271,8 @@ def test_strict_numbers_work_outside_the_main_thread() -> None:
         ("3\u00bd hours", "3.5", True),
         ("\u2153", "1/3", True),
         ("$2.5 million", "2500000", True),
+        ("7.8 billion people", "7800000000", True),
+        ("12 thousand", "12000", True),
         ("(4)", "4", True),
         ('It is "4".', "4", True),
         ("4.", "4", True),
