@@ -270,7 +270,8 @@ def _classify(
     ranks: Ranks,
 ) -> list[Prediction]:
     rows, _ = encode_for(reader, examples, max_length, task.kind)
-    refuse_unknown(model, ((row.row, row.input_ids) for row in rows), reader.tokenizer.name_or_path)
+    if reader.tokenizer is not None:
+        refuse_unknown(model, ((row.row, row.input_ids) for row in rows), reader.tokenizer.name_or_path)
     pad, features = aligned_padding(model, reader), features_for(reader)
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
