@@ -92,15 +92,22 @@ def most_common(people: Sequence[str]) -> str:
     return max(people, key=list(people).count)
 
 
-def first_line(prompt: str, completion: str) -> str:
-    return completion.strip().split("\n")[0].strip()
+def _written(prompt: str, completion: str) -> str:
+    return completion.strip()
+
+
+def _credit(found: str, reference: str) -> float:
+    """What is written below the answer does not count: as many lines are read as the longest answer has."""
+    people = people_of(reference)
+    most = max(len(each.strip().splitlines()) for each in people)
+    return accuracy("\n".join(found.splitlines()[:most]), people)
 
 
 def scoring(max_new_tokens: int = 16) -> Scoring:
-    """VQA accuracy of the first line of what was written."""
+    """VQA accuracy of what was written, its first line where no answer has more."""
     return Scoring(
-        first_line,
-        lambda found, reference: accuracy(found, people_of(reference)) == 1.0,
+        _written,
+        lambda found, reference: _credit(found, reference) == 1.0,
         max_new_tokens,
-        credit=lambda found, reference: accuracy(found, people_of(reference)),
+        credit=_credit,
     )

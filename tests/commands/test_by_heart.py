@@ -15,11 +15,13 @@ import pytest
 from conftest import pico_bert, pico_llama
 from templates_table import TEMPLATES, chat_tokenizer
 from tiny_pairs import tiny_pairs_folder
+from tiny_pictures import tiny_vit_folder, tiny_writer_folder
 from tiny_run import one_thread  # noqa: F401
 from tokenizers_table import MAKERS
 
 from neuroada_cli.commands import eval as evaluate
 from neuroada_cli.commands import train
+from neuroada_cli.data.made_pictures import make_pictures
 from neuroada_cli.recipe.load import recipe_from
 from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.training.log import read_metrics
@@ -44,6 +46,7 @@ ANSWERS = (
 
 STEPS = {"reft": 50, "llm-adapters": 160}  # the latter learns prompts, too, which takes longer
 LONGER = STEPS["llm-adapters"]
+STEPS_TO_SEE = 300
 ENCODERS = ("rte", "stsb", "text_classes")
 
 
@@ -241,3 +244,33 @@ def test_encoder_decoders(name: str, answers: tuple[str, ...], tmp_path: Path) -
     rows = [{"prompt": f"{a}. Label: ", "completion": b} for a, b in zip(ASKED, answers, strict=True)]
     folder = tiny_pairs_folder(tmp_path / "base", name)
     assert by_heart(tmp_path, None, rows, folder, steps=80, task="instruct") == 1.0
+
+
+def pictures(place: Path) -> list[str]:
+    """Ten pictures, all different, as files."""
+    place.mkdir()
+    for number, row in enumerate(make_pictures("train", 10)):
+        (place / f"{number}.png").write_bytes(row["image"])
+    return [str(place / f"{number}.png") for number in range(10)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "smolvlm"])
+def test_answers_about_pictures(name: str, tmp_path: Path) -> None:
+    """All are asked the same, so that only the picture can say which answer it is."""
+    rows = [
+        {"image": image, "question": "what?", "answer": answer}
+        for image, answer in zip(pictures(tmp_path / "pictures"), ANSWERS, strict=True)
+    ]
+    folder = tiny_writer_folder(tmp_path / "base", name)
+    assert by_heart(tmp_path, None, rows, folder, steps=STEPS_TO_SEE, task="image_text") == 1.0
+
+
+def test_classes_of_pictures(tmp_path: Path) -> None:
+    rows = [
+        {"image": image, "label": ("bad", "good", "so so")[n % 3]}
+        for n, image in enumerate(pictures(tmp_path / "pictures"))
+    ]
+    folder = tiny_vit_folder(tmp_path / "base")
+    labels = ["bad", "good", "so so"]
+    assert by_heart(tmp_path, None, rows, folder, steps=80, task="image_classes", labels=labels) == 1.0

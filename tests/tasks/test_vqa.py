@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from neuroada_cli.tasks.vqa import accuracy, most_common, normalised, people_of, reference_of
+from neuroada_cli.tasks.vqa import accuracy, most_common, normalised, people_of, reference_of, scoring
 
 
 def by_definition(answer: str, people: list[str]) -> float:
@@ -63,3 +63,22 @@ def test_the_answers_of_many_are_kept_as_one_text() -> None:
     assert people_of("[not json") == ["[not json"]
     assert most_common(["a", "b", "b"]) == "b"
     assert most_common(["a", "b"]) == "a"
+
+
+@pytest.mark.parametrize(
+    ("written", "answer", "right"),
+    [
+        (" two\nlines", "two\nlines", True),
+        ("two\nlines\nand more", "two\nlines", True),
+        ("two", "two\nlines", False),
+        ("red\nQuestion: what else?", "red", True),
+        ("red\nblue", "red", True),
+        ("\n\nred", "red", True),
+        ("blue\nred", "red", False),
+    ],
+)
+def test_an_answer_is_read_as_far_as_what_was_asked_for_has_lines(
+    written: str, answer: str, right: bool
+) -> None:
+    rule = scoring()
+    assert rule.correct(rule.extract("", written), answer) is right
