@@ -71,8 +71,9 @@ def accuracy(answer: str, people: Sequence[str]) -> float:
 
 
 def reference_of(people: Sequence[str]) -> str:
-    """All people's answers as one text, for the files of an evaluation."""
-    return people[0] if len(people) == 1 else json.dumps(list(people), ensure_ascii=False)
+    """All people's answers as one text, for the files of an evaluation; of one its own text, if no list."""
+    alone = len(people) == 1 and not people[0].startswith("[")
+    return people[0] if alone else json.dumps(list(people), ensure_ascii=False)
 
 
 def people_of(reference: str) -> list[str]:

@@ -75,10 +75,12 @@ def test_the_answers_of_many_are_kept_as_one_text() -> None:
         ("red\nblue", "red", True),
         ("\n\nred", "red", True),
         ("blue\nred", "red", False),
+        ("[]", "[]", False),
+        ('["a cat"]', '["a cat"]', True),
     ],
 )
 def test_an_answer_is_read_as_far_as_what_was_asked_for_has_lines(
     written: str, answer: str, right: bool
 ) -> None:
     rule = scoring()
-    assert rule.correct(rule.extract("", written), answer) is right
+    assert rule.correct(rule.extract("", written), reference_of([answer])) is right
