@@ -89,7 +89,7 @@ def by_heart(
             "method": "full", "epochs": 10_000, "max_steps": steps, "batch_size": 10, "eval_every": steps,
             "group_by_length": False, "save_every": steps,
         },
-        "eval": {"max_new_tokens": 128},
+        "eval": {"max_new_tokens": 100},
     })  # fmt: skip
     train.run(recipe, quiet=True)
     [validation] = [e for e in read_metrics(place / "run" / "metrics.jsonl") if e["kind"] == "eval"]

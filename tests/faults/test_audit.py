@@ -52,6 +52,7 @@ def hook(event, arguments):
 
 sys.addaudithook(hook)
 # what the hook must see, or it would prove nothing
+sys.modules.pop("colorsys", None)  # whoever brought it in, it is to be brought in once more
 deeds = {"import": lambda: __import__("colorsys"), "open": lambda: open("x", "w"),
          "os.mkdir": lambda: os.mkdir("y"),
          "os.system": lambda: os.system("true"), "socket.__new__": lambda: socket.socket(),
