@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from neuroada_cli.data.formats import Altered
 from neuroada_cli.data.sources import field_for, load_rows
@@ -83,10 +84,11 @@ def test_a_bad_line_is_named(offline: Path) -> None:
 def test_what_datasets_made_of_json_is_refused_where_it_is_read(offline: Path) -> None:
     import datasets
 
-    (offline / "train.jsonl").write_text(lines(ROWS))
+    large = Version(datasets.__version__).major >= 5  # before, it reads no set with a number beyond 64 bits
+    (offline / "train.jsonl").write_text(lines([row if large else {**row, "n": 1} for row in ROWS]))
     datasets.load_dataset("own/set", split="train").save_to_disk("saved")
     found = load_rows("saved", "train")
-    assert isinstance(found.rows[0]["n"], Altered)
+    assert isinstance(found.rows[0]["n"], Altered) is large
     assert found.rows[1]["w"] == 2.5
     with pytest.raises(DataError, match=r"completion was text that `datasets` made a time of; name the JSON"):
         examples_of(get_task("instruct"), found.rows, "reft", "saved")
