@@ -62,7 +62,8 @@ for kind in KINDS:  # once without the hook: what the commands import late is no
 
 CALLS = ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto", "urllib.", "http.",
          "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "pickle.",
-         "marshal.load", "ctypes.dlopen", "webbrowser.")
+         "marshal.load", "webbrowser.")
+DRIVERS = "libnvidia-ml.so.1"  # which torch, where it is built for CUDA, asks how many devices there are
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate",
            "os.chmod")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -86,6 +87,8 @@ def hook(event, arguments):
         bad = str(getattr(arguments[0], "co_filename", "")).startswith(str(place))
     elif event in CHANGES:
         bad = any(outside(each) for each in arguments)
+    elif event == "ctypes.dlopen":
+        bad = arguments[0] != DRIVERS
     else:
         bad = event.startswith(CALLS)
     if bad:
