@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
     from neuroada_cli.adapter.load import Adapted
     from neuroada_cli.adapter.load import load as attach
-    from neuroada_cli.commands.eval import EvalResult
     from neuroada_cli.commands.eval import run as evaluate
     from neuroada_cli.commands.merge import MergeResult
     from neuroada_cli.commands.merge import run as merge
     from neuroada_cli.commands.select import run as select
     from neuroada_cli.commands.train import run as train
     from neuroada_cli.errors import UserError
+    from neuroada_cli.evaluation.results import EvalResult
     from neuroada_cli.recipe.load import load_recipe, recipe_from
     from neuroada_cli.recipe.schema import Recipe
     from neuroada_cli.training.fit import TrainResult
@@ -45,7 +45,7 @@ __all__ = [
 
 _HOMES = {
     "Adapted": "adapter.load:Adapted",
-    "EvalResult": "commands.eval:EvalResult",
+    "EvalResult": "evaluation.results:EvalResult",
     "MergeResult": "commands.merge:MergeResult",
     "Recipe": "recipe.schema:Recipe",
     "TrainResult": "training.fit:TrainResult",

@@ -16,12 +16,11 @@ from tiny_run import tiny_llama_folder, tiny_recipe, tiny_tokenizer
 
 from neuroada_cli import failures
 from neuroada_cli.cli import app as cli
-from neuroada_cli.commands import eval as evaluate
-from neuroada_cli.commands import quickstart
+from neuroada_cli.commands import predictions, quickstart
 from neuroada_cli.data.batch import Example
 from neuroada_cli.data.encoding import encode, preview
 from neuroada_cli.errors import DataError, UserError
-from neuroada_cli.evaluation.run import Prediction
+from neuroada_cli.evaluation.results import Prediction
 from neuroada_cli.foreign_text import has_secrets, printable, public, shown
 from neuroada_cli.recipe.load import to_yaml
 
@@ -142,7 +141,7 @@ def test_what_models_answer_is_no_markup() -> None:
     rendered(quickstart._examples(SimpleNamespace(base=empty, tuned=result("x"))))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("command", [evaluate.run_predictions])
+@pytest.mark.parametrize("command", [predictions.run])
 def test_scored_files_of_any_name(
     command: Callable[..., object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

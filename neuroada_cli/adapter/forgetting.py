@@ -15,7 +15,8 @@ from neuroada_cli.data.sources import Rows, load_rows
 from neuroada_cli.errors import DataError
 from neuroada_cli.evaluation import display
 from neuroada_cli.evaluation.records import Records
-from neuroada_cli.evaluation.run import OnRows, Prediction, TaskResult, likelihoods
+from neuroada_cli.evaluation.results import Prediction, TaskResult
+from neuroada_cli.evaluation.run import OnRows, likelihoods
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.schema import Recipe
 

@@ -108,9 +108,9 @@ def eval_(
             raise RecipeError("replaces what lies in --out", "--overwrite", "name one with --out")
         if len(names) > 1:
             raise RecipeError("scores one task", "--predictions", "name one with --tasks, or none")
-        from neuroada_cli.commands import eval as command
+        from neuroada_cli.commands import predictions as foreign
 
-        command.run_predictions(predictions, names[0] if names else None, protocol or "reft", out, overwrite)
+        foreign.run(predictions, names[0] if names else None, protocol or "reft", out, overwrite)
         return
     if target is None:
         raise RecipeError("nothing to score", "eval", "name a model folder, a run folder or a hub id")

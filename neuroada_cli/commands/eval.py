@@ -6,7 +6,7 @@ import contextlib
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from neuroada_cli.adapter.forgetting import measure
 from neuroada_cli.adapter.results import results_folder
 from neuroada_cli.data.sources import refuse_foreign
 from neuroada_cli.errors import DataError, ModelError, RecipeError, Stopped
-from neuroada_cli.evaluation import display, foreign, report, vllm_engine
+from neuroada_cli.evaluation import display, report, vllm_engine
 from neuroada_cli.evaluation.records import About, Records
+from neuroada_cli.evaluation.results import EvalResult, Prediction, TaskResult
 from neuroada_cli.evaluation.rows import Learnt, TaskRows, learnt_by, prepare
-from neuroada_cli.evaluation.run import Prediction, TaskResult, summarise
 from neuroada_cli.evaluation.scoring import Settings, about, score
 from neuroada_cli.evaluation.vllm_engine import AT_ONCE, VllmEngine
 from neuroada_cli.foreign_text import shown
@@ -34,17 +34,8 @@ from neuroada_cli.recipe.schema import DataSection, Recipe
 from neuroada_cli.selection.file import SAME_BASE
 from neuroada_cli.show.notes import say, tell
 from neuroada_cli.tasks import metrics
-from neuroada_cli.tasks.registry import expand, get_protocol, get_task, said_of, scored_tasks
-from neuroada_cli.tasks.task import Task, under
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """Scores and predictions by task, and the folder they were written to (None: to none)."""
-
-    results: dict[str, TaskResult]
-    predictions: dict[str, list[Prediction]]
-    folder: Path | None
+from neuroada_cli.tasks.registry import expand, get_protocol, said_of, scored_tasks
+from neuroada_cli.tasks.task import Task
 
 
 def run(
@@ -198,40 +189,6 @@ def run(
         forgotten(text)
     say(console, f"report, predictions and results: {shown(records.folder)}")
     return result
-
-
-def run_predictions(
-    file: str | Path,
-    task_name: str | None,
-    protocol: str,
-    out: str | Path | None = None,
-    overwrite: bool = False,
-    quiet: bool = False,
-) -> EvalResult:
-    """Score foreign predictions: JSON lines with `instruction`, `prediction` and `answer`.
-
-    task_name  None: the answers tell which rule scores them
-    out        folder for scores and rows; without one they are only shown
-    Raises DataError for a file or a row that is not that, RecipeError for a task that is not generation,
-    OutputError for an `out` that holds another result.
-    """
-    refuse_strangers(True, "scores predictions")
-    console, rules = Console(quiet=quiet), get_protocol(protocol)
-    task = get_task(task_name) if task_name is not None else None
-    rows = foreign.read(Path(file))
-    if task is None:
-        task, kind = foreign.recognise(rows)
-        line = f"all answers are {kind}, so they are scored by the rule of {task.name}"
-        say(console, line, markup=False)
-    found = foreign.score(rows, task, rules)
-    display.tell_unscored([under(task, rules)], rules.name, console)
-    scores = summarise(task, found, 0.0, 0)
-    if out is not None:
-        foreign.keep(Records(Path(out)), rows, found, scores, rules, overwrite)
-    console.print(display.table({task.name: scores}, f"{shown(file)}   protocol {rules.name}"))
-    if out is not None:
-        say(console, f"predictions and results: {shown(out)}")
-    return EvalResult({task.name: scores}, {task.name: found}, None if out is None else Path(out))
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -34,8 +34,8 @@ from neuroada_cli.commands import eval as eval_command
 from neuroada_cli.commands import merge as merge_command
 from neuroada_cli.commands import select as select_command
 from neuroada_cli.commands import train as train_command
-from neuroada_cli.commands.eval import EvalResult
 from neuroada_cli.errors import NumericsError, OutputError
+from neuroada_cli.evaluation.results import EvalResult
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.show.numbers import share

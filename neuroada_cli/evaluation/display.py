@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from neuroada_cli.evaluation.run import Prediction, TaskResult
+from neuroada_cli.evaluation.results import Prediction, TaskResult
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.show.notes import say
 from neuroada_cli.tasks import answers, metrics

@@ -20,7 +20,8 @@ from neuroada_cli.data.batch import Example
 from neuroada_cli.data.reading import Row, read_file
 from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.evaluation.records import Records
-from neuroada_cli.evaluation.run import Prediction, TaskResult, score_one
+from neuroada_cli.evaluation.results import Prediction, TaskResult
+from neuroada_cli.evaluation.run import score_one
 from neuroada_cli.tasks import commonsense, gsm8k
 from neuroada_cli.tasks.answers import is_number
 from neuroada_cli.tasks.registry import get_task

@@ -17,7 +17,7 @@ from typing import Any
 
 from neuroada_cli import files
 from neuroada_cli.errors import DataError, OutputError
-from neuroada_cli.evaluation.run import Prediction, TaskResult
+from neuroada_cli.evaluation.results import Prediction, TaskResult
 
 About = dict[str, Any]  # all settings, model and data behind a score; what differs cannot be compared
 

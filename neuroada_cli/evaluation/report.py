@@ -10,7 +10,7 @@ from typing import Any
 from neuroada_cli import files
 from neuroada_cli.evaluation import display
 from neuroada_cli.evaluation.places import scores_of
-from neuroada_cli.evaluation.run import Prediction, TaskResult
+from neuroada_cli.evaluation.results import Prediction, TaskResult
 from neuroada_cli.machine import environment
 from neuroada_cli.show import page
 from neuroada_cli.show.figures import drawn

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from neuroada_cli.data.encoding import answer_in, end_ids, end_texts
 from neuroada_cli.data.inputs import aligned_padding, encode_for, features_for, padding_for, prompts_for
 from neuroada_cli.data.seams import Coder
 from neuroada_cli.evaluation.generate import context_of, generate
+from neuroada_cli.evaluation.results import Prediction, TaskResult
 from neuroada_cli.evaluation.rounds import in_rounds
 from neuroada_cli.evaluation.vllm_engine import VllmEngine
 from neuroada_cli.hub.embeddings import refuse_unknown
@@ -25,75 +25,6 @@ from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.tasks.metrics import METRICS, can_rouge, rouge
 from neuroada_cli.tasks.task import PROTOCOLS, Decoding, Scoring, Task, decoding_of
-
-CLEAN_BELOW = 0.01  # a task counts as clean while less than so much of it was trained on
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One scored row.
-
-    extracted  what the protocol's rule found
-    strict     by our stricter scorer, if it ran
-    leaked     whether its question was trained on; None where the training set is not known
-    asked      False: its prompt alone fills the model's context, so it was not answered
-    credit     the share of a point that it gets, under rules that give parts of one
-    loss       of a row that is scored by it: summed over its `targets` tokens; before: the same of its base
-    cut        of such a row: only its first tokens were looked at
-    """
-
-    row: int
-    prompt: str
-    prediction: str
-    extracted: str
-    reference: str
-    correct: bool
-    strict: bool | None = None
-    leaked: bool | None = None
-    asked: bool = True
-    credit: float | None = None
-    loss: float | None = None
-    targets: int | None = None
-    before: float | None = None
-    cut: bool | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """As it is kept: what few tasks have is there only where it is known."""
-        rare = ("loss", "targets", "before", "cut")
-        return {key: value for key, value in asdict(self).items() if value is not None or key not in rare}
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """Scores of one task; shares from 0 to 1 (correlations from -1 to 1; perplexity from 1, lower is better).
-
-    unparsed  rows in which no answer was found: they count as wrong, and are shown
-    majority  accuracy of always giving the most frequent reference (not for free numbers)
-    leaked    rows whose question was trained on, by training_set; both None where that is not known
-    unasked   rows whose prompt alone fills the model's context: they count as wrong
-    cut       rows that are scored by their loss, and longer than what was looked at
-    """
-
-    task: str
-    n: int
-    score: float
-    metric: str
-    unparsed: int
-    strict: float | None
-    majority: float | None
-    seconds: float
-    tokens: int
-    metrics: dict[str, float] = field(default_factory=dict)
-    leaked: int | None = None
-    training_set: str | None = None
-    unasked: int = 0
-    cut: int = 0
-
-    @property
-    def clean(self) -> bool | None:
-        """Whether the score measures more than memory; None where the training set is not known."""
-        return None if self.leaked is None else self.leaked < CLEAN_BELOW * self.n
-
 
 # (rows just scored, tokens generated for them)
 OnRows = Callable[[list[Prediction], int], None]

@@ -14,8 +14,9 @@ from torch import nn
 from neuroada_cli import __version__
 from neuroada_cli.evaluation import display
 from neuroada_cli.evaluation.records import About, Progress, Records
+from neuroada_cli.evaluation.results import Prediction, TaskResult
 from neuroada_cli.evaluation.rows import TaskRows
-from neuroada_cli.evaluation.run import Prediction, TaskResult, predict, summarise
+from neuroada_cli.evaluation.run import predict, summarise
 from neuroada_cli.evaluation.vllm_engine import VllmEngine
 from neuroada_cli.hub import Reader
 from neuroada_cli.ranks.group import Ranks

@@ -188,9 +188,8 @@ def _header(plan: Sequence[TensorPlan], metadata: Mapping[str, str] | None, room
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     if room is not None and len(text) > room - 8:
         raise ValueError(f"{len(text)} bytes of header, but there is room for {room - 8}")
-    text += b" " * (
-        -len(text) % 8 if room is None else room - 8 - len(text)
-    )  # the format asks for tensors that start on multiples of 8
+    # the format asks for tensors that start on multiples of 8
+    text += b" " * (-len(text) % 8 if room is None else room - 8 - len(text))
     return struct.pack("<Q", len(text)) + text
 
 

@@ -57,7 +57,7 @@ def scores(found: Found, label: str, task: str, variant: str) -> list[float]:
 
 def leaked(found: Found, label: str, task: str) -> bool:
     """Whether 1 % or more of a column's test questions were trained on in any of its runs."""
-    from neuroada_cli.evaluation.run import CLEAN_BELOW
+    from neuroada_cli.evaluation.results import CLEAN_BELOW
 
     results = [(run.get("scores") or {}).get(task) for run in found["runs"] if run["recipe"] == label]
     return any(r and (r.get("leaked") or 0) >= CLEAN_BELOW * r["n"] for r in results)

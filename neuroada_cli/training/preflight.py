@@ -17,7 +17,7 @@ from neuroada_cli import hub
 from neuroada_cli.adapter.folder import AdapterFolder
 from neuroada_cli.delta.targets import shapes_of, target_of, targets_of
 from neuroada_cli.errors import ModelError, RecipeError
-from neuroada_cli.hub.embeddings import refuse_unknown
+from neuroada_cli.hub.embeddings import known_tokens, refuse_unknown
 from neuroada_cli.hub.outline import is_outline, resolve_outline
 from neuroada_cli.methods import facts_of
 from neuroada_cli.ranks.group import ALONE, Ranks
@@ -178,8 +178,8 @@ def _check_tokens(skeleton: nn.Module, rows: PreparedRows, where: str) -> None:
         return
     both = chain(rows.data.train, rows.data.validation)
     refuse_unknown(skeleton, ((row.row, row.input_ids) for row in both), where)
-    known = int(skeleton.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    if rows.data.kind == "generation" and rows.data.pad_id >= known:
+    known = known_tokens(skeleton)
+    if rows.data.kind == "generation" and known is not None and rows.data.pad_id >= known:
         raise ModelError(
             f"the tokenizer pads with token {rows.data.pad_id}, but the model has {known} embeddings",
             where,

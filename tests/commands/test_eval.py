@@ -24,9 +24,10 @@ from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter import load as adapted
 from neuroada_cli.cli.app import app, main
 from neuroada_cli.commands import eval as evaluate
-from neuroada_cli.commands import merge
+from neuroada_cli.commands import merge, predictions
 from neuroada_cli.errors import DataError, ModelError, NumericsError, OutputError, RecipeError, Stopped
 from neuroada_cli.evaluation.records import Records
+from neuroada_cli.evaluation.results import EvalResult
 from neuroada_cli.recipe.load import recipe_from, to_yaml
 
 NEW = 5
@@ -89,7 +90,7 @@ def adapter_folder(base: Path, folder: Path, task: str = "causal-lm", recipe: st
     return folder
 
 
-def run(target: Path | str, *tasks: str, **options: Any) -> evaluate.EvalResult:
+def run(target: Path | str, *tasks: str, **options: Any) -> EvalResult:
     return evaluate.run(
         str(target), tasks=tasks, **{"max_new_tokens": NEW, "batch_size": 2, "quiet": True} | options
     )
@@ -214,7 +215,7 @@ def test_a_missing_strict_scorer_is_told_once(
 
     def score() -> str:
         if foreign:
-            evaluate.run_predictions(write_rows(Path("t.jsonl"), rows), "gsm8k", "reft")
+            predictions.run(write_rows(Path("t.jsonl"), rows), "gsm8k", "reft")
         else:
             run(base, "SVAMP", "boolq", quiet=False, overwrite=True)
         return capsys.readouterr().out

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from neuroada_cli.cli.app import app
-from neuroada_cli.commands import eval as evaluate
+from neuroada_cli.commands import predictions
 from neuroada_cli.errors import DataError, OutputError
 from neuroada_cli.tasks.registry import get_task
 
@@ -34,14 +34,14 @@ def test_foreign_predictions(tmp_path: Path) -> None:
     ]
     file = write_rows(tmp_path / "theirs.jsonl", rows)
     for task in ("gsm8k", "gsm8k_cot"):
-        result = evaluate.run_predictions(file, task, "reft", quiet=True).results[task]
+        result = predictions.run(file, task, "reft", quiet=True).results[task]
         assert (result.n, result.score, result.unparsed) == (3, pytest.approx(1 / 3), 1)
     rows = [{"instruction": "?", "prediction": "the correct answer is true", "answer": "true"}]
     for protocol in ("reft", "llm-adapters"):
-        found = evaluate.run_predictions(write_rows(file, rows), "boolq", protocol, quiet=True)
+        found = predictions.run(write_rows(file, rows), "boolq", protocol, quiet=True)
         assert found.results["boolq"].score == 1
     rows = [{"instruction": "?", "prediction": " 2024-01-05\n", "answer": "2024-01-05"}]
-    assert evaluate.run_predictions(write_rows(file, rows), "due_dates", "reft", quiet=True).results
+    assert predictions.run(write_rows(file, rows), "due_dates", "reft", quiet=True).results
 
 
 ONE = {"instruction": "Which?", "prediction": "the correct answer is (B) 2"}
@@ -82,7 +82,7 @@ def test_the_answers_tell_which_rule_scores_them(
 def test_answers_that_do_not_tell_it(tmp_path: Path, answers: list[str], message: str) -> None:
     file = write_rows(tmp_path / "theirs.jsonl", [ONE | {"answer": answer} for answer in answers])
     with pytest.raises(DataError, match=message):
-        evaluate.run_predictions(file, None, "reft")
+        predictions.run(file, None, "reft")
 
 
 @pytest.mark.parametrize(
@@ -108,11 +108,11 @@ def test_answers_that_could_only_be_wrong_are_refused(
     good = {"SVAMP": "4", "gsm8k_cot": "2 + 2\n#### 4", "AQuA": "B", "boolq": "true", "piqa": "solution1"}
     rows = [ONE | {"answer": good[task]}, ONE | {"answer": answer}]
     with pytest.raises(DataError, match=message):
-        evaluate.run_predictions(write_rows(tmp_path / "theirs.jsonl", rows), task, "reft", out="o")
+        predictions.run(write_rows(tmp_path / "theirs.jsonl", rows), task, "reft", out="o")
     assert not Path("o").exists()
     rows.append(rows[-1])
     with pytest.raises(DataError, match=r":2: .* \(2 of 3 rows are bad\)"):
-        evaluate.run_predictions(write_rows(tmp_path / "theirs.jsonl", rows), task, "reft")
+        predictions.run(write_rows(tmp_path / "theirs.jsonl", rows), task, "reft")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_repeated_prompt_is_not_searched_for_answers(
     for text in (prediction, repeated):
         rows = [{"instruction": question, "prediction": text, "answer": answer}]
         file = write_rows(tmp_path / "theirs.jsonl", rows)
-        [found] = evaluate.run_predictions(file, task, "reft", quiet=True).predictions[task]
+        [found] = predictions.run(file, task, "reft", quiet=True).predictions[task]
         assert found.extracted == extracted
 
 
@@ -174,4 +174,4 @@ def test_foreign_predictions_that_cannot_be_scored(
     tmp_path: Path, rows: list[dict[str, Any]], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        evaluate.run_predictions(write_rows(tmp_path / "theirs.jsonl", rows), "boolq", "reft")
+        predictions.run(write_rows(tmp_path / "theirs.jsonl", rows), "boolq", "reft")

@@ -13,7 +13,8 @@ from forked import child, code_of
 from neuroada_cli import files
 from neuroada_cli.errors import DataError, OutputError
 from neuroada_cli.evaluation.records import Records
-from neuroada_cli.evaluation.run import Prediction, summarise
+from neuroada_cli.evaluation.results import Prediction
+from neuroada_cli.evaluation.run import summarise
 from neuroada_cli.tasks.registry import TASKS
 
 ABOUT = {"protocol": "reft", "batch_size": 2}

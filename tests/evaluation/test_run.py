@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from neuroada_cli.data.batch import Example
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.evaluation import display
-from neuroada_cli.evaluation.run import Prediction, TaskResult, predict, score_one, summarise
+from neuroada_cli.evaluation.results import Prediction, TaskResult
+from neuroada_cli.evaluation.run import predict, score_one, summarise
 from neuroada_cli.hub.reader import Reader
 from neuroada_cli.tasks.registry import TASKS
 

@@ -29,7 +29,8 @@ from neuroada_cli import files, hub
 from neuroada_cli.adapter.folder import Adapter, read_adapter, write_adapter
 from neuroada_cli.commands import merge, train
 from neuroada_cli.evaluation.records import Records
-from neuroada_cli.evaluation.run import Prediction, summarise
+from neuroada_cli.evaluation.results import Prediction
+from neuroada_cli.evaluation.run import summarise
 from neuroada_cli.loop.loop import Progress
 from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.file import read_selection, write_selection
