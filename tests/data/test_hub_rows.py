@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 from pathlib import Path
@@ -94,6 +95,15 @@ def test_what_datasets_made_of_json_is_refused_where_it_is_read(offline: Path) -
         examples_of(get_task("instruct"), found.rows, "reft", "saved")
     unread = [{**row, "completion": "text"} for row in found.rows]
     assert len(examples_of(get_task("instruct"), unread, "reft", "saved")) == 2
+
+
+def test_json_that_only_datasets_can_unpack_is_refused_where_it_altered_text(offline: Path) -> None:
+    rows = [{key: row[key] for key in ("prompt", "completion")} for row in ROWS]
+    (offline / "train.jsonl.bz2").write_bytes(bz2.compress(lines(rows).encode()))
+    found = load_rows("own/set", "train")
+    assert [row["prompt"] for row in found.rows] == ["when?", "and?"]
+    with pytest.raises(DataError, match=r"completion was text that `datasets` made a time of"):
+        examples_of(get_task("instruct"), found.rows, "reft", "own/set")
 
 
 def test_times_that_somebody_meant_are_iso_text(offline: Path) -> None:

@@ -200,6 +200,35 @@ def test_what_batches_before_have_computed_is_not_computed_again() -> None:
     assert resumed == [whole[at] for at in sorted(order)], "goes on as if it had not been stopped"
 
 
+LESS = [LONG[:40] + rest for rest in ("but otherwise", "?")]  # share a part of what PROMPTS share
+
+
+def encoded(prompts: list[str]) -> list[list[int]]:
+    return [byte_tokenizer()(prompt)["input_ids"] for prompt in prompts]
+
+
+def test_a_later_batch_may_share_less_of_what_was_computed() -> None:
+    model, cpu = writer(), torch.device("cpu")
+    alone = [Writer(model, [EOS], cpu).complete([prompt], NEW)[0] for prompt in encoded(LESS)]
+    after = Writer(model, [EOS], cpu)
+    after.complete(encoded(PROMPTS), NEW)
+    seen = shapes(model)
+    assert after.complete(encoded(LESS), NEW) == alone
+    assert seen[0][0] != 1, "its beginning was there"
+
+
+def test_in_16_bits_a_batch_is_computed_as_if_it_were_the_first() -> None:
+    half, cpu = writer().to(torch.bfloat16), torch.device("cpu")
+    after = Writer(half, [EOS], cpu)
+    after.complete(encoded(PROMPTS), NEW)
+    seen = shapes(half)
+    texts = after.complete(encoded(LESS), NEW)
+    passes = [*seen]
+    seen.clear()
+    assert Writer(half, [EOS], cpu).complete(encoded(LESS), NEW) == texts
+    assert seen == passes
+
+
 def test_a_prompt_that_is_the_prefix_of_another_keeps_a_token_to_ask_with() -> None:
     assert writing.shared_prefix([[1, 2, 3], [1, 2, 3, 4], [1, 2, 3]]) == 2
     assert writing.shared_prefix([[1], [1]]) == 0
