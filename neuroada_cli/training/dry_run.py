@@ -53,7 +53,7 @@ def show(checked: Checked, console: Console, ranks: Ranks = ALONE, why: str = ""
         )
     if rows.data.kind == "generation":
         learnt = 100 * counts.targets / counts.tokens
-        text = preview(rows.data.train[0], checked.reader.tokenizer)
+        text = preview(rows.data.train[0], checked.reader.tokenizer, marks=not console.is_terminal)
         text.truncate(PREVIEW_CHARACTERS, overflow="ellipsis")
         console.print(Panel(text, title="first row", subtitle=f"{learnt:.0f} % of all tokens are learnt"))
 

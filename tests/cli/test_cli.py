@@ -443,6 +443,7 @@ def test_a_model_and_a_file_of_rows_are_enough(neuroada, tmp_path: Path) -> None
     assert (run / "merged" / "model.safetensors").is_file()
     assert "finished: 2 steps in " in err
     assert "validation: 1 row from" in err  # a twentieth of 20
+    assert "\u27e6" in err, "what is learnt of the first row is marked where there are no colours"
     code, out, _ = neuroada(*given, "--json", "--no-merge", "--overwrite", "--set", "train.max_steps=1")
     assert code == 0
     assert [json.loads(line)["kind"] for line in out.splitlines()] == ["train", "eval", "sample", "end"]
