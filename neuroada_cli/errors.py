@@ -102,6 +102,9 @@ LIMITS = {
     errno.ENOMEM: "close other programs, or take a machine with more memory",
 }
 
+# The system's words where memory for a file, or for a library's code, cannot be had: strerror's and ld.so's.
+NO_MEMORY_LEFT = ("cannot allocate memory", "failed to map segment from shared object")
+
 
 def limit_reached(error: BaseException | None) -> str | None:
     """The remedy where an exception, or one that led to it, says that files or memory have run out.
@@ -114,6 +117,8 @@ def limit_reached(error: BaseException | None) -> str | None:
         text = str(error).lower()
         if "too many open files" in text or f"(os error {errno.EMFILE})" in text:
             return LIMITS[errno.EMFILE]
+        if any(words in text for words in NO_MEMORY_LEFT):
+            return LIMITS[errno.ENOMEM]
         error = error.__cause__ or error.__context__
     return None
 
@@ -138,7 +143,7 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
-    said = ("defaultcpuallocator", "out of memory", "cannot allocate memory")
+    said = ("defaultcpuallocator", "out of memory", *NO_MEMORY_LEFT)
     return isinstance(error, Exception) and any(words in text for words in said)
 
 

@@ -118,7 +118,7 @@ import resource, sys
 from neuroada_cli.cli import app as cli
 try:
     few = ["--set", "train.batch_size=2", "--set", "train.micro_batch_size=2"]
-    cli.main(["train", sys.argv[1], "--dry-run", *few])  # everything is imported now
+    cli.main(["train", sys.argv[1], "--set", "run_dir=" + sys.argv[2], *few])  # everything is imported now
 except SystemExit as stop:
     assert not stop.code
 pages = int(open("/proc/self/statm").read().split()[0])
@@ -137,7 +137,7 @@ def test_a_process_that_really_has_no_memory_left_ends_with_6(tmp_path: Path) ->
     recipe = tmp_path / "big.yaml"
     recipe.write_text(to_yaml(tiny_recipe(model, tmp_path / "run", data=data, train=big)), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-c", CAPPED, str(recipe)],
+        [sys.executable, "-c", CAPPED, str(recipe), str(tmp_path / "small")],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]

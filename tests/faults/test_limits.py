@@ -21,7 +21,8 @@ from trees import tree
 
 from neuroada_cli import failures, files
 from neuroada_cli.commands import convert, merge, select, train
-from neuroada_cli.errors import ModelError, ResourceError, limit_reached, unreadable
+from neuroada_cli.errors import LIMITS, ModelError, ResourceError, limit_reached, unreadable
+from neuroada_cli.hub import loading
 from neuroada_cli.hub.resolve import read_config
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.show import figures
@@ -114,6 +115,17 @@ def test_a_limit_is_recognised_through_other_exceptions() -> None:
     assert failures.explain(outer)[1] == 6
     assert limit_reached(Exception("No such file (os error 24)"))
     assert limit_reached(ValueError("24 files")) is None
+
+
+def test_a_library_whose_code_finds_no_memory_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    """A library that cannot be mapped raises an ImportError, and one that imports it blames its install."""
+    inner = ImportError("_x.so: failed to map segment from shared object")
+    outer = ImportError("the install seems to be broken, please reinstall")
+    outer.__cause__ = inner
+    with pytest.raises(ResourceError) as caught, loading._explained(tmp_path):
+        raise outer
+    assert caught.value.fix == LIMITS[errno.ENOMEM]
+    assert failures.explain(outer)[1] == 6
 
 
 def test_a_good_checkpoint_is_not_passed_over_for_lack_of_descriptors(
