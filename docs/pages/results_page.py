@@ -34,6 +34,8 @@ def _suite(file: Path) -> list[str]:
         "",
         tables.markdown(found).rstrip(),
         "",
+        tables.about_forgetting(found),
+        "",
     ]
     return [
         *lines,

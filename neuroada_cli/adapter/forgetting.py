@@ -17,6 +17,7 @@ from neuroada_cli.evaluation import display
 from neuroada_cli.evaluation.records import Records
 from neuroada_cli.evaluation.results import Prediction, TaskResult
 from neuroada_cli.evaluation.run import OnRows, likelihoods
+from neuroada_cli.methods import METHODS
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.schema import Recipe
 
@@ -79,7 +80,8 @@ def measure(
 
     ranks.first_does(keep)
     display.tell_cut(result, max_length, console)
-    display.tell_forgetting(result, rows.label, console)
+    in_prompts = trained is not None and METHODS[trained.train.method].in_prompts
+    display.tell_forgetting(result, rows.label, console, in_prompts)
     return found, result
 
 

@@ -43,6 +43,7 @@ KNOWN_SETS: dict[str, str] = {
             "openbookqa", "MultiArith", "gsm8k", "AddSub", "AQuA", "SingleEq", "SVAMP", "mawps",
         )
     },
+    "c4_demo": "https://raw.githubusercontent.com/hiyouga/LLaMA-Factory/main/data/c4_demo.jsonl",
     "gsm8k_openai": "openai/gsm8k:main",
     "metamath": "meta-math/MetaMathQA",
     "cifar10": "uoft-cs/cifar10",

@@ -16,6 +16,7 @@ from neuroada_cli.show.notes import say
 from neuroada_cli.tasks import answers, metrics
 from neuroada_cli.tasks.task import BY_LOSS, Task
 
+UNPROMPTED = "0 by design: the method edits prompts alone, and plain text has none"
 HEADINGS = (
     "rows", "score", "metric", "loss", "ROUGE-L", "ROUGE-1", "strict", "majority", "no answer", "leaked",
     "rows/s",
@@ -66,13 +67,16 @@ def tell_cut(result: TaskResult, max_length: int, console: Console) -> None:
         )
 
 
-def tell_forgetting(result: TaskResult, source: str, console: Console) -> None:
+def tell_forgetting(result: TaskResult, source: str, console: Console, in_prompts: bool = False) -> None:
+    """in_prompts  what was trained changes prompts alone, and these texts have none"""
     before, after = result.metrics["loss_before"], result.metrics["loss_after"]
     say(
         console,
         f"forgetting: {result.score:+.4f}, from {before:.4f} of the base to {after:.4f} (loss per token of "
         f"{result.n:,} rows of {shown(source)})",
     )
+    if in_prompts:
+        say(console, UNPROMPTED)
 
 
 def tell_unasked(result: TaskResult, found: Sequence[Prediction], console: Console) -> None:

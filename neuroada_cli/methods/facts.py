@@ -60,6 +60,7 @@ class MethodFacts:
     predictable   its memory can be predicted without weights
     unmergeable   why no plain checkpoint can hold what it learns; None: one can
     shards        what builds it on a model whose rows are dealt to ranks: "module:name", taking the ranks
+    in_prompts    changes what a model makes of a prompt, and nothing of a text that has none
     folds         writes values of its own into chosen entries of shared weights (the bench puts them back)
     marks         what the names of parameters hold that it adds; None: it adds none
     added         their shapes: (rank, target -> O, layer -> I where the base is known). Raises ValueError
@@ -85,6 +86,7 @@ class MethodFacts:
     linear_only: bool = False
     predictable: bool = True
     unmergeable: str | None = None
+    in_prompts: bool = False
     shards: str | None = None
     folds: bool = False
     marks: str | None = None
@@ -258,8 +260,8 @@ METHODS: dict[str, MethodFacts] = {
     ),
     "loreft": MethodFacts(
         f"{_HERE}.loreft:LoReft", "loreft", peer=("rank", "dropout", "positions"), packs=False,
-        predictable=False, unmergeable=LOREFT_STAYS, marks=".loreft.", added=_loreft_added,
-        count=_loreft_count, refuses=LOREFT_REFUSES,
+        predictable=False, unmergeable=LOREFT_STAYS, in_prompts=True, marks=".loreft.",
+        added=_loreft_added, count=_loreft_count, refuses=LOREFT_REFUSES,
     ),
     "smt": MethodFacts(
         f"{_HERE}.smt:Smt", "smt (with select.tile)", chosen=True, folds=True, tiles=True,

@@ -227,7 +227,7 @@ def _scoring(suite: Suite) -> str | None:
 def _loss_mask(recipe: Recipe) -> str:
     """What of a row the loss is on."""
     if get_task(recipe.data.task).kind != "generation":
-        return "label"
+        return tables.LABEL
     return get_protocol(recipe.data.protocol).loss_mask
 
 

@@ -10,10 +10,15 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
+from neuroada_cli.evaluation.display import UNPROMPTED
+from neuroada_cli.methods import METHODS
 from neuroada_cli.show import figures
+from neuroada_cli.tasks.registry import get_task
 
 Found = dict[str, Any]  # what results.json holds
+LABEL = "label"  # what the loss is on where a model gives no text
 WIDEST = 6  # columns of scores beside each other in a terminal
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255")
 
@@ -88,7 +93,7 @@ def rows(found: Found) -> tuple[list[str], list[list[str]]]:
     averages = {"average": places} if len(places) > 1 and not validation else {}
     if averages and 0 < len(spoilt) < len(places):
         averages["clean average"] = [place for place in places if place not in spoilt]
-    forgets = any("forgetting" in (run["trained"] or {}) for run in found["runs"])
+    forgets = _forgets(found)
     heading = [
         "variant",
         *heads,
@@ -124,6 +129,24 @@ def rows(found: Found) -> tuple[list[str], list[list[str]]]:
             line.append("; ".join(chosen))
         lines.append(line)
     return heading, lines
+
+
+def about_forgetting(found: Found) -> str:
+    """What the column of what was forgotten means, or why there is none."""
+    if _forgets(found):
+        line = "Forgetting: what the loss per token of general text has risen by; less than 0: fallen."
+        methods = {name: each.get("train.method") for name, each in found["suite"]["variants"].items()}
+        spared = [name for name, method in methods.items() if method and METHODS[method].in_prompts]
+        return f"{line} {', '.join(spared)}: {UNPROMPTED}." if spared else line
+    given = {task for run in found["runs"] for task in run.get("scores") or {}}
+    masks = found.get("loss_masks") or {LABEL if get_task(t).kind != "generation" else "" for t in given}
+    if set(masks) == {LABEL}:
+        return "No column of forgetting: these models give a label, not text, so they have no loss on text."
+    return "Forgetting (what the loss on general text has risen by) was not measured in these runs."
+
+
+def _forgets(found: Found) -> bool:
+    return any("forgetting" in (run["trained"] or {}) for run in found["runs"])
 
 
 def _shown(values: Sequence[float], digits: int = 1) -> str:
@@ -166,7 +189,7 @@ def table(found: Found) -> Group:
         for line in lines:
             shown.add_row(*(line[column] for column in columns_shown))
         tables.append(shown)
-    return Group(*tables)
+    return Group(*tables, Text(about_forgetting(found), style="dim"))
 
 
 def markdown(found: Found) -> str:

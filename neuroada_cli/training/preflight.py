@@ -15,6 +15,7 @@ from torch import nn
 
 from neuroada_cli import hub
 from neuroada_cli.adapter.folder import AdapterFolder
+from neuroada_cli.adapter.forgetting import general_text
 from neuroada_cli.delta.targets import shapes_of, target_of, targets_of
 from neuroada_cli.errors import ModelError, RecipeError
 from neuroada_cli.hub.embeddings import known_tokens, refuse_unknown
@@ -93,6 +94,8 @@ def check(
     base = hub.open_base(folder, model_task, task.num_labels, model.trust_remote_code)
     recipe, limit = with_own_dtype(recipe, base), base.positions
     rows = prepare(recipe.data, task, reader, recipe.seed, scored, limit, console)
+    if recipe.eval.forgetting is not None:  # found missing after hours of training, it would cost them
+        general_text(recipe.eval.forgetting, recipe.data.data_dir, recipe.eval.limit)
     known = {"date": rows.day, "format": rows.form}  # `generate` asks in the form that was trained
     known = {key: value for key, value in known.items() if value is not None}
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=known)})
@@ -130,6 +133,10 @@ def _check_kind(recipe: Recipe, model_task: hub.ModelTask, where: str) -> None:
         raise RecipeError(
             f"train.packing lays plain texts behind each other, not rows of a {model_task}",
             fix="remove it",
+        )
+    if recipe.eval.forgetting is not None and model_task in hub.CLASSIFIERS:
+        raise RecipeError(
+            f"eval.forgetting is a loss on text, which a model for {model_task} has not", fix="remove it"
         )
     if recipe.train.share_prefix and model_task != "causal-lm":
         raise RecipeError(

@@ -159,6 +159,13 @@ def test_a_classifier_with_a_fresh_head_and_biases(bert_folder: Path, pairs: Pat
     assert float((saved.whole["classifier.weight"] - weight).abs().max()) < 0.02  # 12 steps of at most 1e-3
 
 
+@pytest.mark.usefixtures("no_model")
+def test_a_classifier_forgets_no_text(bert_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    data = {"task": "rte", "limit": None, "validation_limit": None, "data_dir": str(pairs)}
+    with pytest.raises(RecipeError, match=r"eval.forgetting is a loss on text, which a model for sequence-"):
+        go(tiny_recipe(bert_folder, tmp_path / "run", data=data, eval={"forgetting": "general.txt"}))
+
+
 @pytest.mark.parametrize("method", ["bitfit", "head"])
 def test_a_baseline_goes_the_whole_way(
     method: str, bert_folder: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -586,6 +593,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"model": {"path": "nowhere/at-all"}}, ModelError, "nowhere/at-all"),
         ({"select": {"file": "missing.safetensors"}}, ModelError, "missing.safetensors"),
+        ({"eval": {"forgetting": "nowhere.txt"}}, DataError, "nowhere.txt: no such data set"),
+        ({"eval": {"forgetting": "ROWS"}}, DataError, "8 of 8 rows have no text"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_before_the_model_loads(

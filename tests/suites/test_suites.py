@@ -16,10 +16,12 @@ import yaml
 from rich.console import Console
 from tiny_run import tiny_llama_folder
 
+from neuroada_cli.data.sources import split_source
 from neuroada_cli.errors import DataError, OutputError, PeerError, RecipeError
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.suites import cell, grid, runner, tables
 from neuroada_cli.suites.schema import bundled_suites, load_suite
+from neuroada_cli.tasks.registry import get_task
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +181,36 @@ def test_a_suite_may_show_the_loss_of_reference_answers(tmp_path: Path, recipe: 
         assert result["targets"] == count
         assert result["score"] == pytest.approx(total / count, rel=1e-5)
     tables.draw(found, tmp_path / "bars.png")
+
+
+def test_forgetting_is_a_column_wherever_there_is_text() -> None:
+    for name in bundled_suites():
+        suite = load_suite(name)
+        for label, variant in grid.places(suite):
+            made = grid.cell(suite, label, variant, suite.seeds[0], {}, {}).recipe
+            writes = get_task(made.data.task).kind == "generation"
+            assert (made.eval.forgetting is not None) == writes, (name, label, variant)
+            if writes:  # the set has training rows only
+                assert split_source(str(made.eval.forgetting), "test")[1] == "train"
+
+
+def test_a_table_says_why_it_has_no_column_of_forgetting(tmp_path: Path, recipe: Path) -> None:
+    """Measured, not measured, nothing to measure, and by a method that edits prompts alone."""
+    variants = {"K=1": {"select.k": 1}, "edits": {"train.method": "loreft", "peer.rank": 1}}
+    suite = load_suite(suite_file(tmp_path, recipe, variants=variants, tune=None)).model_dump(mode="json")
+    trained = {"forgetting": 0.25, "total": 4, "trainable": 1, "rows_per_second": 1.0, "peak_bytes": 1}
+    run = {"recipe": "dates", "variant": "K=1", "seed": 0, "tuned": {}, "trained": trained, "failed": None}
+    found = {"suite": suite, "runs": [run], "loss_masks": ["target only"], "protocols": ["reft"]}
+    assert "forgetting" in tables.rows(found)[0]
+    assert tables.about_forgetting(found).endswith("edits: 0 by design: the method edits prompts alone, and "
+                                                   "plain text has none.")  # fmt: skip
+    run["trained"] = {key: value for key, value in trained.items() if key != "forgetting"}
+    assert "forgetting" not in tables.rows(found)[0]
+    assert "was not measured in these runs" in tables.about_forgetting(found)
+    assert "no loss on text" in tables.about_forgetting(found | {"loss_masks": ["label"]})
+    older = {key: value for key, value in found.items() if key != "loss_masks"}
+    scored = [run | {"scores": {"stsb": {"score": 0.5}}}]
+    assert "no loss on text" in tables.about_forgetting(older | {"runs": scored})
 
 
 def test_equal_runs_are_taken_from_an_earlier_result_file(tmp_path: Path, recipe: Path) -> None:
