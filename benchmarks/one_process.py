@@ -88,7 +88,7 @@ def inside(folder: Path) -> None:
     times: dict[str, list[float]] = {}
     for name, place in places(folder).items():
         taken.clear()
-        train = ["train", str(place / "r.yaml"), "--out", str(place / "run"), "--quiet"]
+        train = ["train", str(place / "r.yaml"), "--out", str(place / "run")]
         said(command, train)
         if name == RESUMED:
             go_back(place / "run")
