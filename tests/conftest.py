@@ -7,6 +7,11 @@ import signal
 from pathlib import Path
 
 import pytest
+
+# Threads that wait for each other sleep at once: where the tests' processes are more than the cores, spinning
+# takes ten times the work itself. OpenMP reads it when torch loads it.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
 import torch
 from transformers import (
     BertConfig,
