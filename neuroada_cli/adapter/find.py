@@ -11,6 +11,7 @@ from neuroada_cli import files, hub
 from neuroada_cli.adapter.config import CONFIG
 from neuroada_cli.adapter.folder import AdapterFolder, open_adapter
 from neuroada_cli.errors import ModelError
+from neuroada_cli.hub.resolve import refuse_dangling
 
 # As a save names it: no other digits, no leading zero, no number that is none of a run's steps.
 CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]{0,15})")
@@ -35,6 +36,7 @@ def find_adapter(path: str | os.PathLike[str]) -> Path:
     folder = Path(path)
     if os.path.isfile(folder / CONFIG):
         return folder
+    refuse_dangling(folder / CONFIG)
     if not os.path.exists(folder):
         raise ModelError("no such folder", str(path), "name a run or an adapter folder")
     if not os.path.isdir(folder):

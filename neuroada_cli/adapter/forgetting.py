@@ -17,9 +17,11 @@ from neuroada_cli.evaluation import display
 from neuroada_cli.evaluation.records import Records
 from neuroada_cli.evaluation.results import Prediction, TaskResult
 from neuroada_cli.evaluation.run import OnRows, likelihoods
+from neuroada_cli.foreign_text import shown
 from neuroada_cli.methods import METHODS
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.show.notes import say
 
 NAME = "forgetting"  # of the result, beside those of tasks
 
@@ -82,6 +84,7 @@ def measure(
     display.tell_cut(result, max_length, console)
     in_prompts = trained is not None and METHODS[trained.train.method].in_prompts
     display.tell_forgetting(result, rows.label, console, in_prompts)
+    say(console, f"rows and results: {shown(records.folder)}")
     return found, result
 
 

@@ -104,7 +104,18 @@ def _sources(paths: list[str], out: Path | None, weighted: bool) -> tuple[list[s
             "merge",
             "SOURCE OUT for one adapter; A B --weights 1,1 --out OUT adds several",
         )
+    if len(paths) == 2 and _is_source(Path(paths[1])):
+        raise RecipeError(
+            f"{paths[1]} holds an adapter already, so nothing is written there",
+            "merge",
+            "--weights 1,1 --out OUT adds the two; for one of them name another folder",
+        )
     return paths[:1], Path(paths[1]) if len(paths) == 2 else out
+
+
+def _is_source(folder: Path) -> bool:
+    """Whether it is a run or an adapter: whoever names it as the folder to write means to merge it, too."""
+    return any((folder / inside / "adapter_config.json").is_file() for inside in ("", "best", "last"))
 
 
 def _numbers(text: str) -> list[float]:

@@ -26,10 +26,11 @@ def _recipes(context: typer.Context) -> None:
 
 @recipes_app.command(name="ls")
 def list_recipes() -> None:
-    """List the bundled recipes with what they do, by what they run on."""
+    """List the bundled recipes with what they do, by what they run on, and the suites of experiments."""
     from neuroada_cli.commands import recipes as command
+    from neuroada_cli.suites.schema import bundled_suites, load_suite
 
-    command.list_all()
+    command.list_all({name: load_suite(name).description for name in bundled_suites()})
 
 
 @recipes_app.command(name="show")

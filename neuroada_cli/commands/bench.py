@@ -17,10 +17,10 @@ from neuroada_cli.benchmarking import peers, shapes, tables
 from neuroada_cli.benchmarking.measure import BenchPlan, Subject, all_targets, measure, settings_of
 from neuroada_cli.benchmarking.rows import BenchRow, as_json
 from neuroada_cli.benchmarking.steps import RealRows
-from neuroada_cli.errors import OutputError, RecipeError, ResourceError
+from neuroada_cli.errors import RecipeError, ResourceError
 from neuroada_cli.hub.stored import own_dtype
 from neuroada_cli.machine.load import machine
-from neuroada_cli.show.figures import check_ending, drawn
+from neuroada_cli.show.figures import check_name, drawn
 
 if TYPE_CHECKING:  # so that built-in shapes need neither pydantic nor PyYAML (`benchmarks/gpu.py`)
     from neuroada_cli.recipe.schema import ModelSection, Recipe
@@ -110,12 +110,9 @@ def _of_pictures(recipe: Recipe | None) -> bool:
 
 def _check_outputs(json_out: Path | None, plot_out: Path | None) -> None:
     """An output that cannot be written is told before minutes of measuring."""
-    check_ending(plot_out, "--plot")
-    for path, option in ((json_out, "--json"), (plot_out, "--plot")):
-        if path is not None and path.is_dir():
-            raise OutputError(f"{path} is a folder", option, "name a file")
-        if path is not None and not path.parent.is_dir():
-            raise OutputError(f"the folder {path.parent} does not exist", option, "make it, or name another")
+    check_name(plot_out, "--plot")
+    if json_out is not None:
+        files.require_place(json_out, "--json")
 
 
 def _dtype_of(settings: ModelSection) -> str:

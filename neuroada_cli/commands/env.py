@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from rich.console import Console
+
 from neuroada_cli.machine import environment
 from neuroada_cli.machine.cache import cache_folder
+from neuroada_cli.show.notes import say
+from neuroada_cli.show.numbers import counted
 
 
 def run() -> None:
     """Print versions, processor, memory and accelerators, one `name: value` a line."""
+    console = Console()
     for name, value in environment.facts().items():
-        print(f"{name:14} {value}")
-    print(f"{'cache':14} {_cache()}")
+        say(console, f"{name:14} {value}", markup=False)
+    say(console, f"{'cache':14} {_cache()}", markup=False)
 
 
 def _cache() -> str:
@@ -22,7 +27,8 @@ def _cache() -> str:
     home = Path.home()
     shown = f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
     sizes = [_taken(file.lstat()) for file in folder.rglob("*") if file.is_file()]
-    return f"{shown}: {sum(sizes) / 1e6:,.1f} MB in {len(sizes)} files, which may be removed at any time"
+    taken = f"{sum(sizes) / 1e6:,.1f} MB in {counted(len(sizes), 'file')}"
+    return f"{shown}: {taken}, which may be removed at any time"
 
 
 def _taken(about: os.stat_result) -> int:

@@ -58,7 +58,7 @@ def run(
     if dtype is not None and to.startswith("peft-"):
         raise RecipeError("values are stored in fp32 for PEFT", "--dtype", "leave it out")
     if form.merges:
-        about, use = _whole(source, out, to, base, dtype, overwrite, trust_remote_code)
+        about, use = _whole(source, out, to, base, dtype, overwrite, trust_remote_code, quiet)
     elif to == "vllm-sparse":
         about, use = _patch(source, out, base, dtype, overwrite, trust_remote_code)
     else:
@@ -107,7 +107,14 @@ def _patch(
 
 
 def _whole(
-    source: Path, out: Path, to: str, base: str | None, dtype: str | None, overwrite: bool, trust: bool
+    source: Path,
+    out: Path,
+    to: str,
+    base: str | None,
+    dtype: str | None,
+    overwrite: bool,
+    trust: bool,
+    quiet: bool,
 ) -> tuple[str, str]:
     plain = (source / "config.json").is_file() and not (source / "adapter_config.json").is_file()
     job = None if plain else prepare(source, out, base, dtype, trust_remote_code=trust)
@@ -126,7 +133,8 @@ def _whole(
                 job.write(temporary / MERGED)
                 model = temporary / MERGED
             name = out.name or "model"
-            use = ENGINES[to](Order(model, temporary / MADE, name, kind, trust))
+            with Console(stderr=True, quiet=quiet).status(f"converting to {to}"):
+                use = ENGINES[to](Order(model, temporary / MADE, name, kind, trust))
             _settle(temporary)
             trained = "" if job is None else adapters.how_trained(job.adapter)
             named = str(source) if job is None else job.adapter.base

@@ -148,6 +148,10 @@ def _load(target: str, wishes: Wishes, how: Loading, compare: bool, quiet: bool)
     recipe: Recipe | None = None
     if target.endswith((".yaml", ".yml")):
         recipe = load_recipe(target)
+        tell(
+            [f"{target} means its base, {recipe.model.path}; to ask what it trained, name {recipe.run_path}"],
+            quiet,
+        )
         target = recipe.model.path
     found = adapted.find_target(target)
     trained = adapted.recipe_of(found)

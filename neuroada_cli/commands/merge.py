@@ -33,7 +33,7 @@ from neuroada_cli.merging import check as merge_check
 from neuroada_cli.merging.job import Job, prepare
 from neuroada_cli.merging.merge import FoldStats, Merge
 from neuroada_cli.show.notes import say, tell
-from neuroada_cli.show.numbers import describe_dtype, share, size
+from neuroada_cli.show.numbers import counted, describe_dtype, share, size
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,8 @@ def _show(result: MergeResult, merge: Merge, trained: torch.dtype, left: Sequenc
         table.add_row("largest |delta|", f"{stats.largest_delta:.3g}")
     if stats.lost:
         table.add_row(
-            "lost to rounding", f"{stats.lost:,} deltas too small for {describe_dtype(result.dtype)}"
+            "lost to rounding",
+            f"{counted(stats.lost, 'delta')} too small for {describe_dtype(result.dtype)}",
         )
     written = describe_dtype(result.dtype)
     if result.dtype != trained:

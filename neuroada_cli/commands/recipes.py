@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -17,6 +18,7 @@ from neuroada_cli.foreign_text import printable, shown
 from neuroada_cli.recipe.keys import described_keys
 from neuroada_cli.recipe.load import bundled_recipes, find_recipe, load_recipe, to_yaml
 from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.show.notes import say
 
 SCHEMA, SCHEMA_FILE = "# yaml-language-server: $schema=", "recipe.schema.json"
 SCHEMA_LINE = SCHEMA + SCHEMA_FILE  # the first line of every bundled recipe; editors look beside the file
@@ -36,8 +38,12 @@ NAMED = {
 }  # fmt: skip
 
 
-def list_all() -> None:
-    """The bundled recipes with what they do, by what they run on; `hub` where the model comes from there."""
+def list_all(suites: Mapping[str, str] | None = None) -> None:
+    """The bundled recipes with what they do, by what they run on; `hub` where the model comes from there.
+
+    suites  name -> what it asks, of the experiments over recipes
+    In a file each stands on one line.
+    """
     console = Console()
     recipes = {name: load_recipe(name) for name in bundled_recipes()}
     below = 0.0
@@ -48,27 +54,48 @@ def list_all() -> None:
         below = most
         if not those:
             continue
-        table = Table(
-            title=heading,
-            title_justify="left",
-            title_style="bold",
-            box=None,
-            pad_edge=False,
-            show_header=False,
+        _list(
+            heading,
+            [
+                (name, "hub" if needs_hub(recipe.model.path) else "", recipe.description)
+                for name, recipe in those.items()
+            ],
+            console,
         )
-        table.add_column(style="cyan", no_wrap=True)
-        table.add_column(style="yellow", no_wrap=True)
-        table.add_column()
-        for name, recipe in those.items():
-            table.add_row(name, "hub" if needs_hub(recipe.model.path) else "", shown(recipe.description))
-        console.print(table)
-        console.print()
-    console.print(
-        "[yellow]hub[/]: the model comes from there; the others come with PyPI packages (make setup)"
+    if suites:
+        _list(
+            "Experiments: neuroada bench --suite NAME",
+            [(name, "", about) for name, about in suites.items()],
+            console,
+        )
+    say(
+        console, "[yellow]hub[/]: the model comes from there; the others come with PyPI packages (make setup)"
     )
-    console.print(
-        "neuroada recipes show NAME, neuroada train NAME, neuroada recipes copy NAME my.yaml", style="dim"
+    say(
+        console,
+        "neuroada recipes show NAME, neuroada train NAME, neuroada recipes copy NAME my.yaml",
+        style="dim",
     )
+
+
+def _list(heading: str, entries: Sequence[tuple[str, str, str]], console: Console) -> None:
+    """A heading, and a row each."""
+    entries = [(name, mark, shown(about)) for name, mark, about in entries]
+    if not console.is_terminal:
+        widths = [max(len(entry[column]) for entry in entries) for column in (0, 1)]
+        lines = [f"{name:{widths[0]}}  {mark:{widths[1]}}  {about}".rstrip() for name, mark, about in entries]
+        print(heading, *lines, "", sep="\n")
+        return
+    table = Table(
+        title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False
+    )
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(style="yellow", no_wrap=True)
+    table.add_column()
+    for entry in entries:
+        table.add_row(*entry)
+    console.print(table)
+    console.print()
 
 
 def needs_hub(path: str) -> bool:

@@ -27,7 +27,7 @@ from neuroada_cli.selection.choice import Choice, check_criterion, choice_of
 from neuroada_cli.selection.file import Selection, check_base, read_selection, write_selection
 from neuroada_cli.selection.from_files import LayerChoice
 from neuroada_cli.selection.overlap import Overlap
-from neuroada_cli.show.figures import check_ending, drawn
+from neuroada_cli.show.figures import check_name, drawn
 from neuroada_cli.show.notes import say, tell
 from neuroada_cli.show.numbers import share, size
 from neuroada_cli.tasks.registry import recipe_task
@@ -54,7 +54,7 @@ def run(
     out = Path(out) if out is not None else recipe.run_path / "selection.safetensors"
     if out.exists() and not overwrite:
         raise OutputError("exists", str(out), "name another file with --out, or give --overwrite")
-    check_ending(plot, "--plot")
+    check_name(plot, "--plot")
     started = time.perf_counter()
     base, choice = _base(recipe)
     tell(hub.ignored_of_model(base.folder, recipe.model.trust_remote_code, base.graph), quiet)
@@ -68,7 +68,13 @@ def run(
         drawn(lambda: shares.draw(selection, inputs, plot), plot, asked_for=True)
     if not quiet:
         _show(choices, recipe.select.criterion, base.parameters, out, time.perf_counter() - started)
+        _tell_picture(plot)
     return out
+
+
+def _tell_picture(plot: Path | None) -> None:
+    if plot is not None:
+        say(Console(), f"picture in {shown(plot)}")
 
 
 def _lies_in(out: Path, folder: Path) -> bool:
@@ -91,7 +97,7 @@ def compare(
     """
     if len(names) < 2 or len(set(names)) < len(names):
         raise RecipeError("takes two or more different names", "--compare", "like magnitude,gradient")
-    check_ending(plot, "--plot")
+    check_name(plot, "--plot")
     base, choice = _base(recipe)
     for name in names:
         if not Path(name).is_file():
@@ -107,6 +113,8 @@ def compare(
         Console().print(overlap.table(first, found, per_layer))
     if plot is not None:
         drawn(lambda: overlap.draw(first, found, plot), plot, asked_for=True)
+        if not quiet:
+            _tell_picture(plot)
     return found
 
 

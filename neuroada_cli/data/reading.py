@@ -81,6 +81,12 @@ def _read_as(file: Path, name: str, where: str, key: str | None) -> FileRows:
         if row is not None:
             inner, under = rows_of(row, where, key)
             return FileRows(inner, key=under)
+    if first and first[:1] != b"{" and not name.endswith((".json", ".jsonl")):
+        raise DataError(
+            "is no JSON, and its name does not end like another file of rows",
+            where,
+            f"end it in {', '.join(PLAIN)}, .parquet or .arrow, as what it is",
+        )
     rows, lines = _json_lines(data, where)
     if len(rows) == 1 and (name.endswith(".json") or key is not None):
         inner, under = rows_of(rows[0], where, key)

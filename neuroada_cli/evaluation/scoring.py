@@ -20,6 +20,7 @@ from neuroada_cli.evaluation.run import predict, summarise
 from neuroada_cli.evaluation.vllm_engine import VllmEngine
 from neuroada_cli.hub import Reader
 from neuroada_cli.ranks.group import Ranks
+from neuroada_cli.show.numbers import counted
 from neuroada_cli.tasks.task import Decoding, Protocol, Task, decoding_of
 
 
@@ -95,7 +96,7 @@ def score(
     progress = _resumed(records, name, about, ranks)
     todo = [example for example in job.examples if example.row not in progress.done]
     if progress.done and todo:
-        console.print(f"{name}: going on after {len(progress.done)} rows")
+        console.print(f"{name}: going on after {counted(len(progress.done), 'row')}")
     started = time.perf_counter() - progress.seconds
     with display.bar(console, name, len(job.examples)) as bar:
         bar.advance(list(progress.done.values()))

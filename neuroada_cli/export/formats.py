@@ -34,6 +34,8 @@ FORMATS: dict[str, Format] = {
 
 def format_of(name: str) -> Format:
     """Raises RecipeError for a format that there is not, ResourceError for a package that is missing."""
+    if not name:
+        raise RecipeError("is missing", "--to", f"choose {', '.join(FORMATS)}")
     if name not in FORMATS:
         raise RecipeError(f"{name!r} is not a format", "--to", nearest(name, FORMATS))
     found = FORMATS[name]

@@ -6,7 +6,7 @@
     write_json, write_text, append_jsonl, settle, copy_file
     read_tensors, read_json, read_jsonl,
     verify_folder, own_file, take_stock         ModelError for anything that is not what was written
-    Lock, Reading, clean_stale, remove_folder, require_space
+    Lock, Reading, clean_stale, remove_folder, require_space, require_place
 
 No pickle is read or written here. What needs torch is imported when it is asked for.
 """
@@ -14,7 +14,7 @@ No pickle is read or written here. What needs torch is imported when it is asked
 from typing import TYPE_CHECKING, Any
 
 from neuroada_cli.files.atomic import atomic_file, atomic_folder, atomic_link, clean_stale, remove_folder
-from neuroada_cli.files.disk import explained, require_space
+from neuroada_cli.files.disk import explained, require_place, require_space
 from neuroada_cli.files.lock import Lock, Reading
 from neuroada_cli.files.manifest import MANIFEST, is_ours, manifest_text, own_file, take_stock, verify_folder
 from neuroada_cli.files.text import (
@@ -55,6 +55,7 @@ __all__ = [
     "read_jsonl",
     "read_tensors",
     "remove_folder",
+    "require_place",
     "require_space",
     "settle",
     "stream_tensors",

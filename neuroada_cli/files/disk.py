@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from neuroada_cli.errors import LIMITS, ResourceError, UserError
+from neuroada_cli.errors import LIMITS, OutputError, ResourceError, UserError
 from neuroada_cli.files import system
 
 _REMEDIES = {
@@ -87,6 +87,14 @@ def start_writeback(descriptor: int, begin: int, nbytes: int) -> None:
 @functools.cache
 def _sync_file_range() -> Callable[..., int] | None:
     return system.symbol("sync_file_range")
+
+
+def require_place(path: Path, option: str) -> None:
+    """Raises OutputError for a file named by `option` that could not be written when the work is done."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", option, "name a file")
+    if not path.parent.is_dir():
+        raise OutputError(f"the folder {path.parent} does not exist", option, "make it, or name another")
 
 
 def require_space(path: str | os.PathLike[str], nbytes: int) -> None:

@@ -108,6 +108,16 @@ def is_hub_id(path_or_id: str) -> bool:
     return "/" in path_or_id and HUB_ID.match(path_or_id) is not None and not Path(path_or_id).is_dir()
 
 
+def refuse_dangling(file: Path) -> None:
+    """Raises ModelError for a link without its file, as folders copied out of the hub's cache have them."""
+    if file.is_symlink() and not file.exists():
+        raise ModelError(
+            f"{file.name} is a link to a file that is not there",
+            str(file.parent),
+            "copy the folder anew with its files (cp -rL), or name the original",
+        )
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json as a mapping. Raises ModelError when it is missing or broken."""
     file = folder / "config.json"
@@ -118,6 +128,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         if (folder / "adapter_config.json").is_file():
             raise ModelError("is an adapter, not a model", str(folder), "name its base model") from None
+        refuse_dangling(file)
         raise ModelError("has no config.json", str(folder), "name a Hugging Face model folder") from None
     except OSError as error:
         raise unreadable(error, file) from None

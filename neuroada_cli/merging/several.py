@@ -23,6 +23,7 @@ from neuroada_cli.adapter.folder import Adapter
 from neuroada_cli.errors import ModelError, RecipeError
 from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.file import Selection
+from neuroada_cli.show.numbers import counted
 
 TRUE = torch.tensor(True)
 # what one merged model can have only one of
@@ -51,7 +52,7 @@ def combine(adapters: Sequence[tuple[str, Adapter]], weights: Sequence[float]) -
     """
     if len(weights) != len(adapters):
         raise RecipeError(
-            f"{len(weights)} numbers for {len(adapters)} adapters",
+            f"{counted(len(weights), 'number')} for {counted(len(adapters), 'adapter')}",
             "--weights",
             "give one for each, like 1,0.5",
         )

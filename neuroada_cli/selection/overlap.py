@@ -57,9 +57,11 @@ def overlaps(one: Selection, other: Selection, inputs: Mapping[str, int], where:
 def table(first: str, compared: Mapping[str, Sequence[Overlap]], per_layer: bool = False) -> Table:
     """A row per kind of layer, the mean over its blocks; or a row per layer."""
     grid = Table(
-        title=f"Of the connections chosen by {Path(first).name}, also chosen by …", title_justify="left",
-        box=SIMPLE_HEAD, pad_edge=False,
-    )  # fmt: skip
+        title=f"Chosen by {Path(first).name}, also by …",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     grid.add_column("layer", no_wrap=True)
     for heading in (*(Path(name).name for name in compared), "chance"):
         grid.add_column(heading, justify="right", no_wrap=True)

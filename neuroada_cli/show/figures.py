@@ -15,10 +15,14 @@ ENDINGS = (".png", ".svg", ".pdf")
 DPI = 150
 
 
-def check_ending(path: Path | None, option: str) -> None:
-    """Raises RecipeError for a name that does not end like a picture's, before expensive work."""
+def check_name(path: Path | None, option: str) -> None:
+    """Raises RecipeError for a name that does not end like a picture's, OutputError for one that cannot be
+    written, before expensive work.
+    """
     if path is not None and path.suffix.lower() not in ENDINGS:
         raise RecipeError(f"{path.name} is no picture", option, f"end it in {', '.join(ENDINGS)}")
+    if path is not None:
+        files.require_place(path, option)
 
 
 def new_figure(width: float, height: float, margins: Mapping[str, float] | None = None) -> Any:

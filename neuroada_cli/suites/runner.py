@@ -32,6 +32,7 @@ from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.show.figures import drawn
 from neuroada_cli.show.notes import say
+from neuroada_cli.show.numbers import counted
 from neuroada_cli.suites import cell as cells
 from neuroada_cli.suites import grid, tables
 from neuroada_cli.suites.grid import Cell
@@ -109,7 +110,9 @@ def run(
     say(console, f"everything is in {out}")
     if runner.failed:
         name, line = next(iter(runner.failed.items()))
-        raise PeerError(f"{len(runner.failed)} cells failed; the first: {line}", str(out / CELLS / name))
+        raise PeerError(
+            f"{counted(len(runner.failed), 'cell')} failed; the first: {line}", str(out / CELLS / name)
+        )
     return found
 
 

@@ -317,7 +317,9 @@ def test_version(neuroada) -> None:
 def test_recipes_are_listed_shown_and_copied(neuroada, tmp_path: Path) -> None:
     code, listed, _ = neuroada("recipes")
     assert code == 0
-    assert "llama7b_commonsense_k1" in listed
+    assert re.search(r"^llama7b_commonsense_k1 +hub  LLaMA-7B .*\.$", listed, re.MULTILINE), "a line each"
+    assert re.search(r"^selection +Which connections", listed, re.MULTILINE), "the suites, too"
+    assert not re.search(r" $", listed, re.MULTILINE)
     code, shown, _ = neuroada("recipes", "show", "llama7b_math")
     assert shown == (ROOT / "recipes" / "llama7b_math.yaml").read_text()
     assert "warmup_ratio: 0.0" in neuroada("recipes", "show", "llama7b_math", "--resolved")[1]
