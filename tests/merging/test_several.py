@@ -184,7 +184,7 @@ def test_on_the_command_line(
         ([*pair, "--weights", "1,1"], "needs --out"),
         ([*pair, "more"], "no --weights"),
         ([*pair, "--weights", "1,x", "--out", "o"], "not a list of numbers"),
-        ([*pair, "--weights", "1", "--out", str(tmp_path / "o")], "1 numbers for 2 adapters"),
+        ([*pair, "--weights", "1", "--out", str(tmp_path / "o")], "1 number for 2 adapters"),
     ):
         assert code(*wrong) == 2
         assert why in capsys.readouterr().err

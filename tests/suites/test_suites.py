@@ -299,7 +299,7 @@ def test_a_cell_equals_the_commands_run_by_hand(tmp_path: Path, recipe: Path) ->
 def test_failed_cells_are_named_and_the_others_are_done(tmp_path: Path, recipe: Path) -> None:
     variants = {"good": {}, "bad": {"select.k": 4000}}
     suite = load_suite(suite_file(tmp_path, recipe, tune=None, seeds=[0], variants=variants))
-    with pytest.raises(PeerError, match=r"1 cells failed.*select.k=4000"):
+    with pytest.raises(PeerError, match=r"1 cell failed.*select.k=4000"):
         runner.run(suite, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert {run["variant"]: run["failed"] is None for run in found["runs"]} == {
