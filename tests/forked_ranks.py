@@ -13,18 +13,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes.nn  # noqa: F401  (what ranks need, imported once for all)
 import pytest
 import torch
+import torch.distributed.fsdp
 from forked import child
 from packaging.version import Version
 
 from neuroada_cli.errors import UserError
 from neuroada_cli.ranks.group import Ranks, join, leave
+from neuroada_cli.training import fit
 
 shards = pytest.mark.skipif(
     Version(torch.__version__) < Version("2.12"), reason="torch 2.11 cannot shard whole numbers"
 )
 PATIENCE = 240  # seconds
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without picture and report, which take as long to draw as a tiny run to train."""
+    monkeypatch.setattr(fit, "_draw", lambda *given: None)
 
 
 def in_ranks(size: int, folder: Path, work: Callable[[Ranks], Any]) -> list[Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from neuroada_cli import files
+from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.packaged import PACKAGED
 from neuroada_cli.hub.resolve import (
     ANSWER_SECONDS,
@@ -32,7 +33,7 @@ from neuroada_cli.machine.network import hub_answers
 
 def resolve_outline(path_or_id: str, revision: str | None = None, trust_remote_code: bool = False) -> Path:
     """`resolve_model` for who reads no weight: of a hub id that is not here only the small files and the
-    headers of the weights are fetched.
+    headers of the weights are fetched. Raises ModelError.
     """
     from huggingface_hub import constants
 
@@ -46,11 +47,26 @@ def resolve_outline(path_or_id: str, revision: str | None = None, trust_remote_c
         and hub_answers(constants.ENDPOINT)
     )
     if not elsewhere:
+        _refuse_bare_config(path)
         return resolve_model(path_or_id, revision, trust_remote_code)
     unreachable = f"{constants.ENDPOINT} did not answer"
     folder = ask_hub(path_or_id, lambda: _fetched(path_or_id, revision, trust_remote_code), unreachable)
     check_folder(folder, trust_remote_code)
     return folder
+
+
+def _refuse_bare_config(folder: Path) -> None:
+    """Raises ModelError for a folder with a config and no weights in any format, saying what is enough."""
+    from neuroada_cli.hub.weights import ANY_WEIGHTS
+
+    if not (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+        return
+    if not any(ANY_WEIGHTS.fullmatch(e.name) or e.name.endswith(".index.json") for e in folder.iterdir()):
+        raise ModelError(
+            "holds a config and no weights, whose headers are needed",
+            str(folder),
+            "name the hub id, of which a dry run fetches no more than them, or the whole model's folder",
+        )
 
 
 def is_outline(folder: Path) -> bool:

@@ -28,6 +28,7 @@ from neuroada_cli.errors import PeerError, RecipeError, UserError
 from neuroada_cli.hub.sharded import load_sharded
 from neuroada_cli.loop.causality import check_causality
 from neuroada_cli.loop.loop import Progress, train
+from neuroada_cli.loop.numerics import refuse_not_numbers
 from neuroada_cli.loop.packing import check_packing
 from neuroada_cli.machine import environment
 from neuroada_cli.machine.allocator import keeping_freed_memory
@@ -210,6 +211,8 @@ def _attached(checked: Checked, selection: Selection, ranks: Ranks) -> tuple[nn.
     """(model with the method on it, the method, how many numbers train)."""
     recipe, facts = checked.recipe, checked.plan.facts
     loaded = choose.load(recipe, checked.base, checked.device)
+    if any(name not in checked.base.hashes for name in checked.base.weights):  # else it was looked at already
+        refuse_not_numbers(loaded.model, str(checked.base.folder))
     model, reselects = loaded.model, recipe.train.reselect_every is not None
     peer = recipe.peer.model_dump() if recipe.peer else None
     method: Method = facts.build(peer, recipe.seed, recipe.train.delta_dtype, reselects)

@@ -19,7 +19,7 @@ from neuroada_cli.ranks.group import ALONE
 from neuroada_cli.recipe.keys import described_keys
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.show.notes import say
-from neuroada_cli.show.numbers import clock, counted, share
+from neuroada_cli.show.numbers import clock, counted, share, size
 from neuroada_cli.training.pace import pace
 from neuroada_cli.training.parallel import ROOM, memory_of, of_processes, why_not_sharded, without_a_row
 from neuroada_cli.training.plan import as_asked, largest_step, predicted_memory
@@ -62,6 +62,7 @@ def dry_run(
     if processes == 1:
         _say_fit(checked, ways["GB"].peak, own, console)
         return ways["GB"]
+    _say_devices(ways, recipe.train.parallel, console)
     if (why := why_not_sharded(checked)) is not None:
         _say(console, f"train.parallel: shard {why}")
     if (idle := without_a_row(recipe, processes)) is not None:
@@ -159,6 +160,13 @@ def _say_fit(checked: Checked, peak: int, own: int, console: Console) -> None:
         _say(console, f"largest train.micro_batch_size that fits: {most:,}{more} rows {rows_of}")
     else:
         _say(console, f"not one row {rows_of} fits; a smaller model or type, or a larger machine does")
+
+
+def _say_devices(ways: Ways, wanted: str, console: Console) -> None:
+    """How much memory every process's device needs, as `parallel.decide` asks it."""
+    named = " or ".join(f"{size(round(found.peak / ROOM))} ({way})" for way, found in ways.items())
+    least = "" if wanted != "auto" or len(ways) == 1 else "; train.parallel: auto replicates where that fits"
+    _say(console, f"each process needs a device of {named}: a tenth has to stay free{least}")
 
 
 def _most_rows(checked: Checked, room: int, rows: int, peak: int) -> int | None:

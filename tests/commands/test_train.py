@@ -45,6 +45,7 @@ from neuroada_cli.ranks.group import Ranks
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.file import read_selection
+from neuroada_cli.show.numbers import size
 from neuroada_cli.training import parallel, preflight
 from neuroada_cli.training.log import read_metrics
 
@@ -266,8 +267,9 @@ def test_a_dry_run_of_several_processes_tells_both_ways_to_share_the_work(
     both = go(recipe, dry_run=True, processes=2)
     shown = capsys.readouterr().out
     assert "in each of 2 processes" in shown
-    assert "replicate" in shown
-    assert "shard" in shown
+    told = re.search(r"a device of (\S+ \S+) \(replicate\) or (\S+ \S+) \(shard\): a tenth", shown)
+    assert told is not None, shown
+    assert told[2] == size(round(both.peak_bytes / 0.9))
     assert 0 < both.peak_bytes < one.peak_bytes
     only_whole = go(
         tiny_recipe(llama_folder, tmp_path / "run", train={"reselect_every": 3}), dry_run=True, processes=2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -13,17 +15,18 @@ from typing import Any
 
 import pytest
 import torch
+from forked import child, code_of
 from tiny_run import one_thread, tiny_llama_folder, tiny_recipe  # noqa: F401
 from trees import tree
 
 from neuroada_cli import files, hub
 from neuroada_cli.commands import train
-from neuroada_cli.errors import NumericsError, ResourceError, UserError
+from neuroada_cli.errors import ModelError, NumericsError, ResourceError, UserError
 from neuroada_cli.loop import loop
 from neuroada_cli.methods.neuroada import NeuroAda
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.recipe.schema import Recipe
-from neuroada_cli.training import advice, space
+from neuroada_cli.training import advice, picture, space
 from neuroada_cli.training.log import read_metrics
 
 SMALL = {"limit": 8, "validation_limit": 2}
@@ -149,6 +152,43 @@ def test_a_process_that_really_has_no_memory_left_ends_with_6(tmp_path: Path) ->
     assert saved(tmp_path / "run") == set()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS as Linux has it")
+def test_a_picture_that_really_finds_no_memory_is_told_and_the_run_is_complete(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a child, which may have no byte more than it has when it begins to draw."""
+    recipe = tiny_recipe(llama_folder, tmp_path / "run", data=SMALL, train={"max_steps": 2})
+    original = picture.draw
+
+    def draw(*given: Any) -> None:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (used, before[1]))
+        taken: list[bytearray] = []  # what earlier tests have left free within it
+        for size in (1 << 22, 1 << 18):
+            with contextlib.suppress(MemoryError):
+                while True:
+                    taken.append(bytearray(size))
+        try:
+            original(*given)
+        finally:
+            taken.clear()
+
+    monkeypatch.setattr(picture, "draw", draw)
+
+    def run() -> int:
+        return 0 if train.run(recipe, quiet=True).steps == 2 else 1
+
+    assert code_of(child(run)) == 0
+    said = capfd.readouterr().err
+    assert f"{tmp_path / 'run' / 'training.png'} could not be drawn (" in said
+    assert "the numbers are complete without it" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / "training.png").exists()
+    assert saved(tmp_path / "run") == {"checkpoint-2"}
+    files.verify_folder(tmp_path / "run" / "last")
+
+
 # ---------------------------------------------------------------------------------------------------
 # Room on the disk
 
@@ -254,6 +294,22 @@ def test_the_same_run_without_damage_ends_well(llama_folder: Path, tmp_path: Pat
             model={"dtype": "bf16"},
         )
         assert train.run(recipe, quiet=True).steps == 2
+
+
+@pytest.mark.parametrize("settings", [{}, {"train": {"method": "full"}}, {"train": {"method": "lora"}}])
+def test_a_number_that_is_none_is_told_before_training_where_no_row_meets_it(
+    llama_folder: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Choosing connections does not read this embedding, which is the larger part of the base."""
+    base = tmp_path / "base"
+    shutil.copytree(llama_folder, base)
+    tensors, metadata = files.read_tensors(base / "model.safetensors")
+    tensors["model.embed_tokens.weight"][250, 3] = float("nan")
+    files.write_tensors(base / "model.safetensors", tensors, metadata)
+    line = failed(tiny_recipe(base, tmp_path / "run", data=SMALL, **settings), ModelError)
+    assert "model.embed_tokens.weight, row 250 holds NaN or infinity; download it again" in line
+    assert str(base) in line
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_a_loss_that_breaks_names_its_rows_and_the_checkpoint_that_stays(

@@ -84,6 +84,17 @@ def test_a_model_that_is_here_is_taken_as_it_is(online: Hub, tmp_path: Path, fol
     assert not online.ranges
 
 
+def test_a_config_alone_is_told_what_is_enough(tmp_path: Path, folder: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("*.safetensors*"))
+    with pytest.raises(ModelError, match="holds a config and no weights, whose headers are needed") as caught:
+        resolve_outline(str(bare))
+    assert "name the hub id, of which a dry run fetches no more" in caught.value.line()
+    (bare / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ModelError, match="holds only pickled weights"):
+        resolve_outline(str(bare))
+
+
 def test_an_outline_that_was_torn_is_made_again(online: Hub) -> None:
     outline = resolve_outline(HUB_ID)
     (outline / OUTLINE).unlink()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import pico_gpt2, pico_llama
-from forked_ranks import in_ranks, shards
+from forked_ranks import in_ranks, shards, undrawn  # noqa: F401
 from tiny_run import BYTES, SPECIAL, one_thread, tiny_llama_folder, tiny_recipe, tiny_tokenizer  # noqa: F401
 
 from neuroada_cli import files, hub
@@ -28,7 +28,7 @@ from neuroada_cli.training.log import read_metrics
 
 VOCABULARY = len(SPECIAL) + len(BYTES)
 SHARD = {"parallel": "shard"}
-pytestmark = shards
+pytestmark = [shards, pytest.mark.usefixtures("undrawn")]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_losses_and_selection_are_those_of_one_process(
     for count in (1, size):
         values = {
             **settings,
-            "train": {"max_steps": 6, "save_every": 3, **SHARD, **settings.get("train", {})},
+            "train": {"max_steps": 4, "save_every": 2, **SHARD, **settings.get("train", {})},
         }
         recipe = tiny_recipe(bases[base], tmp_path / f"run{count}", **values)
         run_in(count, recipe)

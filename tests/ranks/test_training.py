@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from forked_ranks import in_ranks, shards
+from forked_ranks import in_ranks, shards, undrawn  # noqa: F401
 from tiny_run import one_thread, tiny_bert_folder, tiny_llama_folder, tiny_recipe  # noqa: F401
 from trees import tree
 
@@ -21,6 +21,7 @@ from neuroada_cli.loop import rng
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.stopping import Noted
+from neuroada_cli.training import fit
 from neuroada_cli.training.log import read_metrics
 
 
@@ -75,21 +76,51 @@ def test_sharding_is_refused_where_torch_cannot(llama: Path, tmp_path: Path) -> 
         assert "set train.parallel: replicate" in told["line"]
 
 
-@pytest.mark.parametrize("micro", [None, 2, 1])
-def test_losses_selection_and_deltas_are_those_of_one_process(llama: Path, tmp_path: Path, micro) -> None:
-    runs = {}
+MICRO = (None, 2, 1)
+
+
+@pytest.fixture(scope="module")
+def courses(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Path]]:
+    """Number of processes -> a run for each of MICRO; of one start, as a start takes longer than a run."""
+    found = {}
     for size in (1, 2, 4):
-        recipe = tiny_recipe(llama, tmp_path / f"run{size}", train={"micro_batch_size": micro})
-        run_in(size, recipe)
-        runs[size] = recipe.run_path
+        here = tmp_path_factory.mktemp(f"runs{size}")
+        recipes = [
+            tiny_recipe(llama, here / f"{n}", train={"epochs": 1, "micro_batch_size": micro})
+            for n, micro in enumerate(MICRO)
+        ]
+
+        def work(ranks: Ranks, recipes: list[Recipe] = recipes) -> None:
+            for recipe in recipes:
+                with pytest.MonkeyPatch.context() as patches:
+                    if recipe is not recipes[0]:
+                        patches.setattr(fit, "_draw", lambda *given: None)
+                    train.run(recipe, quiet=True, ranks=ranks)
+
+        if size == 1:
+            work(ALONE)
+        else:
+            in_ranks(size, here / "told", work)
+        found[size] = [recipe.run_path for recipe in recipes]
+    return found
+
+
+@pytest.mark.parametrize("way", range(len(MICRO)))
+def test_losses_selection_and_deltas_are_those_of_one_process(
+    courses: dict[int, list[Path]], way: int
+) -> None:
+    alone = courses[1][way]
+    expected = learnt(alone / "last")
+    assert len(losses(alone)) == 7
     for size in (2, 4):
-        assert_same_course(runs[1], runs[size])
-        assert tree(runs[1]).keys() == tree(runs[size]).keys()
-        expected = learnt(runs[1] / "last")
-        for name, value in learnt(runs[size] / "last").items():
+        run = courses[size][way]
+        assert_same_course(alone, run)
+        assert tree(alone).keys() == tree(run).keys()
+        for name, value in learnt(run / "last").items():
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_merged_folders_are_equal_within_one_rounding(llama: Path, tmp_path: Path) -> None:
     merged = {}
     for size in (1, 2):
@@ -103,6 +134,7 @@ def test_merged_folders_are_equal_within_one_rounding(llama: Path, tmp_path: Pat
         assert bool(((weight.float() - merged[2][name].float()).abs() <= step).all())
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("task", "settings"),
     [
@@ -158,6 +190,7 @@ class StopAfter:
         monkeypatch.setattr(loop, "train_step", step)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +204,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(
     assert (recipe.run_path / "last").readlink() == Path("checkpoint-2")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_going_on_in_as_many_processes_ends_with_the_same_bits(
     with_dropout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +223,7 @@ def test_going_on_in_as_many_processes_ends_with_the_same_bits(
     assert not torch.equal(streams["torch"], streams["rank1.torch"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_going_on_in_fewer_and_in_more_processes_loses_nothing(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +237,7 @@ def test_going_on_in_fewer_and_in_more_processes_loses_nothing(
     assert_same_course(whole.run_path, parts.run_path)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_checkpoint_of_several_processes_is_that_of_one_beside_its_streams(
     llama: Path, tmp_path: Path
 ) -> None:
