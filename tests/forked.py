@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,7 @@ def child(act: Callable[[], int | None]) -> int:
     pid = os.fork()
     if pid:
         return pid
+    gc.freeze()  # what the parent left is none of this collector's business, which would copy all its pages
     code: int | None = FAILED
     try:
         code = act()
