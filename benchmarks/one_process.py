@@ -1,6 +1,6 @@
 """One-process runs by earlier commits and later ones: the same bits, and how long a step takes.
 
-    python benchmarks/one_process.py [--pair BEFORE AFTER]...   # rewrites benchmarks/results/one_process.json
+    python benchmarks/one_process.py [--pair BEFORE AFTER]...   # into benchmarks/results/one_process.json
 
 The same recipes are trained and merged by both commits of a pair, each checked out into a folder of its own
 (`git worktree`), with the packages of this environment. Compared bit for bit: losses, gradient norms and
@@ -180,8 +180,10 @@ def tensors(file: Path) -> dict[str, tuple[str, list[int], bytes]]:
     return found
 
 
-def compare(before: str, after: str, rounds: int, room: Path, small: Path, large: str) -> dict[str, Any]:
-    """One pair: ratios of step times by run, and what of it differs."""
+def compare(
+    before: str, after: str, rounds: int, room: Path, small: Path, large: str
+) -> list[dict[str, Any]]:
+    """Of two commits: the ratio of step times by run, and what of it differs."""
     ratios: dict[str, list[float]] = {name: [] for name in RUNS}
     differing: dict[str, set[str]] = {name: set() for name in RUNS}
     milliseconds: dict[str, list[float]] = {name: [] for name in RUNS}
@@ -208,8 +210,7 @@ def compare(before: str, after: str, rounds: int, room: Path, small: Path, large
             "ratio": round(quartiles[1], 4), "quartiles": [round(quartiles[0], 4), round(quartiles[2], 4)],
             "rounds": rounds, "differs": sorted(differing[name]),
         })  # fmt: skip
-    names = {what: commit_of(commit) for what, commit in (("before", before), ("after", after))}
-    return {**names, "rows": rows}
+    return rows
 
 
 def commit_of(name: str) -> dict[str, str]:
@@ -236,13 +237,18 @@ def main() -> None:
     from neuroada_cli.machine.load import machine
 
     small = Path(os.environ.get("NEUROADA_SHARED", ROOT.parent / "shared")) / "models/stories260K"
-    pairs = []
+    place = RESULTS / "one_process.json"
+    known = json.loads(place.read_text(encoding="utf-8"))["pairs"] if place.is_file() else []
     with tempfile.TemporaryDirectory(prefix="neuroada-bench-") as room:
         large = str(hub.resolve_model("smollm2-135m"))
-        for before, after in given.pair or PAIRS:
-            pairs.append(compare(before, after, given.rounds, Path(room), small, large))
+        for names in given.pair or PAIRS:
+            before, after = (commit_of(name) for name in names)
+            rows = compare(before["commit"], after["commit"], given.rounds, Path(room), small, large)
+            found = {"before": before, "after": after, "machine": machine(), "rows": rows}
+            known = [pair for pair in known if pair["before"] != before or pair["after"] != after]
             if not given.no_write:
-                files.write_json(RESULTS / "one_process.json", {"machine": machine(), "pairs": pairs})
+                files.write_json(place, {"pairs": [*known, found]})
+            known.append(found)
 
 
 if __name__ == "__main__":
