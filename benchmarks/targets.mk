@@ -1,6 +1,6 @@
 # Every target rewrites its file under benchmarks/results/; `make bench-report` turns them into
 # docs/performance.md. Ratios from a busy machine are noisier, not wrong: the load is written beside them.
-.PHONY: bench-op bench-cpu bench-parts bench-io bench-commands bench-trl bench-evaluation bench-prefix bench-gpu bench-sm90 bench-report
+.PHONY: bench-op bench-cpu bench-parts bench-io bench-commands bench-trl bench-evaluation bench-prefix bench-gpu bench-sm90 bench-one-process bench-report
 
 bench-op: setup  ## back-ends of the sampled gradient by shape; also rewrites delta/backend_table.json
 	$(BIN)/python benchmarks/op.py --write
@@ -32,6 +32,9 @@ bench-gpu:  ## one CUDA GPU, under 9 minutes: kernels against the oracle, tuning
 
 bench-sm90: setup  ## the CUDA kernels compiled for an H100 without one: registers, spills, what they move on paper
 	$(BIN)/python benchmarks/sm90.py
+
+bench-one-process: setup  ## one-process runs by earlier commits and later ones: bits and step times; an hour where others work
+	$(BIN)/python benchmarks/one_process.py
 
 bench-report: setup  ## docs/performance.md from the result files
 	$(BIN)/python docs/pages performance

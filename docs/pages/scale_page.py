@@ -1,4 +1,6 @@
-"""docs/scale.md: how a run over several processes scales, from benchmarks/results/scale.json."""
+"""docs/scale.md: how a run over several processes scales, and what became of runs of one, from scale.json and
+one_process.json in benchmarks/results/.
+"""
 
 # ruff: noqa: E501  (prose)
 
@@ -14,7 +16,7 @@ COMMAND = "python benchmarks/scale.py"
 
 INTRO = """# How it scales
 
-<!-- written by `make docs` from benchmarks/results/scale.json; edit docs/pages/scale_page.py instead -->
+<!-- written by `make docs` from benchmarks/results/scale.json and one_process.json; edit docs/pages/scale_page.py instead -->
 
 The same recipe runs in one process or in many. Losses are those of one process up to the order in which fp32 is
 summed, the selection is the same bit for bit, and the adapter folder is the same files.
@@ -61,7 +63,7 @@ What a process needs in the sharded case is the sum of
   hidden state per block and token, without it by every layer's inputs.
 
 More layers add weights and messages in proportion, and nothing to what is gathered; a larger K adds 22 bytes per
-connection, divided by N.
+connection (24 over nf4), divided by N.
 """
 
 LIMITS = """
@@ -87,7 +89,7 @@ LIMITS = """
 
 def page() -> str:
     result = load("scale")
-    return INTRO + _predicted(result) + LIMITS + _checked(result)
+    return INTRO + _predicted(result) + LIMITS + _checked(result) + _one_process(load("one_process")["pairs"])
 
 
 def _predicted(result: dict[str, Any]) -> str:
@@ -142,3 +144,40 @@ def _checked(result: dict[str, Any]) -> str:
         "processes over gloo: peak of live tensor bytes of the first process, and every byte handed to a collective.\n\n"
         f"{markdown(headings, cells)}"
     )
+
+
+def _one_process(pairs: list[dict[str, Any]]) -> str:
+    """Runs of one process by pairs of commits, of which the first is around the coming of several."""
+    runs = [row["run"] for row in pairs[0]["rows"]]
+    rows = {name: [row for pair in pairs for row in pair["rows"] if row["run"] == name] for name in runs}
+    cells = [
+        [
+            name,
+            f"{found[0]['step_ms_before']:,.0f} ms",
+            *(cell for row in found for cell in (f"{row['ratio']:.2f}", _same(row["differs"]))),
+        ]
+        for name, found in rows.items()
+    ]
+    spans = [f"{pair['before']['commit']} to {pair['after']['commit']}" for pair in pairs]
+    headings = ["training", "step before", *(cell for span in spans for cell in (span, "files"))]
+    rounds = pairs[0]["rows"][0]["rounds"]
+    return (
+        "\n## What one process lost to it\n\nThe same trainings in one process by the commit before several came "
+        f"(`{pairs[0]['before']['commit']}`), by the one that completed them (`{pairs[0]['after']['commit']}`)"
+        f"{_until_now(pairs)}, merged and compared bit for bit: losses, gradient norms and learning rates "
+        "of the log, selection, adapter, the optimizer's state, the merged weights. stories260K in fp32 where nothing else is "
+        f"said, 20 steps of 4 rows (SmolLM2: 6); one goes on from its checkpoint of step 10. Step times are of the processor, after over before, the middle of {rounds} rounds in "
+        "which the commits take turns; on a machine that others use they vary by a tenth and more where a step takes "
+        f"milliseconds, so look at the last row.\n\n{markdown(headings, cells)}"
+        + machine_line(pairs[-1]["machine"], "python benchmarks/one_process.py")
+    )
+
+
+def _same(differs: list[str]) -> str:
+    return f"differ: {', '.join(differs)}" if differs else "the same bits"
+
+
+def _until_now(pairs: list[dict[str, Any]]) -> str:
+    if len(pairs) == 1:
+        return ""
+    return f", and by a later one (`{pairs[1]['after']['commit']}`), whose kernels sum in another order on purpose"
