@@ -78,7 +78,9 @@ def explain(error: BaseException) -> tuple[str, int]:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "neuroada"
         message = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "")
-        return _line(f"{message[:1].lower()}{message[1:]}; see `{command} --help`"), USAGE
+        message, hinted, meant = message.partition(". Did you mean ")
+        fix = f"did you mean {meant}" if hinted else f"see `{command} --help`"
+        return _line(f"{message[:1].lower()}{message[1:]}; {fix}"), USAGE
     if out_of_memory(error):
         return f"error: out of memory; {LESS_MEMORY}", RESOURCES
     if isinstance(error, OSError) and error.errno in RESOURCE_ERRNOS:

@@ -53,6 +53,7 @@ from neuroada_cli.selection.file import (
     read_selection,
     write_selection,
 )
+from neuroada_cli.show.numbers import counted
 
 __all__ = [
     "Adapter",
@@ -288,8 +289,9 @@ def how_trained(adapter: Adapter) -> str:
     method = method_of(settings)
     if METHODS[method].chosen:
         count = sum(size(index_OK) for index_OK in selection.indices.values())
+        layers = counted(len(selection.indices), "linear layer")
         what = (
-            f"{selection.k} trained connections per output neuron in {len(selection.indices)} linear layers, "
+            f"{counted(selection.k, 'trained connection')} per output neuron in {layers}, "
             f"{count:,} values in all, chosen by {selection.criterion}"
         )
     else:

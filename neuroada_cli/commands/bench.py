@@ -18,9 +18,11 @@ from neuroada_cli.benchmarking.measure import BenchPlan, Subject, all_targets, m
 from neuroada_cli.benchmarking.rows import BenchRow, as_json
 from neuroada_cli.benchmarking.steps import RealRows
 from neuroada_cli.errors import RecipeError, ResourceError
+from neuroada_cli.foreign_text import shown
 from neuroada_cli.hub.stored import own_dtype
 from neuroada_cli.machine.load import machine
 from neuroada_cli.show.figures import check_name, drawn
+from neuroada_cli.show.notes import say
 
 if TYPE_CHECKING:  # so that built-in shapes need neither pydantic nor PyYAML (`benchmarks/gpu.py`)
     from neuroada_cli.recipe.schema import ModelSection, Recipe
@@ -97,6 +99,10 @@ def run(
         files.write_json(json_out, result.as_json())
     if plot_out is not None:
         drawn(lambda: tables.draw(rows, _title(settings), plot_out), plot_out, asked_for=True)
+    written = {"figures": json_out, "picture": plot_out}
+    told = [f"{what} in {shown(path)}" for what, path in written.items() if path is not None]
+    if told and not quiet:
+        say(Console(), "; ".join(told))
     return result
 
 

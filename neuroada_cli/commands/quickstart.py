@@ -38,7 +38,7 @@ from neuroada_cli.errors import NumericsError, OutputError
 from neuroada_cli.evaluation.results import EvalResult
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.recipe.schema import Recipe
-from neuroada_cli.show.numbers import share
+from neuroada_cli.show.numbers import share, size
 from neuroada_cli.training.fit import TrainResult
 
 TOUR = frozenset({"selection.safetensors", "train", "merged", "eval", "results.json"})  # what it writes
@@ -116,7 +116,9 @@ def _tour(recipe: Recipe, folder: Path) -> Tour:
     tour = Tour(folder, base, tuned, merged, trained, seconds, _peak_bytes())
     files.write_json(folder / "results.json", summary(tour, recipe))
     _refuse_difference(tour)
-    console.print(_examples(tour))
+    examples = _examples(tour)
+    if examples.row_count:
+        console.print(examples)
     console.print(_table(tour, recipe))
     return tour
 
@@ -215,7 +217,7 @@ def _table(tour: Tour, recipe: Recipe) -> Table:
     table.add_row("trainable", f"{trained.trainable:,} of {trained.total:,} parameters ({part})")
     training, everything = tour.seconds["train"], sum(tour.seconds.values())
     table.add_row("time", f"{training:.0f} s for training, {everything:.0f} s in all")
-    table.add_row("peak memory", f"{tour.peak_bytes / 2**30:.2f} GiB")
+    table.add_row("peak memory", size(tour.peak_bytes))
     table.add_section()
     table.add_row("merged model", shown(tour.folder / "merged"))
     table.add_row("adapter", shown(trained.best or trained.last))

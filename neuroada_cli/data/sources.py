@@ -147,14 +147,19 @@ def load_rows(
         return replace(_checked(_read(file, key, streaming, console), str(file)), partial=partial)
     for place in places:
         if (folder := class_folders(place, split)) is not None:
+            if streaming:
+                raise _whole(folder)
             return _checked(FileRows(rows_of_classes(folder)), str(folder))
+    address = KNOWN_SETS.get(name, name)
+    fetched_as_one = address.startswith(("https://", "http://")) or _is_hub_id(address)
+    if streaming and (name in GENERATED or (fetched_as_one and not name.endswith(".jsonl"))):
+        raise _whole(source)
     if name in GENERATED:
         if split not in GENERATED_ROWS:
             raise DataError(f"has no split {split}", name, f"choose {', '.join(GENERATED_ROWS)}")
         rows = GENERATED[name](split, GENERATED_ROWS[split])
         made = _checked(FileRows(rows), f"{name} ({split}, made by neuroada)")
         return replace(made, spare=FOR_READERS)
-    address = KNOWN_SETS.get(name, name)
     if address.startswith(("https://", "http://")):
         if name in KNOWN_SETS and "{split}" not in address and split != "train":
             raise _nowhere(source, places, f"{address} has training rows only")
@@ -174,18 +179,27 @@ def field_for(source: str, key: str | None) -> str | None:
 
 
 def _read(file: Path, key: str | None, streaming: bool | None, console: Console | None) -> FileRows:
-    """Raises DataError for a file that should be streamed and cannot be."""
+    """Raises DataError for a file that should be streamed and cannot be: by its name before it is read."""
+    if streaming and file.suffix != ".jsonl":
+        raise _whole(file)
     wanted = file.stat().st_size >= STREAMED_FROM if streaming is None else streaming
     found = streamed(file, str(file), console) if wanted and key is None and file.suffix == ".jsonl" else None
     if found is not None:
         return found
     whole = read_file(file, key)  # which tells what is wrong with it
     if streaming:
-        raise DataError(
-            "is read as a whole: data.streaming is for files of JSON lines", str(file),
-            "write one object a line to a .jsonl file, or remove data.streaming",
-        )  # fmt: skip
+        raise _whole(file)
     return whole
+
+
+def _whole(place: Path | str) -> DataError:
+    """What should be streamed, and can only be read as a whole."""
+    packed = str(place).endswith(PACKED)
+    fix = "unpack it first" if packed else "write one object a line to a .jsonl file"
+    return DataError(
+        "can only be read as a whole: data.streaming is for .jsonl files on this machine", str(place),
+        f"{fix}, or remove data.streaming",
+    )  # fmt: skip
 
 
 def refuse_foreign(source: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import yaml
 
 from neuroada_cli import hub
+from neuroada_cli.adapter.forgetting import NAME as FORGETTING
 from neuroada_cli.show.numbers import share
+from neuroada_cli.tasks.task import BY_LOSS
 
 RESULTS = "## Results"
 # task -> (the hub's id of its data set, the part of it), where the hub has it
@@ -47,6 +49,8 @@ def card(
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+    forgotten = results.get(FORGETTING)  # no task: rules of prompts and answers do not apply to it
+    results = {task: entry for task, entry in results.items() if task != FORGETTING}
     found = ModelCard(text, ignore_metadata_errors=True)
     given = found.data.to_dict()
     given |= {"base_model": base, "base_model_relation": relation} if base else {}
@@ -57,10 +61,12 @@ def card(
     data = ModelCardData(**given)
     words = found.content.split("---\n", 2)[-1].partition(f"\n{RESULTS}\n")[0].rstrip("\n")
     parts = [f"---\n{data.to_yaml()}\n---\n\n{words.lstrip()}\n"]
-    if results or report:
+    if results or report or forgotten:
         parts.append(f"\n{RESULTS}\n")
     if results:
         parts.append(f"\n{_table(results)}\n")
+    if forgotten:
+        parts.append(f"\n{_forgetting(forgotten)}\n")
     if report:
         parts.append(
             f"\nMerge error: against the model as trained on its quantised base ({report['rows']} rows), "
@@ -115,12 +121,26 @@ def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {task} | {100 * entry['score']:.2f} | {entry['metric']} | {entry['n']} | "
-        f"{share(entry['unparsed'], entry['n'])} | {entry['protocol']} | sha256 "
-        f"`{entry['data']['sha256'][:12]}` |"
+        f"| {task} | {_score(entry)} | {entry['protocol']} | sha256 `{entry['data']['sha256'][:12]}` |"
         for task, entry in results.items()
     ]
     return "\n".join(lines)
+
+
+def _score(entry: Mapping[str, Any]) -> str:
+    """The cells from the score to the rows without an answer; a share in %, a perplexity as it is."""
+    by_loss = entry["metric"] in BY_LOSS
+    score = f"{entry['score']:.3f}" if by_loss else f"{100 * entry['score']:.2f}"
+    unanswered = "" if by_loss else share(entry["unparsed"], entry["n"])
+    return f"{score} | {entry['metric']} | {entry['n']} | {unanswered}"
+
+
+def _forgetting(entry: Mapping[str, Any]) -> str:
+    told, data = entry["metrics"], entry["data"]
+    return (
+        f"On general text ({entry['n']} rows of {data['source']}, sha256 `{data['sha256'][:12]}`) the loss "
+        f"per token is {told['loss_after']:.4f}; the base's is {told['loss_before']:.4f}."
+    )
 
 
 def base_id(base: str) -> str | None:

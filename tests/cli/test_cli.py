@@ -105,6 +105,7 @@ def test_a_wrong_recipe_is_refused_before_anything_heavy_is_imported(tmp_path: P
         ),
         (["train", "--learning_rate=3"], 2, "--learning_rate: no such option; a recipe's keys are set by"),
         (["train", "--output_dir", "x"], 2, "error: --output_dir: no such option; it is --out here"),
+        (["trian", "x"], 2, "error: no such command 'trian'; did you mean 'train'?\n"),
         (["merge", "a", "--ouut", "x"], 2, "error: --ouut: no such option; did you mean --out?"),
         (["env", "--lr", "3"], 2, "error: --lr: no such option; see `neuroada env --help`"),
         (["merge", "a", "b", "--dtype", "bfloat17"], 2, "error: --dtype: 'bfloat17' is not a data type"),

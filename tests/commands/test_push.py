@@ -17,6 +17,7 @@ from tiny_run import tiny_llama_folder, tiny_recipe
 from neuroada_cli import files, hub
 from neuroada_cli.adapter.load import find_target, load
 from neuroada_cli.cli import app
+from neuroada_cli.commands import eval as score
 from neuroada_cli.commands import merge, push, train
 from neuroada_cli.errors import ModelError, ResourceError
 from neuroada_cli.export import hub_card
@@ -86,12 +87,25 @@ def test_an_adapter_goes_there_and_comes_back_by_its_id(online: Hub, run_dir: Pa
     assert len(online.asked) == asked
 
 
+def test_what_was_forgotten_goes_along(run_dir: Path, tmp_path: Path) -> None:
+    """By the command itself, which keeps no protocol with it."""
+    text = tmp_path / "general.txt"
+    text.write_text("Once upon a time.\nThe sun is warm.\n", encoding="utf-8")
+    found = score.run(str(run_dir), forgetting=str(text), out=tmp_path / "kept", quiet=True)
+    card = push.run(run_dir, "me/tiny", results=tmp_path / "kept", dry_run=True, quiet=True).card
+    told = found.results["forgetting"].metrics
+    assert f"per token is {told['loss_after']:.4f}; the base's is {told['loss_before']:.4f}." in card
+    assert "(2 rows of " in card
+    assert "model-index" not in card, "no task was scored"
+
+
 def test_a_merged_model_goes_there_with_its_scores(online: Hub, run_dir: Path, tmp_path: Path) -> None:
     merge.run(run_dir, tmp_path / "merged", quiet=True)
     known = {"model": hub.fingerprint(tmp_path / "merged")}
     scored(tmp_path / "merged" / "eval", "boolq", **known)
     scored(tmp_path / "merged" / "eval", "due_dates", score=0.25, n=8, **known)
     scored(tmp_path / "merged" / "eval", "piqa", model={"another": "model"})
+    scored(tmp_path / "merged" / "eval", "instruct", metric="perplexity", score=12.5, n=8, **known)
     told = push.run(tmp_path / "merged", "me/merged", quiet=True)
     there = online.repos["me/merged"]
     card = ModelCard(there["README.md"].decode())
@@ -99,7 +113,9 @@ def test_a_merged_model_goes_there_with_its_scores(online: Hub, run_dir: Path, t
     assert {(e.dataset_type, e.metric_value) for e in card.data.eval_results} == {
         ("google/boolq", 0.5),
         ("due_dates", 0.25),
+        ("instruct", 12.5),
     }
+    assert "| instruct | 12.500 | perplexity | 8 |  |" in card.text, "no share, so not in %"
     assert "| boolq | 50.00 | accuracy | 3270 |" in card.text
     (entry,) = parse_eval_result_entries(yaml.safe_load(there[".eval_results/boolq.yaml"]))
     assert (entry.dataset_id, entry.value) == ("google/boolq", 0.5)

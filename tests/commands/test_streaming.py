@@ -148,11 +148,46 @@ def test_bad_lines_are_told_as_in_memory(tmp_path: Path) -> None:
     assert "4 of 6 lines are bad" in told[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("rows.jsonl.gz", "unpack it first"),
+        ("rows.jsonl.zst", "unpack it first"),
+        ("rows.csv", "write one object a line"),
+        ("rows.json", "write one object a line"),
+        ("rows.parquet", "write one object a line"),
+        ("arrow/state.json", "write one object a line"),
+        ("owner/set", "write one object a line"),
+        ("due_dates", "write one object a line"),
+        ("gsm8k", "write one object a line"),
+    ],
+)
+def test_what_is_read_as_a_whole_is_refused_before_it_is(
+    name: str, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set larger than memory would not survive the reading; so nothing in these files is looked at."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NEUROADA_DATA", raising=False)
+    if "." in name:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"not read")
+    if name.startswith("arrow"):  # as `datasets` saves a set
+        (tmp_path / "arrow" / "dataset_info.json").write_text("{}")
+        name = "arrow"
+    with pytest.raises(DataError, match=rf"can only be read as a whole: data.streaming .*; {fix}"):
+        sources.load_rows(name, "train", streaming=True)
+
+
+def test_a_file_that_is_nowhere_is_said_to_be_so_when_streamed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such data set"):
+        sources.load_rows(str(tmp_path / "rows.jsonl"), "train", streaming=True)
+
+
 def test_what_cannot_be_streamed_is_refused_on_wish(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text\na\n")
     (tmp_path / "list.jsonl").write_text('[{"text": "a"}]')
     for name in ("rows.csv", "list.jsonl"):
-        with pytest.raises(DataError, match=r"is read as a whole"):
+        with pytest.raises(DataError, match=r"can only be read as a whole"):
             sources.load_rows(str(tmp_path / name), "train", streaming=True)
         assert len(sources.load_rows(str(tmp_path / name), "train")) == 1
 
