@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,19 @@ torch.ones(1, requires_grad=True).sum().backward()
 for _number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One cache for all processes of a run of the tests, empty at first: what an earlier run, or the user,
+    has kept must not change what is tested, and no test writes into it.
+    """
+    if not hasattr(config, "workerinput"):
+        os.environ["NEUROADA_CACHE"] = tempfile.mkdtemp(prefix="neuroada-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["NEUROADA_CACHE"], ignore_errors=True)
 
 
 def pico_llama(tied: bool = False, vocabulary: int = 96, **changes: object) -> LlamaForCausalLM:
