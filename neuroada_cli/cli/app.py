@@ -7,6 +7,7 @@ a mistake in a recipe are answered at once, without torch. What a command does l
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -209,9 +210,12 @@ def main(args: list[str] | None = None) -> None:
         code = _command()(words, prog_name="neuroada", standalone_mode=False)
         sys.stdout.flush()  # a reader that has gone is noticed here, not at the interpreter's end
     except BaseException as error:
-        code = failures.report(explained(error), debug, speaks=not several() or _speaks(error))
+        speaks = not several() or _speaks(error)
+        code = failures.report(explained(error), debug, speaks)
         if several():  # what other threads still wait for is lost with the process that it should come from
             sys.stderr.flush()
+            if speaks:
+                _told()
             os._exit(code)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -232,6 +236,15 @@ def _command() -> Any:
 
 def _speaks(error: BaseException) -> bool:
     """Of several processes that end for one reason, whether this one tells it."""
-    from neuroada_cli.ranks.group import speaks
-
+    try:
+        from neuroada_cli.ranks.group import speaks
+    except ImportError:  # torch is what cannot be imported
+        return True
     return speaks(error)
+
+
+def _told() -> None:
+    with contextlib.suppress(ImportError):
+        from neuroada_cli.ranks.group import told
+
+        told()

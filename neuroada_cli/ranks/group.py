@@ -31,7 +31,9 @@ Value = TypeVar("Value")
 # A process that has died is noticed at once (its connections close); one that hangs, after this long. What
 # one process does for all of them (checks, a download, a checkpoint) may take longer.
 STEP_TIMEOUT, WORK_TIMEOUT = datetime.timedelta(minutes=10), datetime.timedelta(hours=6)
-SPOKEN = "neuroada/spoken"  # in the store that all share: how many were about to tell why the run ends
+ANSWER_TIMEOUT = datetime.timedelta(seconds=5)  # for a launcher that is there
+# in the store that all share: how many were about to tell why the run ends, and that it is told
+SPOKEN, TOLD = "neuroada/spoken", "neuroada/told"
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -252,19 +254,43 @@ def leave(ranks: Ranks) -> None:
 
 
 def speaks(error: BaseException) -> bool:
-    """Whether this process tells the user of `error`: the first that is about to does, once for all.
+    """Whether this process tells the user of `error`: the first that is about to does, once for all, and says
+    so by `told`. The others wait for that, a few seconds at most: once one has ended, the launcher ends all.
 
-    The store is the launcher's where torchrun keeps it, so it outlives rank 0. Before the processes know
-    each other they all run into the same, and rank 0 tells it.
+    The store is the launcher's where torchrun keeps it, so it outlives rank 0 and is there before the
+    processes know each other. Without it rank 0 tells what then all run into.
     """
-    if isinstance(error, PeerError) and (isinstance(error, Followed) or LAUNCHED in os.environ):
-        return False  # the one that failed tells it; of one that was killed, the launcher
-    if not dist.is_initialized():
-        return place().number == 0
+    follows = isinstance(error, Followed)
+    if isinstance(error, PeerError) and not follows and LAUNCHED in os.environ:
+        return False  # the launcher tells of the one that was killed
     try:
-        return bool(dist.distributed_c10d._get_default_store().add(SPOKEN, 1) == 1)
+        store = _store()
+        if store is None:
+            return place().number == 0 and not follows
+        first = not follows and bool(store.add(SPOKEN, 1) == 1)
+        if not first:
+            with contextlib.suppress(RuntimeError):
+                store.wait([TOLD], ANSWER_TIMEOUT)
+        return first
     except RuntimeError:  # the store has gone with the process that kept it
-        return True
+        return not follows
+
+
+def told() -> None:
+    """The one that `speaks` has done so."""
+    with contextlib.suppress(RuntimeError):
+        if (store := _store()) is not None:
+            store.set(TOLD, "1")
+
+
+def _store() -> Any:
+    """The store that all processes share; before they know each other the launcher's, None where it has none."""
+    if dist.is_initialized():
+        return dist.distributed_c10d._get_default_store()
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=False, timeout=ANSWER_TIMEOUT)  # type: ignore[attr-defined]
 
 
 def _end_with_the_launcher() -> None:

@@ -103,10 +103,37 @@ def test_a_machine_with_other_files_is_named(tmp_path: Path) -> None:
     assert "another base model than process 0" in told[2]["line"]
 
 
-def test_the_first_that_is_about_to_speak_speaks(tmp_path: Path) -> None:
-    told = in_ranks(3, tmp_path, lambda ranks: group.speaks(DataError("is empty")))
-    assert sorted(told) == [False, False, True]
+def test_the_first_that_is_about_to_speak_speaks_and_the_others_wait_for_it(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+
+    def work(ranks: Ranks) -> Any:
+        follows = ranks.number == 0  # its work went well
+        first = group.speaks(Followed(3) if follows else DataError("is empty"))
+        if first:
+            said.write_text("why")
+            group.told()
+        return [first, said.exists()]
+
+    told = in_ranks(3, tmp_path, work)
+    assert told[0] == [False, True]
+    assert sorted(told[1:]) == [[False, True], [True, True]]
     assert not group.speaks(Followed(3))
+
+
+def test_before_they_know_each_other_the_first_speaks_whichever_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A package that only the second machine lacks: rank 0 runs into nothing, and is only stopped."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    places = {"RANK": 1, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": store.port}
+    for name, value in (places | {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": True}).items():
+        monkeypatch.setenv(name, str(value))
+    assert group.speaks(DataError("is empty"))
+    group.told()
+    monkeypatch.setenv("RANK", "0")
+    assert not group.speaks(DataError("is empty"))
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")  # another launcher, whose store rank 0 would keep
+    assert group.speaks(DataError("is empty"))
 
 
 def test_a_peer_that_has_gone_is_an_error_of_code_8(tmp_path: Path) -> None:
