@@ -284,7 +284,7 @@ def told() -> None:
 
 
 def _store() -> Any:
-    """The store that all processes share; before they know each other the launcher's, None where it has none."""
+    """What all processes share; before they know each other the launcher's, None where it has none."""
     if dist.is_initialized():
         return dist.distributed_c10d._get_default_store()
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
