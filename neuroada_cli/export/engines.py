@@ -83,7 +83,7 @@ def _run(module: str, words: list[str], order: Order) -> None:
     done = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True)
     if done.returncode == 0 and order.out.exists():
         return
-    lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip(" ^~")]
     said = " / ".join(printable(line)[:200] for line in lines[-SHOWN:]) or "no word about why"
     raise ModelError(
         f"{module.partition('.')[0]} cannot convert {order.name}: {said}",

@@ -24,6 +24,7 @@ WRITTEN = {"config.json", "recipe.yaml", "manifest.json", "README.md"}  # by who
 DATA = re.compile(  # Mistral's own library writes versions behind: tokenizer.model.v3
     r".+\.(json|txt|model|jinja|tiktoken|spm|codes|bpe|vocab|tokenizer)|tokenizer\.model\.v[\w.]+"
 )
+MODULES = "modules.json"
 LICENCES = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY|COPYING)[\w.-]*")
 # of a training, of other tools, or written anew beside the weights
 NOT_DATA = re.compile(
@@ -92,12 +93,30 @@ def companions(folder: Path, sought: LookedFor) -> tuple[list[str], list[str]]:
     templates = folder / sought.templates
     if templates.is_dir():
         wanted |= {f"{templates.name}/{file.name}" for file in templates.iterdir()}
+    modules = _module_files(folder)
+    if all(_is_inside(folder, name) for name in modules):
+        wanted |= modules
+    else:  # some hold weights, which belong to the base: a list of them would lead nowhere
+        wanted.discard(MODULES)
     wanted -= WRITTEN
     carried = sorted(name for name in wanted if _is_inside(folder, name))
     beside = {PurePosixPath(name).parts[0] for name in carried} | WRITTEN | _weight_files(folder)
     there = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     left = [name for name in there if name not in beside]
     return carried, left
+
+
+def _module_files(folder: Path) -> set[str]:
+    """The files of the folders that sentence-transformers' list of modules names."""
+    listed = _read(folder / MODULES)
+    places = (
+        [each.get("path") for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    )
+    found: set[str] = set()
+    for place in places:
+        if isinstance(place, str) and re.fullmatch(r"[\w-]+", place) and (folder / place).is_dir():
+            found |= {f"{place}/{file.name}" for file in (folder / place).iterdir()}
+    return found
 
 
 def _weight_files(folder: Path) -> set[str]:

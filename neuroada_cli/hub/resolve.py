@@ -126,6 +126,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ModelError("is too large for a config", str(file))
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if any((folder / inside / "adapter_config.json").is_file() for inside in ("best", "last")):
+            fix = "name its base model; train.start_from begins with what a run has learnt"
+            raise ModelError("is a run, not a model", str(folder), fix) from None
         if (folder / "adapter_config.json").is_file():
             raise ModelError("is an adapter, not a model", str(folder), "name its base model") from None
         refuse_dangling(file)

@@ -51,6 +51,13 @@ def test_links_of_a_cache_that_stayed_behind_are_named(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
+def test_a_run_in_place_of_a_model_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"is a run, not a model; name its base model; train.start_from"):
+        read_config(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["README.md", "my.yaml", "rows", "rows.xlsx"])
 def test_what_is_no_file_of_rows_is_not_to_be_mended_line_by_line(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("name: my\nmodel: x\n", encoding="utf-8")

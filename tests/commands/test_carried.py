@@ -64,6 +64,25 @@ def test_all_that_a_tokenizer_loads_goes_along(model: Path) -> None:
     assert not any(name.endswith(".safetensors") for name in carried)
 
 
+@pytest.mark.parametrize("with_weights", [False, True])
+def test_modules_of_a_sentence_model_go_along_with_their_list_or_neither(
+    with_weights: bool, model: Path
+) -> None:
+    """A list that names folders which stayed behind stops sentence-transformers and llama.cpp's converter."""
+    listed = [{"idx": n, "path": path} for n, path in enumerate(["", "1_Pooling", "2_Normalize", "../base"])]
+    (model / "modules.json").write_text(json.dumps(listed))
+    (model / "1_Pooling").mkdir()
+    (model / "1_Pooling" / "config.json").write_text("{}")
+    if with_weights:
+        (model / "1_Pooling" / "model.safetensors").write_bytes(b"")
+    carried, left = companions(model, looked_for(model))
+    assert (("modules.json" in carried), ("1_Pooling/config.json" in carried)) == (
+        not with_weights,
+        not with_weights,
+    )
+    assert ("1_Pooling" in left, "modules.json" in left) == (with_weights, with_weights)
+
+
 def test_the_leavings_of_an_adapter_stay_behind(model: Path) -> None:
     """With them transformers would load the model that they name in place of the merged one."""
     (model / "adapter_config.json").write_text("{}")
