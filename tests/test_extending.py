@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from extended_registries import extended
 from tiny_run import tiny_llama_folder, tiny_recipe
 
 from neuroada_cli import hub
@@ -20,28 +20,17 @@ from neuroada_cli.commands import eval as evaluate
 from neuroada_cli.errors import ModelError, RecipeError
 from neuroada_cli.hub import Reader, load_tokenizer
 from neuroada_cli.methods import METHODS
-from neuroada_cli.selection.criteria import CRITERIA
 from neuroada_cli.selection.file import read_selection
-from neuroada_cli.tasks.registry import TASKS, get_task
-from neuroada_cli.tasks.task import PROTOCOLS
+from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.training import space
 from neuroada_cli.training.preflight import check
 from neuroada_cli.training.rows import prepare
 
-PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
-REGISTRIES = (CRITERIA, TASKS, PROTOCOLS, METHODS)
-
 
 @pytest.fixture(autouse=True)
-def extended() -> Iterator[None]:
-    before = [dict(registry) for registry in REGISTRIES]  # type: ignore[call-overload]
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 4
-    exec(compile("\n".join(blocks), str(PAGE), "exec"), {})
-    yield
-    for registry, entries in zip(REGISTRIES, before, strict=True):
-        registry.clear()  # type: ignore[attr-defined]
-        registry.update(entries)  # type: ignore[attr-defined]
+def registered() -> Iterator[None]:
+    with extended():
+        yield
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ INTRODUCTION = """\
 # Command line
 
 Written by `make docs` from the commands themselves. Every command has `--help`; `--debug`, anywhere on the
-line, shows the traceback of an error. Examples that name recipes of large models need a GPU and the hub.
+line, shows the traceback of an error. Behind an example's `#` stands what it needs beside a laptop (`gpu`,
+`hub`, `hours`); the others are run by the tests.
 
 | exit code | meaning |
 |---|---|
@@ -69,6 +70,8 @@ def recipe_page() -> str:
 
 def _sections(group: typer.Typer, path: str) -> list[str]:
     own = [_section(command.callback, _named(path, command)) for command in group.registered_commands]
+    if group is not app and group.registered_callback:  # what the group's name alone does
+        own.insert(0, _section(group.registered_callback.callback, path))
     below = [_sections(each.typer_instance, f"{path} {each.name}") for each in group.registered_groups]
     return own + [section for sections in below for section in sections]
 

@@ -40,6 +40,8 @@ base; what is no target is the base's |
 | nf4 | train and eval with `model.quantization: nf4` |
 | packed | train with `train.packing: true`; it is refused where rows would see each other |
 
+A type without a row is not refused for that: nobody has looked. Those are named below each table.
+
 """
 SEEN = """
 ## Does a model that writes about pictures learn to see?
@@ -65,7 +67,9 @@ DIFFERS = (
 def page() -> str:
     found = json.loads(FILE.read_text(encoding="utf-8"))
     reasons: list[str] = []
-    tables = [_table(kind, words, found["types"], reasons) for kind, words in KINDS.items()]
+    tables = [
+        _table(kind, words, found["types"], reasons) + _unswept(kind, found) for kind, words in KINDS.items()
+    ]
     types = {row["type"] for row in found["types"]}
     cells = [cell for row in found["types"] for cell in row["cells"].values()]
     wrong = sum(cell.startswith("wrong") for cell in cells)
@@ -105,6 +109,24 @@ def _table(kind: str, words: str, rows: list[dict[str, Any]], reasons: list[str]
         name = f"`{row['type']}`" + (", with pictures" if row["pictures"] else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _unswept(kind: str, found: dict[str, Any]) -> str:
+    """The types without a row in a kind's table, folded."""
+    missing, elsewhere = found["not swept"][kind], {row["type"] for row in found["types"]}
+    here = sum(row["task"] == kind for row in found["types"])
+    names = [f"<code>{name}</code>" for name in missing if name not in elsewhere]
+    lines = [
+        f"\n<details><summary>Not swept: {len(missing)} of the {here + len(missing)} types of this kind in "
+        f"transformers {found['versions']['transformers']}</summary>\n",
+        f"<p>{', '.join(names)}.</p>",
+    ]
+    if others := [f"<code>{name}</code>" for name in missing if name in elsewhere]:
+        lines.append(f"<p>With a row under another heading: {', '.join(others)}.</p>")
+    if kind == "sequence-classification":
+        masked = ", ".join(f"<code>{name}</code>" for name in found["not swept"]["masked-lm"])
+        lines.append(f"<p>Encoders that transformers has no classifier for, which are refused: {masked}.</p>")
+    return "\n".join(lines) + "\n</details>\n"
 
 
 def _cell(said: str | None, reasons: list[str]) -> str:

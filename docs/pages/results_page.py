@@ -24,7 +24,7 @@ def _suite(file: Path) -> list[str]:
         "",
         f"## Suite {suite['name']}",
         "",
-        f"    neuroada bench --suite {suite['name']}{options}",
+        f"    neuroada bench --suite {suite['name']}{options}    # hours",
         "",
         f"{suite['description']}. Mean ± sample standard deviation over seeds "
         f"{', '.join(map(str, suite['seeds']))}; {complete} of {len(found['runs'])} runs are done"

@@ -22,21 +22,20 @@ The same recipe runs in one process or in many. Losses are those of one process 
 summed, the selection is the same bit for bit, and the adapter folder is the same files.
 
 ```
-neuroada train RECIPE --processes 8                       # one machine, 8 GPUs
-torchrun --nproc-per-node 8 -m neuroada_cli train RECIPE  # the same, started by hand
+neuroada train my.yaml --dry-run --processes 32            # memory and messages of each, before any of it
+neuroada train my.yaml --processes 8                       # gpu: one machine with eight of them
+torchrun --nproc-per-node 8 -m neuroada_cli train my.yaml  # gpu: the same, started by hand
+neuroada eval runs/my --processes 8                        # gpu: rows are dealt out, results are one process's
 
 # four machines: the same line on each of them, HOST being one of the four
 torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --rdzv-id RUN \\
-    -m neuroada_cli train RECIPE
-
-neuroada train RECIPE --dry-run --processes 32            # memory and messages of each, before any of it
-neuroada eval RUN --processes 8                           # rows are dealt out, results are one process's
+    -m neuroada_cli train my.yaml                          # gpu: eight on each of the four
 ```
 
 All machines need the model, the data and the run's folder under the same paths, on a shared disk; process 0 writes, the others are
 silent. `--resume` takes any number of processes, and `merge` needs none of them.
 
-**Stopping.** A signal to any process or to `neuroada train --processes` stops all of them after the same step, with a
+**Stopping.** A signal to any process, or to the command that started them, stops all of them after the same step, with a
 checkpoint, one line and 143 (SIGTERM) or 130 (Ctrl-C). torchrun itself, where it was started by hand, ends with a
 traceback of its own and exit code 1 whatever its processes made of the signal, and kills them after 30 s: for models
 whose step takes longer, give it `--shutdown-timeout 600`. When a process dies, all others end with exit code 8

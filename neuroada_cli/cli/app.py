@@ -132,7 +132,7 @@ def select(
     """Choose the K inputs that each neuron may train, and store them (`train` does it, too, if need be).
 
     \b
-    neuroada select llama7b_commonsense
+    neuroada select commonsense15k
     neuroada select my.yaml --set select.k=4 --out k4.safetensors --plot k4.png
     neuroada select minilm_rte --compare magnitude,gradient,lift --plot overlap.png
     """
@@ -178,7 +178,7 @@ def validate(
 
     \b
     neuroada validate my.yaml
-    neuroada validate llama7b_math --set optim.lr=1e-3
+    neuroada validate math10k --set optim.lr=1e-3
     """
     loaded = load(recipe, overrides, data_dir)
     from neuroada_cli.commands import validate as command

@@ -84,7 +84,7 @@ def bench(
     neuroada bench --compare mask
     neuroada bench commonsense15k --real-rows --batch 16
     neuroada bench --model llama-7b --layers 2 --k 1,20 --compare mask,lora --plot bench.png
-    neuroada bench --suite glue --jobs 2
+    neuroada bench --suite glue --jobs 2  # hours
     """
     if suite is not None:
         refuse_idle(context, "--suite", *OF_SUITES, "--set", "--data-dir")

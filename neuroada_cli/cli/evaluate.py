@@ -95,11 +95,11 @@ def eval_(
 
     \b
     neuroada eval out/ --tasks boolq,piqa
-    neuroada eval runs/llama7b_math --limit 200 --set eval.decoding=sampling
-    neuroada eval runs/llama7b_math --processes 8
-    neuroada eval runs/llama7b_math --forgetting general.txt
-    neuroada eval out/ --harness hellaswag,arc_easy
+    neuroada eval runs/math10k --limit 200 --set eval.decoding=sampling
+    neuroada eval runs/math10k --forgetting general.txt
     neuroada eval --predictions theirs.jsonl --protocol reft
+    neuroada eval out/ --harness hellaswag,arc_easy  # hub: their rows
+    neuroada eval runs/math10k --processes 8  # gpu
     """
     names = tuple(split(tasks))
     if predictions is not None:

@@ -31,9 +31,9 @@ def export(
     """Write an adapter, or the model merged with it, as others read it: stock PEFT, vLLM, llama.cpp, …
 
     \b
-    neuroada export runs/llama7b_math --to peft-supertuning
-    neuroada export runs/llama7b_math patch/ --to vllm-sparse
-    neuroada export runs/llama7b_math gguf/ --to gguf --dtype fp16
+    neuroada export runs/math10k --to peft-supertuning
+    neuroada export runs/math10k patch/ --to vllm-sparse
+    neuroada export runs/math10k gguf/ --to gguf --dtype fp16
     """
     folder = run_folder(source)
     inside = not (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()

@@ -61,8 +61,8 @@ def merge(
     """Fold the trained connections into a plain Hugging Face checkpoint that needs no code of ours.
 
     \b
-    neuroada merge runs/llama7b_math out/
-    neuroada merge runs/llama7b_math/checkpoint-500 out/ --dtype fp16 --max-shard-size 2GB
+    neuroada merge runs/math10k out/
+    neuroada merge runs/math10k/checkpoint-500 out/ --dtype fp16 --max-shard-size 2GB
     neuroada merge runs/math runs/commonsense --weights 1,0.5 --out out/
     """
     sources, out = _sources(paths, out, weights is not None)

@@ -30,8 +30,8 @@ def push(
     """Share an adapter or a merged model on the hub: files, model card and scores, as one commit.
 
     \b
-    neuroada push runs/llama7b_math me/llama7b-math-adapter --base huggyllama/llama-7b
-    neuroada push out/ me/llama7b-math --private
+    neuroada push out/ me/smollm2-math --private  # hub
+    neuroada push runs/llama7b_math me/math --base huggyllama/llama-7b  # hub
     """
     folder = run_folder(source)
     from neuroada_cli.commands import push as command

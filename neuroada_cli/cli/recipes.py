@@ -18,7 +18,7 @@ def _recipes(context: typer.Context) -> None:
 
     \b
     neuroada recipes
-    neuroada recipes copy llama7b_math my.yaml
+    neuroada recipes copy math10k my.yaml
     """
     if context.invoked_subcommand is None:
         list_recipes()
@@ -63,7 +63,7 @@ def recipe_schema(
 
 @recipes_app.command(name="keys")
 def recipe_keys(
-    part: Annotated[str, typer.Argument(metavar="[PART]", help="Only keys that contain this.")] = "",
+    part: Annotated[str, typer.Argument(metavar="PART", help="Only keys that contain this.")] = "",
 ) -> None:
     """Every key of a recipe: what it takes, its default, what it means.
 

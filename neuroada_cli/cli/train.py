@@ -82,15 +82,16 @@ def train(
     neuroada train --model path/to/model --data alpaca.json
     neuroada train commonsense15k --dry-run
     neuroada train my.yaml --preview 3
-    neuroada train llama7b_math --data-dir ~/data --set optim.lr=1e-3
-    neuroada train llama7b_math --resume
-    neuroada train llama7b_math --resume --extend --set train.epochs=5
-    neuroada train llama2_70b_commonsense_k1 --processes 8
-    neuroada train llama2_70b_commonsense_k1 --processes 32 --dry-run
-    torchrun --nproc-per-node 8 -m neuroada_cli train llama2_70b_commonsense_k1
+    neuroada train math10k --data-dir ~/data --set optim.lr=1e-3
+    neuroada train math10k --resume
+    neuroada train math10k --resume --extend --set train.epochs=5
+    neuroada train my.yaml --processes 32 --dry-run
+    neuroada train llama7b_math  # gpu, hub
+    neuroada train my.yaml --processes 8  # gpu: one process on each
+    torchrun --nproc-per-node 8 -m neuroada_cli train my.yaml  # gpu: the same
     torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d \\
         --rdzv-endpoint node0:29500 --rdzv-id RUN \\
-        -m neuroada_cli train llama2_70b_commonsense_k1
+        -m neuroada_cli train my.yaml  # gpu: four machines
     """
     if full and not dry_run:
         raise RecipeError("shows the recipe of a dry run", "--full", "add --dry-run")

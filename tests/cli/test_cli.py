@@ -54,12 +54,6 @@ def commands(app: typer.Typer = cli.app, path: tuple[str, ...] = ()) -> list[tup
     ]
 
 
-def examples() -> list[str]:
-    text = "\n".join(help_text for _, help_text in commands()).replace("\\\n", "")
-    lines = [line.strip() for line in text.splitlines()]
-    return [line for line in lines if line.startswith(("neuroada ", "torchrun "))]
-
-
 # --- a fast start ---------------------------------------------------------------------------------
 
 
@@ -242,55 +236,6 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 def test_every_command_teaches_by_example() -> None:
     without = {words for words, text in commands() if "\b" not in text}
     assert without == {("env",), ("recipes", "ls"), ("recipes", "show"), ("recipes", "copy")}
-
-
-@pytest.mark.parametrize("line", examples())
-def test_the_examples_parse(line: str) -> None:
-    """Options exist and have the right form, and every named recipe is there."""
-    from neuroada_cli.recipe.load import bundled_recipes, load_recipe
-
-    words = line.partition(" > ")[0].split()[1:]
-    if line.startswith("torchrun"):
-        from torch.distributed.run import parse_args
-
-        given = parse_args(words)
-        assert (given.module, given.training_script) == (True, "neuroada_cli")
-        assert given.nnodes == "1:1" or (given.rdzv_backend, given.rdzv_id != "none") == ("c10d", True)
-        words = given.training_script_args
-    command = typer.main.get_command(cli.app)
-    while words and words[0] in getattr(command, "commands", {}):
-        command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
-    context = command.make_context("neuroada", words, resilient_parsing=False)
-    overrides = context.params.get("overrides") or []
-    for word in words:
-        if word in bundled_recipes():
-            load_recipe(word, overrides)
-    if overrides:
-        load_recipe("quickstart", overrides)
-
-
-def written_commands() -> list[tuple[str, str]]:
-    """(page, line) of every command of ours in README and docs."""
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    lines = [(page.name, line) for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
-    return [(page, line) for page, line in lines if re.match(r"(?: {4}|\$ )neuroada [a-z-]", line)]
-
-
-def test_commands_of_the_pages_parse() -> None:
-    """Options exist and have the right form; usage lines, which name no values, are of the help itself."""
-    found = written_commands()
-    assert len(found) > 40
-    for page, line in found:
-        words = line.partition("#")[0].partition(" > ")[0].split()[1 if line[0] == " " else 2 :]
-        if "[OPTIONS]" in words or "…" in line or "--install-completion" in words:
-            continue
-        command = typer.main.get_command(cli.app)
-        while words and words[0] in getattr(command, "commands", {}):
-            command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
-        try:
-            command.make_context("neuroada", words, resilient_parsing=False)
-        except (Exception, SystemExit) as error:
-            raise AssertionError(f"{page}: {line.strip()}: {error}") from error
 
 
 def test_every_key_can_be_looked_up(neuroada) -> None:

@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -183,10 +183,27 @@ def key(one: Swept) -> str:
     return f"{one.name} {one.task}"
 
 
+def unswept(rows: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
+    """Kind of model -> the types that transformers has a class of it for, and that have no row of it."""
+    from transformers.models.auto import modeling_auto
+
+    from neuroada_cli.hub.kinds import CLASSES
+
+    has = {(row["type"], row["task"]) for row in rows}
+    tables = {
+        task: getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES") for task, (_, name) in CLASSES.items()
+    }
+    found = {task: [name for name in names if (name, task) not in has] for task, names in tables.items()}
+    classified = tables["sequence-classification"]  # what an encoder of texts is trained as
+    masked = [name for name in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES if name not in classified]
+    return {task: sorted(names) for task, names in (found | {"masked-lm": masked}).items()}
+
+
 def write(rows: dict[str, dict[str, Any]]) -> None:
     versions = {name: version(name) for name in ("transformers", "torch", "bitsandbytes")}
     ordered = [rows[key(one)] for one in SWEPT if key(one) in rows]
-    RESULTS.write_text(json.dumps({"versions": versions, "types": ordered}, indent=1) + "\n")
+    told = {"versions": versions, "types": ordered, "not swept": unswept(ordered)}
+    RESULTS.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def main() -> None:
@@ -207,6 +224,7 @@ def main() -> None:
         for column, said in cells.items():
             if said != YES:
                 print(f"    {column}: {said}", flush=True)
+    write(rows)  # what transformers has may have changed where no row has
     wrong = [
         row["type"] for row in rows.values() if any(said.startswith(WRONG) for said in row["cells"].values())
     ]

@@ -9,8 +9,11 @@ import oracles
 import pictures_learnt
 import pytest
 import sweep
+import transformers
 from swept_types import SWEPT
+from transformers.models.auto import modeling_auto
 
+from neuroada_cli.hub.kinds import CLASSES
 from neuroada_cli.hub.parts import parts_of
 from neuroada_cli.training.remarks import left_aside, not_language
 
@@ -23,6 +26,21 @@ def test_the_table_is_of_the_types_that_are_swept_and_nothing_in_it_is_wrong() -
     said = [cell for row in ROWS for cell in row["cells"].values()]
     assert all(cell == sweep.YES or cell.startswith((sweep.REFUSED, sweep.MODEL)) for cell in said)
     assert not any("bug in neuroada" in cell for cell in said)
+
+
+def test_types_without_a_row_are_named() -> None:
+    """Every type that transformers could load for a task stands in the table or below it."""
+    told = json.loads(sweep.RESULTS.read_text(encoding="utf-8"))
+    if told["versions"]["transformers"] != transformers.__version__:
+        pytest.skip(f"swept with transformers {told['versions']['transformers']}")
+    assert told["not swept"] == sweep.unswept(ROWS)
+    page = (sweep.ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    for task, (_, table) in CLASSES.items():
+        rows = {row["type"] for row in ROWS if row["task"] == task}
+        names = set(getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES"))
+        assert rows <= names
+        assert names - rows == set(told["not swept"][task])
+        assert all(f"<code>{name}</code>" in page for name in names - rows)
 
 
 def test_a_command_that_ends_as_a_bug_is_wrong_and_so_is_what_an_oracle_finds(
