@@ -140,8 +140,7 @@ def chat(
             talk.append(asked)
             _tell_cut(asked, wishes, quiet)
             for name, each in asked.answers.items():
-                said = models.asking.without_end(each.text)
-                before.setdefault(name, []).append((line, said))
+                before.setdefault(name, []).append((line, each.text))
 
 
 def _load(target: str, wishes: Wishes, how: Loading, compare: bool, quiet: bool) -> Models:
@@ -178,6 +177,8 @@ def _load(target: str, wishes: Wishes, how: Loading, compare: bool, quiet: bool)
         loaded, models = sides(found, trained, how, compare)
     tell(hub.ignored_of_model(loaded.folder, how.trust_remote_code, loaded.model), quiet)
     tell(hub.ignored_of_tokenizer(reader.tokenizer, how.trust_remote_code), quiet)
+    if remark := hub.endings(reader.tokenizer).remark:
+        tell([remark], quiet)
     aside = Console(stderr=True, quiet=quiet)
     if loaded.adapter is not None:
         say(aside, SAME_BASE, style="dim")
@@ -220,7 +221,7 @@ def _answer(
     with side.on():
         return answer(
             side.model, models.reader.tokenizer, ids, wishes.max_new_tokens, on_text, wishes.decoding,
-            wishes.seed, stop,
+            wishes.seed, stop, models.asking.end,
         )  # fmt: skip
 
 

@@ -296,6 +296,15 @@ def answer_in(example: Example, written: str) -> str:
     return text
 
 
+def without_turn_end(text: str, end: str) -> str:
+    """What was written, without the turn end that a chat template writes as plain text, where the text ends
+    in it; the space that the template puts in front of it goes with it. end: "" for none.
+    """
+    bare = text.rstrip()
+    whole = next((each for each in (end.rstrip(), end.strip()) if each and bare.endswith(each)), "")
+    return bare.removesuffix(whole) if whole else text
+
+
 def is_no_more_than(ends: Sequence[str], answer: str) -> bool:
     """Whether an answer is empty but for end tokens, which answer nothing."""
     for text in ends:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuroada_cli.data.encoding import without_turn_end
 from neuroada_cli.errors import DataError
 from neuroada_cli.evaluation.generate import (
     GREEDY,
@@ -34,7 +35,7 @@ OnText = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Answer:
-    """text    without the end token
+    """text    without the end token, and without the turn end that the template writes in front of it
     tokens  that were written, the end token not counted
     ended   whether the model ended it; else it was cut at the room that it had, or stopped
     """
@@ -53,12 +54,15 @@ def answer(
     decoding: Decoding = GREEDY,
     seed: int = 0,
     stop: Callable[[], bool] = lambda: False,
+    turn_end: str = "",
 ) -> Answer:
     """What the model writes behind the tokens of a prompt.
 
     on_text  told each piece as soon as it is whole; together they are the answer's text
     seed     of what sampling draws; the caller's random state is left as it was
     stop     asked after every token
+    turn_end what a chat template ends an answer with in plain text: no part of an answer that ends in it;
+             what may be its beginning is not told before more is known
     Where the prompt leaves less room in the model's context, the answer is as long as fits.
     Raises DataError for a prompt that leaves no room, NumericsError for NaN.
     """
@@ -77,7 +81,7 @@ def answer(
     some = next(model.parameters())
     tokens_1S = torch.tensor([prompt], device=some.device)
     watch = NanWatch(some.device, decoding.temperature is not None)
-    pieces = _Pieces(tokenizer, on_text)
+    pieces = _Pieces(tokenizer, on_text, turn_end)
     with evaluating(model), torch.inference_mode(), own_settings(model, tokenizer, room, decoding):
         pieces.ends = frozenset(model.generation_config.eos_token_id)  # type: ignore[union-attr,arg-type]
         with nullcontext() if decoding.temperature is None else drawing(model, [prompt], seed):
@@ -113,8 +117,8 @@ class _Pieces:
     line breaks, where SentencePiece tokenizers then lose the spaces that indent a line.
     """
 
-    def __init__(self, tokenizer: Any, on_text: OnText) -> None:
-        self._tokenizer, self._on_text = tokenizer, on_text
+    def __init__(self, tokenizer: Any, on_text: OnText, turn_end: str) -> None:
+        self._tokenizer, self._on_text, self._turn_end = tokenizer, on_text, turn_end
         self.ends: frozenset[int] = frozenset()
         self.tokens: list[int] = []
         self.told = ""
@@ -129,10 +133,10 @@ class _Pieces:
             self.ended |= token in self.ends
             if not self.ended:
                 self.tokens.append(token)
-        self._tell(self._text().rstrip(UNFINISHED))
+        self._tell(_before_an_end(self._text().rstrip(UNFINISHED), self._turn_end.strip()))
 
     def end(self) -> None:
-        self._tell(self._text())
+        self._tell(without_turn_end(self._text(), self._turn_end))
 
     def _text(self) -> str:
         return str(self._tokenizer.decode(self.tokens, skip_special_tokens=True))
@@ -141,3 +145,12 @@ class _Pieces:
         if text.startswith(self.told) and len(text) > len(self.told):
             piece, self.told = text[len(self.told) :], text
             self._on_text(piece)
+
+
+def _before_an_end(text: str, end: str) -> str:
+    """`text` without what may turn out to be a turn end, and without the space in front of that."""
+    if not end:
+        return text
+    bare = text.rstrip()
+    begun = next((n for n in range(min(len(end), len(bare)), 0, -1) if bare.endswith(end[:n])), 0)
+    return bare[: len(bare) - begun].rstrip()

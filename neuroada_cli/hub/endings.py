@@ -7,7 +7,7 @@ token in early LLaMA copies, a chat model's turn end in one of them only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from neuroada_cli.errors import ModelError, unreadable
 from neuroada_cli.files import strict_json
 from neuroada_cli.hub.resolve import MAX_CONFIG_BYTES, read_config
 
+LONGEST = 40  # characters of what is no number that are shown
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
@@ -45,30 +46,37 @@ def settle(tokenizer: Any, folder: Path) -> None:
     A tokenizer whose end token is none of its tokens, or none of those named, gets the first of these
     instead: generation would not stop at any other. Raises ModelError for configs that cannot be read.
     """
-    named = named_ends(folder)
+    listed = _listed_ends(folder)
+    named = {file: numbers for file, values in listed.items() if (numbers := _numbers(values))}
+    found = _settled(tokenizer, named)
+    if odd := {file: others for file, values in listed.items() if (others := _no_numbers(values))}:
+        said = " and ".join(f"{file} names {', '.join(map(repr, values))}" for file, values in odd.items())
+        said += " as eos_token_id, where a token's number belongs; that is passed over"
+        found = replace(found, remark="; ".join(filter(None, (said, found.remark))))
+    tokenizer.endings = found
+
+
+def _settled(tokenizer: Any, named: dict[str, list[int]]) -> Endings:
     own, token = tokenizer.eos_token_id, tokenizer.eos_token
     proper = own is not None and tokenizer.convert_ids_to_tokens(own) == str(token)
     ids = [number for numbers in named.values() for number in numbers]
     if proper and (not ids or own in ids):
-        tokenizer.endings = Endings(frozenset({int(own), *ids}), _of_few(named, int(own), token))
-        return
+        return Endings(frozenset({int(own), *ids}), _of_few(named, int(own), token))
     if own is None and not ids:
-        tokenizer.endings = Endings(frozenset())
-        return
+        return Endings(frozenset())
     held = f"{token!r} (token {own})" if own is not None else "none"
     said = " and ".join(f"{file} names {', '.join(map(str, numbers))}" for file, numbers in named.items())
     usable = next((number for number in ids if _is_token(tokenizer, number)), None)
     if usable is None:
         others = f"{said}, which the tokenizer has not" if ids else "and no config names another"
         why = f"the tokenizer's end token is {held}, {others}"
-        tokenizer.endings = Endings(frozenset(ids), problem=why)
-        return
+        return Endings(frozenset(ids), problem=why)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(usable)
     remark = (
         f"the tokenizer's end token is {held}, but {said}: answers end in {tokenizer.eos_token!r} "
         f"({usable}), where the model stops"
     )
-    tokenizer.endings = Endings(frozenset({usable, *ids}), remark)
+    return Endings(frozenset({usable, *ids}), remark)
 
 
 def _of_few(named: dict[str, list[int]], own: int, token: str) -> str | None:
@@ -83,17 +91,17 @@ def _of_few(named: dict[str, list[int]], own: int, token: str) -> str | None:
     )
 
 
-def named_ends(folder: Path) -> dict[str, list[int]]:
-    """File -> the end tokens that it names; generation's first, since that is where a model stops."""
+def _listed_ends(folder: Path) -> dict[str, list[Any]]:
+    """File -> what it names as end tokens; generation's first, since that is where a model stops."""
     found = {}
     generation = folder / GENERATION
     if generation.is_file():
-        found[GENERATION] = _numbers(_read(generation))
+        found[GENERATION] = _listed(_read(generation))
     if (folder / CONFIG).is_file():
         config = read_config(folder)
         inner = config.get("text_config")
-        found[CONFIG] = _numbers(config) or _numbers(inner if isinstance(inner, dict) else {})
-    return {file: numbers for file, numbers in found.items() if numbers}
+        found[CONFIG] = _listed(config) or _listed(inner if isinstance(inner, dict) else {})
+    return found
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -108,11 +116,18 @@ def _read(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _numbers(config: dict[str, Any]) -> list[int]:
-    """eos_token_id: one number, a list of them, or nothing."""
+def _listed(config: dict[str, Any]) -> list[Any]:
+    """eos_token_id: one number, a list of them, or nothing; others write the token's text there."""
     named = config.get("eos_token_id")
-    listed = named if isinstance(named, list) else [named]
-    return [number for number in listed if type(number) is int]
+    return [value for value in (named if isinstance(named, list) else [named]) if value is not None]
+
+
+def _numbers(values: list[Any]) -> list[int]:
+    return [value for value in values if type(value) is int]
+
+
+def _no_numbers(values: list[Any]) -> list[str]:
+    return [str(value)[:LONGEST] for value in values if type(value) is not int]
 
 
 def _is_token(tokenizer: Any, number: int) -> bool:

@@ -29,7 +29,7 @@ class Asking:
     how       in words, for a line to the user
     rendered  a chat template writes it, with all special tokens
     turns     whether the turns before are told to the model
-    end       what a chat template writes behind an answer, where that is no end token
+    end       what a chat template writes behind an answer as plain text, with the space around it
     """
 
     write: Write
@@ -37,10 +37,6 @@ class Asking:
     rendered: bool = False
     turns: bool = False
     end: str = ""
-
-    def without_end(self, answer: str) -> str:
-        """An answer as it stands in the turns before."""
-        return answer.rstrip().removesuffix(self.end) if self.end else answer
 
     def example(self, question: str, before: Turns = (), system: str = "") -> Example:
         """The question as a row without an answer. Raises ValueError as `write` does."""
@@ -94,16 +90,18 @@ def _as_chat(recipe: Recipe | None, tokenizer: Any) -> Asking:
         messages.append({"role": "user", "content": asked})
         return template.text(messages, ask=True) if rows is None else rows.prompt(messages)
 
-    return Asking(write, "by the chat template", rendered=True, turns=True, end=_end_of(template))
+    end = _end_of(template, tokenizer)
+    return Asking(write, "by the chat template", rendered=True, turns=True, end=end)
 
 
-def _end_of(template: ChatTemplate) -> str:
-    """What stands behind an answer, without the space around it; "" where the template takes no such talk."""
+def _end_of(template: ChatTemplate, tokenizer: Any) -> str:
+    """What is to be read behind an answer; "" where the template takes no such talk."""
     try:
         row = ChatRows(template, "last", Notes()).example(pair_as_conversation("Why?", "So.", "", []), 0)
     except ValueError:
         return ""
-    return row.end.strip()
+    ids = tokenizer(row.end, add_special_tokens=False)["input_ids"]
+    return str(tokenizer.decode(ids, skip_special_tokens=True))  # special tokens are shown nowhere
 
 
 def _as_task(task: Task, protocol: str) -> Asking:

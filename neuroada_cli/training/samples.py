@@ -9,9 +9,11 @@ from typing import Any
 from torch import nn
 
 from neuroada_cli.data.batch import Encoded
+from neuroada_cli.data.encoding import without_turn_end
 from neuroada_cli.errors import DataError
 from neuroada_cli.evaluation.streaming import answer
 from neuroada_cli.ranks.group import ALONE, Ranks
+from neuroada_cli.tasks.asking import asking
 from neuroada_cli.training.preflight import Checked
 
 TOKENS = 64  # of an answer, where the recipe does not say
@@ -56,19 +58,19 @@ def sampler(checked: Checked, model: nn.Module, ranks: Ranks = ALONE) -> Sampler
     if not count or why_none(checked, ranks) is not None:
         return None
     rows, tokenizer = checked.rows.data.validation[:count], checked.reader.tokenizer
-    most = checked.recipe.eval.max_new_tokens or TOKENS
-    return lambda: [found for row in rows if (found := _asked(model, tokenizer, row, most)) is not None]
+    most, end = checked.recipe.eval.max_new_tokens or TOKENS, asking(checked.recipe, tokenizer).end
+    return lambda: [found for row in rows if (found := _asked(model, tokenizer, row, most, end)) is not None]
 
 
-def _asked(model: nn.Module, tokenizer: Any, row: Encoded, most: int) -> Sample | None:
+def _asked(model: nn.Module, tokenizer: Any, row: Encoded, most: int, end: str) -> Sample | None:
     """None for a prompt that leaves no room."""
     prompt, reference = _parted(row)
     try:
-        found = answer(model, tokenizer, prompt, most)
+        found = answer(model, tokenizer, prompt, most, turn_end=end)
     except DataError:
         return None
     said = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (prompt, reference)]
-    return Sample(row.row, said[0][-SHOWN:], found.text, said[1], found.ended)
+    return Sample(row.row, said[0][-SHOWN:], found.text, without_turn_end(said[1], end), found.ended)
 
 
 def _parted(row: Encoded) -> tuple[list[int], list[int]]:

@@ -20,6 +20,7 @@ from tiny_run import one_thread  # noqa: F401
 from tokenizers_table import MAKERS
 
 from neuroada_cli.commands import eval as evaluate
+from neuroada_cli.commands import generate as ask
 from neuroada_cli.commands import train
 from neuroada_cli.data.made_pictures import make_pictures
 from neuroada_cli.recipe.load import recipe_from
@@ -44,6 +45,7 @@ ANSWERS = (
 )
 
 
+NO_THOUGHT = "<think>\n\n</think>\n\n"  # that a template has a model write
 STEPS = {"reft": 50, "llm-adapters": 160}  # the latter learns prompts, too, which takes longer
 LONGER = STEPS["llm-adapters"]
 STEPS_TO_SEE = 300
@@ -90,7 +92,7 @@ def by_heart(
             "method": "full", "epochs": 10_000, "max_steps": steps, "batch_size": 10, "eval_every": steps,
             "group_by_length": False, "save_every": steps,
         },
-        "eval": {"max_new_tokens": 100},
+        "eval": {"max_new_tokens": 100, "samples": 2},
     })  # fmt: skip
     train.run(recipe, quiet=True)
     [validation] = [e for e in read_metrics(place / "run" / "metrics.jsonl") if e["kind"] == "eval"]
@@ -108,6 +110,15 @@ def test_chats(template: str, tmp_path: Path) -> None:
     rows = [chat(*pair) for pair in zip(ASKED, ANSWERS, strict=True)]
     tokenizer = chat_tokenizer("GPT-2", template)
     assert by_heart(tmp_path, tokenizer, rows, task="instruct") == 1.0
+    wishes = ask.Wishes(max_new_tokens=40)
+    asked = ask.run(str(tmp_path / "run"), ASKED, wishes, quiet=True)
+    read = [each.answers["answer"].text.removeprefix(NO_THOUGHT).lstrip(" ") for each in asked]
+    assert read == list(ANSWERS)  # what a person reads is the answer, too, and nothing else
+    told = [each for each in read_metrics(tmp_path / "run" / "metrics.jsonl") if each["kind"] == "sample"]
+    samples = [
+        [each[what].removeprefix(NO_THOUGHT).lstrip(" ") for each in told] for what in ("answer", "reference")
+    ]
+    assert samples == [list(ANSWERS[:2])] * 2
 
 
 def with_thought(asked: str, answer: str, inline: bool) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from neuroada_cli.commands import merge
 from neuroada_cli.commands.generate import Asked, Wishes
 from neuroada_cli.errors import DataError, ModelError, RecipeError
 from neuroada_cli.evaluation.generate import generate
-from neuroada_cli.evaluation.streaming import answer
+from neuroada_cli.evaluation.streaming import _Pieces, answer
 from neuroada_cli.recipe.load import recipe_from, to_yaml
 from neuroada_cli.tasks.asking import asking
 from neuroada_cli.tasks.templates import alpaca
@@ -115,6 +115,31 @@ def test_pieces_come_one_by_one_and_are_the_text(base: Path) -> None:
     assert stopped.tokens == 1
     with pytest.raises(DataError, match="has 600 tokens, and the model takes 512"):
         answer(loaded.model, loaded.tokenizer, [5] * 600, 20)
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("So.\n<end>\n", "So."),
+        ("Say <en, <e or <end> then.<end>", "Say <en, <e or <end> then."),
+        ("The <end>\n<turn>user", "The <end>\n<turn>user"),
+        ("cut <en", "cut <en"),
+        ("two\n\n", "two\n\n"),
+        ("<end>", ""),
+    ],
+)
+def test_a_turn_end_of_plain_text_is_no_part_of_an_answer_nor_is_its_beginning_told(
+    written: str, shown: str
+) -> None:
+    tokenizer = byte_tokenizer()
+    pieces: list[str] = []
+    streamed = _Pieces(tokenizer, pieces.append, "\n<end>\n")
+    streamed.put(torch.tensor([[0]]))  # the prompt
+    for token in tokenizer(written, add_special_tokens=False)["input_ids"]:
+        streamed.put(torch.tensor([token]))
+        assert shown.startswith(streamed.told)
+    streamed.end()
+    assert "".join(pieces) == streamed.told == shown
 
 
 @pytest.mark.parametrize(

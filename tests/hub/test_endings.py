@@ -54,6 +54,21 @@ def test_an_end_that_one_of_the_configs_does_not_name_is_said(folder: Path, file
     assert found.ids >= {2, 5}
 
 
+@pytest.mark.parametrize("named", ["</s>", ["</s>", 2], 2.0, True])
+def test_an_end_that_is_no_number_is_said(folder: Path, named: Any) -> None:
+    """Which transformers refuses in config.json, and hands on in the other until something is generated."""
+    edit(folder, "generation_config.json", eos_token_id=named)
+    found = hub.endings(hub.load_tokenizer(folder))
+    value = named[0] if isinstance(named, list) else named
+    said = f"generation_config.json names {str(value)!r} as eos_token_id, where a token's number belongs"
+    assert found == hub.Endings(frozenset({2}), f"{said}; that is passed over")
+    edit(folder, "generation_config.json", eos_token_id=[named, 5] if not isinstance(named, list) else named)
+    if not isinstance(named, list):  # what else is to be said stays
+        assert "(token 2), but generation_config.json names 5" in str(
+            hub.endings(hub.load_tokenizer(folder)).remark
+        )
+
+
 @pytest.mark.parametrize("token", ["", "<|nowhere|>", "<unk>", "<s>"])
 def test_an_end_at_which_the_model_would_not_stop_is_not_learnt(folder: Path, token: str) -> None:
     """An empty or unknown one, as in early LLaMA copies, and one that is a token of its own."""

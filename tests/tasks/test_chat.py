@@ -12,7 +12,7 @@ from templates_table import TEMPLATES, chat_tokenizer
 from tokenizers_table import EXACT, MAKERS
 
 from neuroada_cli.data.batch import IGNORED, Encoded, Example
-from neuroada_cli.data.encoding import answer_in, encode, prompt_ids
+from neuroada_cli.data.encoding import answer_in, encode, prompt_ids, without_turn_end
 from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import DataError
 from neuroada_cli.recipe.load import recipe_from
@@ -197,7 +197,8 @@ def test_a_question_in_words_is_asked_as_it_was_trained(template: str) -> None:
     })  # fmt: skip
     trained = made(tokenizer, talk("Hi?", "Hi.", "2 and 2?", "4"))
     way = asking(recipe, tokenizer)
-    assert way.without_end(f"4{trained.end}").strip() == "4"  # as it stands among the turns before
+    written = tokenizer.decode(tokenizer(f"4{trained.end}")["input_ids"], skip_special_tokens=True)
+    assert without_turn_end(written, way.end).strip() == "4"  # as it is shown
     asked = way.example("2 and 2?", [("Hi?", "Hi.")])
     assert asked.prompt == trained.prompt
     assert prompt_ids([asked], tokenizer) == prompt_ids([trained], tokenizer)
