@@ -202,6 +202,8 @@ def made_by(line: Line) -> set[str]:
         made |= {str(Path(path)) for path in given["paths"][1:]}
     if command == "train" and not given["dry_run"]:
         made.add(str(out or f"runs/{Path(given['recipe'] or given['data']).stem}"))
+    if command == "select" and not out and not given["compare"]:
+        made.add(f"runs/{Path(given['recipe']).stem}")
     if command == "merge" and given["paths"][0].endswith(".yaml"):
         made.add(f"runs/{Path(given['paths'][0]).stem}/merged")
     return made

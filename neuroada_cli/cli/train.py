@@ -84,7 +84,7 @@ def train(
     neuroada train my.yaml --preview 3
     neuroada train math10k --data-dir ~/data --set optim.lr=1e-3
     neuroada train math10k --resume
-    neuroada train math10k --resume --extend --set train.epochs=5
+    neuroada train math10k --resume --extend --set train.epochs=2
     neuroada train my.yaml --processes 32 --dry-run
     neuroada train llama7b_math  # gpu, hub
     neuroada train my.yaml --processes 8  # gpu: one process on each
