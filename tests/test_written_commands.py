@@ -225,9 +225,11 @@ def short(line: Line) -> list[str]:
     words = SHORT.get(line.words[0], "").split()
     if {"--harness", "--dry-run", "--predictions"} & {*line.words}:
         return []
+    idle = {"--seq"} if "--real-rows" in line.words else set()  # which have lengths of their own
     own = {word.partition("=")[0] for word in line.words if "=" in word}
     pairs = [(words[at], words[at + 1]) for at in range(0, len(words), 2)]
-    return [word for pair in pairs if pair[1].partition("=")[0] not in own for word in pair]
+    kept = [pair for pair in pairs if pair[0] not in idle and pair[1].partition("=")[0] not in own]
+    return [word for pair in kept for word in pair]
 
 
 def main_ends(words: list[str], where: str, code: int = 0) -> None:
