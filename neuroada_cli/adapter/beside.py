@@ -62,9 +62,7 @@ def sides(target: Target, trained: Recipe | None, how: Loading, both: bool) -> t
         return loaded, [Side("base", loaded.model, lambda: _without(loaded.model, before)), tuned]
     place = how.base or (loaded.adapter.base if loaded.adapter else trained.model.path if trained else None)
     if place is None:
-        raise ModelError(
-            "has no base that is known", target.name, "name it with --base, or leave --compare out"
-        )
+        raise ModelError("has no base that is known", target.name, "name it with --base")
     settings = loaded.adapter.settings if loaded.adapter else {}
     other = adapted.load(
         Target(place, None), work, how.dtype or settings.get("dtype"), how.device or "cpu",
@@ -84,7 +82,7 @@ def _of_base(loaded: Adapted) -> dict[str, Tensor]:
         raise ModelError(
             f"{missing[0]} is trained whole, and the base's files hold none of that name",
             str(loaded.folder),
-            "leave --compare out",
+            "ask it without its base",
         )
     return {name: weights.tensor(name) for name in whole}
 

@@ -25,6 +25,12 @@ from neuroada_cli.errors import RecipeError
 OF_SUITES = ("--out", "--jobs", "--keep-runs", "--reuse")
 
 
+def _suites(begun: str) -> list[str]:
+    from neuroada_cli.suites.schema import bundled_suites
+
+    return [name for name in bundled_suites() if name.startswith(begun)]
+
+
 def bench(
     context: typer.Context,
     recipe: Annotated[
@@ -63,7 +69,12 @@ def bench(
     ] = None,
     suite: Annotated[
         str | None,
-        typer.Option("--suite", metavar="NAME", help="Run an experiment over recipes, methods and seeds."),
+        typer.Option(
+            "--suite",
+            metavar="NAME",
+            help="Run an experiment over recipes, methods and seeds.",
+            autocompletion=_suites,
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Of a suite; default runs/suites/NAME.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Of a suite: runs at once.")] = 1,

@@ -11,6 +11,10 @@ from neuroada_cli.cli.options import BaseOption, Dtype, OverwriteOption, TrustOp
 from neuroada_cli.export.formats import FORMATS
 
 
+def _formats(begun: str) -> list[str]:
+    return [name for name in FORMATS if name.startswith(begun)]
+
+
 def export(
     source: Annotated[
         str,
@@ -20,7 +24,9 @@ def export(
         Path | None,
         typer.Argument(metavar="OUT", help="Folder to write; default RUN/FORMAT (ADAPTER-FORMAT)."),
     ] = None,
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help=f"{', '.join(FORMATS)}.")] = "",
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORMAT", help=f"{', '.join(FORMATS)}.", autocompletion=_formats)
+    ] = "",
     base: BaseOption = None,
     dtype: Annotated[
         Dtype | None, typer.Option("--dtype", help="Of whole models and patches; default: as trained.")

@@ -9,7 +9,7 @@ import yaml
 
 from neuroada_cli import hub
 from neuroada_cli.adapter.forgetting import NAME as FORGETTING
-from neuroada_cli.show.numbers import share
+from neuroada_cli.show.numbers import counted, share
 from neuroada_cli.tasks.task import BY_LOSS
 
 RESULTS = "## Results"
@@ -109,7 +109,7 @@ def _index(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _notes(entry: Mapping[str, Any]) -> str:
     """Under which rules a score was made."""
-    parts = [f"{entry['metric']}, protocol {entry['protocol']}", f"{entry['n']} rows"]
+    parts = [f"{entry['metric']}, protocol {entry['protocol']}", counted(int(entry["n"]), "row")]
     parts += [f"loss on {entry['loss_mask']}"] if entry.get("loss_mask") else []
     parts += [str(entry["decoding"])] if entry.get("decoding") else []
     return ", ".join([*parts, str(entry["dtype"])])
@@ -137,10 +137,8 @@ def _score(entry: Mapping[str, Any]) -> str:
 
 def _forgetting(entry: Mapping[str, Any]) -> str:
     told, data = entry["metrics"], entry["data"]
-    return (
-        f"On general text ({entry['n']} rows of {data['source']}, sha256 `{data['sha256'][:12]}`) the loss "
-        f"per token is {told['loss_after']:.4f}; the base's is {told['loss_before']:.4f}."
-    )
+    rows = f"{counted(int(entry['n']), 'row')} of {data['source']}, sha256 `{data['sha256'][:12]}`"
+    return f"On general text ({rows}) the loss per token is {told['loss_after']:.4f}; the base's is {told['loss_before']:.4f}."
 
 
 def base_id(base: str) -> str | None:

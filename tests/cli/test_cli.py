@@ -426,7 +426,13 @@ def test_the_schema_for_editors_is_the_program_s_and_every_recipe_names_it(neuro
 def test_a_shell_completes_commands_and_recipes(neuroada, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 
-    for words, expected in (("tr", "train"), ("train quick", "quickstart"), ("recipes sc", "schema")):
+    for words, expected in (
+        ("tr", "train"),
+        ("train quick", "quickstart"),
+        ("recipes sc", "schema"),
+        ("export runs/mine --to gg", "gguf"),
+        ("bench --suite sel", "selection"),
+    ):
         told = {
             "_NEUROADA_COMPLETE": "complete_bash",
             "COMP_WORDS": f"neuroada {words}",
