@@ -138,7 +138,8 @@ def _score(entry: Mapping[str, Any]) -> str:
 def _forgetting(entry: Mapping[str, Any]) -> str:
     told, data = entry["metrics"], entry["data"]
     rows = f"{counted(int(entry['n']), 'row')} of {data['source']}, sha256 `{data['sha256'][:12]}`"
-    return f"On general text ({rows}) the loss per token is {told['loss_after']:.4f}; the base's is {told['loss_before']:.4f}."
+    before, after = f"{told['loss_before']:.4f}", f"{told['loss_after']:.4f}"
+    return f"On general text ({rows}) the loss per token is {after}; the base's is {before}."
 
 
 def base_id(base: str) -> str | None:
