@@ -20,8 +20,14 @@ def broken_row(tensor: Tensor) -> int:
 
 
 def where_broken(model: nn.Module) -> str | None:
-    """Name and row of the first parameter of a model that holds NaN or infinity; None where none does."""
+    """Name and row of the first parameter of a model that holds NaN or infinity; None where none does. A
+    sharded one, of which this rank's part is looked at, is named without its row.
+    """
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not parameter.is_meta and not all_finite(parameter.detach()):
-            return f"{name}, row {broken_row(parameter.detach())}"
+        if not parameter.is_floating_point() or parameter.is_meta:
+            continue
+        sharded = hasattr(parameter, "to_local")
+        held = parameter.detach().to_local() if sharded else parameter.detach()
+        if not all_finite(held):
+            return name if sharded else f"{name}, row {broken_row(held)}"
     return None

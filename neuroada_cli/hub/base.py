@@ -132,10 +132,16 @@ class Base:
             )
 
     def read_in_turns(self, names: Collection[str], ranks: Ranks) -> None:
-        """Hash these tensors, each by one of the ranks; and the others, where they are the smaller part."""
+        """Hash these tensors, each by one of the ranks; and the others, where they are the smaller part.
+        All ranks call it; where one raises ModelError, the others raise Followed.
+        """
         wanted = [*names, *(self._smaller_part(names))]
-        for name in ranks.mine(wanted):
-            self._read_sound(name)
+
+        def read() -> None:
+            for name in ranks.mine(wanted):
+                self._read_sound(name)
+
+        ranks.all_do(read)  # by itself: what one tells of its failure is not what others would tell of hashes
         for hashes in ranks.collected({name: self.hashes[name] for name in ranks.mine(wanted)}):
             self.hashes.update(hashes)
 

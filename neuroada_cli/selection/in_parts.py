@@ -43,7 +43,7 @@ def select_in_parts(
             indices[name] = ranks.from_rank(owner[name], here, (outputs, k))
         else:
             indices[name] = ranks.joined(here, outputs)
-    ranks.all_do(lambda: base.read_in_turns(stored_weights(base, choice.targets), ranks))
+    base.read_in_turns(stored_weights(base, choice.targets), ranks)
     return as_selection(indices, choice, base.fingerprint_as_read(), base.graph)
 
 

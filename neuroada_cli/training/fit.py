@@ -204,6 +204,7 @@ def _attached_in_parts(checked: Checked, selection: Selection, ranks: Ranks) -> 
         raise RecipeError(
             str(error), "train.parallel=shard", "set train.parallel: replicate, or leave it out"
         ) from None
+    ranks.all_do(lambda: refuse_not_numbers(model, str(checked.base.folder)))
     return model, method, selection.connections
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +238,26 @@ def test_frozen_weights_that_move_on_one_rank_end_all(
     assert "frozen weights changed" in told[1]["line"]
     assert told[0]["code"] in (5, 8)
     assert not list(recipe.run_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("name", ["odd", "dropout"])  # an embedding that choosing hashes, and one it does not
+def test_a_number_that_is_none_in_the_rows_of_one_rank_ends_all_before_training(
+    bases: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    """Where no row of the data meets it."""
+    base = tmp_path / "base"
+    shutil.copytree(bases[name], base)
+    tensors, metadata = files.read_tensors(base / "model.safetensors")
+    tensors["model.embed_tokens.weight"][250, 3] = float("nan")
+    files.write_tensors(base / "model.safetensors", tensors, metadata)
+    told = run_in(2, tiny_recipe(base, tmp_path / "run", train=SHARD))
+    assert [each["code"] for each in told] == [4, 4]
+    said = sorted(each["line"] for each in told)
+    assert re.search(
+        r"model\.embed_tokens\.weight(: row 250)? holds NaN or infinity; download it again", said[0]
+    )
+    assert "has said why" in said[1]
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def ended(recipe: Recipe, ranks: Ranks) -> Any:
