@@ -26,8 +26,10 @@ def where_broken(model: nn.Module) -> str | None:
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point() or parameter.is_meta:
             continue
-        sharded = hasattr(parameter, "to_local")
-        held = parameter.detach().to_local() if sharded else parameter.detach()
-        if not all_finite(held):
-            return name if sharded else f"{name}, row {broken_row(held)}"
+        held = parameter.detach()
+        to_local = getattr(held, "to_local", None)  # of a DTensor
+        if to_local is None and not all_finite(held):
+            return f"{name}, row {broken_row(held)}"
+        if to_local is not None and not all_finite(to_local()):
+            return name
     return None
