@@ -82,7 +82,7 @@ def run(
         )
     plan = checked.plan
     ranks, why = decide(checked, ranks)
-    preview.show(checked, console, ranks, why)
+    preview.show(checked, console, ranks, why, rows_follow=show_rows > 0)
     if show_rows and ranks.first:
         preview.show_rows(checked, show_rows, Console())
     if looks:

@@ -20,8 +20,10 @@ from neuroada_cli.training.remarks import remarks
 PREVIEW_CHARACTERS = 1200
 
 
-def show(checked: Checked, console: Console, ranks: Ranks = ALONE, why: str = "") -> None:
-    """A few lines and one training row, with learnt tokens standing out."""
+def show(
+    checked: Checked, console: Console, ranks: Ranks = ALONE, why: str = "", rows_follow: bool = False
+) -> None:
+    """A few lines and, unless `show_rows` follows, one training row, with learnt tokens standing out."""
     recipe, plan, rows = checked.recipe, checked.plan, checked.rows
     counts, held = rows.train_report, rows.validation_report
     cut = f", {counts.truncated} cut at {rows.max_length}" if counts.truncated else ""
@@ -52,10 +54,13 @@ def show(checked: Checked, console: Console, ranks: Ranks = ALONE, why: str = ""
             style="yellow",
         )
     if rows.data.kind == "generation":
-        learnt = 100 * counts.targets / counts.tokens
+        learnt = f"{100 * counts.targets / counts.tokens:.0f} % of all tokens are learnt"
+        if rows_follow:
+            say(console, learnt)
+            return
         text = preview(rows.data.train[0], checked.reader.tokenizer, marks=not console.is_terminal)
         text.truncate(PREVIEW_CHARACTERS, overflow="ellipsis")
-        console.print(Panel(text, title="first row", subtitle=f"{learnt:.0f} % of all tokens are learnt"))
+        console.print(Panel(text, title="first row", subtitle=learnt))
 
 
 def show_rows(checked: Checked, count: int, console: Console) -> None:
