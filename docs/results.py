@@ -4,11 +4,12 @@
     python docs/results.py run minilm_mrpc --data-dir DATA
     python docs/results.py run commonsense15k --data-dir DATA --set data.limit=1500
     python docs/results.py suite runs/suites/glue
+    python docs/results.py draw
 
 `run` takes a recipe through select, eval of the base, train, eval, merge and eval of the merged folder, and
 writes docs/results/NAME.json and NAME.png with the command that made them; `suite` takes over the results of
-`neuroada bench --suite`, from the folder it wrote. `make docs` then shows
-them on docs/results.md.
+`neuroada bench --suite`, from the folder it wrote; `draw` draws the pictures of all suites anew.
+`make docs` then shows them on docs/results.md.
 """
 
 from __future__ import annotations
@@ -69,7 +70,14 @@ def take_suite(folder: Path) -> None:
     found["overrides"] = {key: value for key, value in found["overrides"].items() if key not in places}
     SUITES.mkdir(parents=True, exist_ok=True)
     files.write_json(SUITES / f"{name}.json", found)
-    shutil.copyfile(folder / "plot.png", SUITES / f"{name}.png")
+    draw(SUITES / f"{name}.json")
+
+
+def draw(file: Path) -> None:
+    """The picture of a suite's results, from the file alone."""
+    from neuroada_cli.suites import tables
+
+    tables.draw(json.loads(file.read_text(encoding="utf-8")), file.with_suffix(".png"))
 
 
 def main() -> None:
@@ -81,11 +89,15 @@ def main() -> None:
     one.add_argument("--set", action="append", default=[], dest="overrides")
     suite = commands.add_parser("suite")
     suite.add_argument("folder", type=Path)
+    commands.add_parser("draw")
     given = parser.parse_args()
     if given.command == "run":
         run(given.recipe, given.data_dir, given.overrides)
     if given.command == "suite":
         take_suite(given.folder)
+    if given.command == "draw":
+        for file in sorted(SUITES.glob("*.json")):
+            draw(file)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rich.text import Text
 from neuroada_cli.evaluation.display import UNPROMPTED
 from neuroada_cli.methods import METHODS
 from neuroada_cli.show import figures
-from neuroada_cli.tasks.registry import get_task
+from neuroada_cli.tasks.registry import TASKS
 
 Found = dict[str, Any]  # what results.json holds
 LABEL = "label"  # what the loss is on where a model gives no text
@@ -138,8 +139,8 @@ def about_forgetting(found: Found) -> str:
         methods = {name: each.get("train.method") for name, each in found["suite"]["variants"].items()}
         spared = [name for name, method in methods.items() if method and METHODS[method].in_prompts]
         return f"{line} {', '.join(spared)}: {UNPROMPTED}." if spared else line
-    given = {task for run in found["runs"] for task in run.get("scores") or {}}
-    masks = found.get("loss_masks") or {LABEL if get_task(t).kind != "generation" else "" for t in given}
+    given = {TASKS.get(task) for run in found["runs"] for task in run.get("scores") or {}}
+    masks = found.get("loss_masks") or {LABEL if t and t.kind != "generation" else "" for t in given}
     if set(masks) == {LABEL}:
         return "No column of forgetting: these models give a label, not text, so they have no loss on text."
     return "Forgetting (what the loss on general text has risen by) was not measured in these runs."
@@ -200,17 +201,18 @@ def markdown(found: Found) -> str:
 
 
 def draw(found: Found, path: Path) -> None:
-    """Bars per column with the spread over seeds; without scores: rows per second against peak memory.
+    """A mark per variant and column with the spread over seeds; without: rows per second against peak memory.
 
     Raises ResourceError when the file cannot be written.
     """
     places, variants = columns(found), list(found["suite"]["variants"])
-    figure = figures.new_figure(max(7, 1.6 * len(places) + 3), 4.5)
+    width = max(7, 1.6 * len(places) + 3)
+    figure = figures.new_figure(width, 4.5)
     axis = figure.subplots()
     for number, variant in enumerate(variants):
         colour = COLOURS[number % len(COLOURS)]
         if places:
-            _bars(axis, found, variant, number, len(variants), colour)
+            _marks(axis, found, variant, number, len(variants), colour)
         else:
             trained = [
                 r["trained"] for label in found["suite"]["recipes"] for r in _runs(found, label, variant)
@@ -218,23 +220,36 @@ def draw(found: Found, path: Path) -> None:
             peaks = [t["peak_bytes"] / 1e9 for t in trained]
             axis.scatter(peaks, [t["rows_per_second"] for t in trained], color=colour, label=variant, s=60)
     if places:
-        axis.set_xticks(range(len(places)), [f"{a}\n{b}" if a.lower() != b else a for a, b in places])
+        axis.set_xticks(range(len(places)), _ticks(places))
         labels = {"validation": "best value on validation rows", "loss": "loss on test rows"}
         axis.set_ylabel(labels.get(found["suite"]["score"], "score (%)"))
-        if found["suite"]["score"] in labels:
-            _zoom(axis, found)
     else:
         axis.set_xlabel("peak memory (GB)")
         axis.set_ylabel("rows per second")
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)
-    axis.set_title(found["suite"]["description"] or found["suite"]["name"], loc="left", fontsize=10)
+    title = found["suite"]["description"] or found["suite"]["name"]
+    axis.set_title(textwrap.fill(title, int(11 * (width - 1))), loc="left", fontsize=10)  # 11 letters an inch
     axis.grid(axis="y", alpha=0.25)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figures.save(figure, path)
 
 
-def _bars(axis: Any, found: Found, variant: str, number: int, count: int, colour: str) -> None:
+def _ticks(places: Sequence[tuple[str, str]]) -> list[str]:
+    """What stands below each column: recipe and task, but nothing twice."""
+    alone = len({label for label, _ in places}) == 1 < len(places)
+
+    def plain(word: str) -> str:
+        return "".join(filter(str.isalnum, word)).lower()
+
+    return [
+        task if alone else label if plain(label) == plain(task) else f"{label}\n{task}"
+        for label, task in places
+    ]
+
+
+def _marks(axis: Any, found: Found, variant: str, number: int, count: int, colour: str) -> None:
+    """Bars of scores, from zero; points of losses, which lie close together and far from it."""
     width = 0.8 / count
     at, heights, errors = [], [], []
     for place, (label, task) in enumerate(columns(found)):
@@ -243,15 +258,9 @@ def _bars(axis: Any, found: Found, variant: str, number: int, count: int, colour
             mean, deviation = spread(values)
             at.append(place + (number - (count - 1) / 2) * width)
             heights.append(mean)
-            errors.append(deviation or 0.0)
-    axis.bar(at, heights, width, yerr=errors, color=colour, label=variant, capsize=2)
-
-
-def _zoom(axis: Any, found: Found) -> None:
-    """Losses lie close together and far from zero: the axis shows their range, and says so by its ticks."""
-    suite = found["suite"]
-    values = [
-        v for place in columns(found) for variant in suite["variants"] for v in scores(found, *place, variant)
-    ]
-    room = 0.15 * (max(values) - min(values)) or 0.1
-    axis.set_ylim(min(values) - room, max(values) + room)
+            errors.append(deviation)
+    known = [error or 0.0 for error in errors] if any(error is not None for error in errors) else None
+    if found["suite"]["score"] is True:
+        axis.bar(at, heights, width, yerr=known, color=colour, label=variant, capsize=2)
+    else:
+        axis.errorbar(at, heights, known, fmt="o", color=colour, label=variant, capsize=3)

@@ -194,6 +194,13 @@ def test_forgetting_is_a_column_wherever_there_is_text() -> None:
                 assert split_source(str(made.eval.forgetting), "test")[1] == "train"
 
 
+def test_columns_of_a_picture_are_named_once() -> None:
+    assert tables._ticks([("STS-B", "stsb"), ("CoLA", "cola")]) == ["STS-B", "CoLA"]
+    assert tables._ticks([("small", "boolq"), ("small", "piqa")]) == ["boolq", "piqa"]
+    assert tables._ticks([("small", "boolq")]) == ["small\nboolq"]
+    assert tables._ticks([("a", "boolq"), ("b", "boolq")]) == ["a\nboolq", "b\nboolq"]
+
+
 def test_a_table_says_why_it_has_no_column_of_forgetting(tmp_path: Path, recipe: Path) -> None:
     """Measured, not measured, nothing to measure, and by a method that edits prompts alone."""
     variants = {"K=1": {"select.k": 1}, "edits": {"train.method": "loreft", "peer.rank": 1}}
