@@ -139,8 +139,9 @@ def about_forgetting(found: Found) -> str:
         methods = {name: each.get("train.method") for name, each in found["suite"]["variants"].items()}
         spared = [name for name, method in methods.items() if method and METHODS[method].in_prompts]
         return f"{line} {', '.join(spared)}: {UNPROMPTED}." if spared else line
-    given = {TASKS.get(task) for run in found["runs"] for task in run.get("scores") or {}}
-    masks = found.get("loss_masks") or {LABEL if t and t.kind != "generation" else "" for t in given}
+    given = {task for run in found["runs"] for task in run.get("scores") or {}}
+    labels = {task for task in given if task in TASKS and TASKS[task].kind != "generation"}
+    masks = found.get("loss_masks") or {LABEL if task in labels else "" for task in given}
     if set(masks) == {LABEL}:
         return "No column of forgetting: these models give a label, not text, so they have no loss on text."
     return "Forgetting (what the loss on general text has risen by) was not measured in these runs."
