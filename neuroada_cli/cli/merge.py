@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -115,7 +116,7 @@ def _sources(paths: list[str], out: Path | None, weighted: bool) -> tuple[list[s
 
 def _is_source(folder: Path) -> bool:
     """Whether it is a run or an adapter: whoever names it as the folder to write means to merge it, too."""
-    return any((folder / inside / "adapter_config.json").is_file() for inside in ("", "best", "last"))
+    return any(os.path.isfile(folder / inside / "adapter_config.json") for inside in ("", "best", "last"))
 
 
 def _numbers(text: str) -> list[float]:

@@ -100,9 +100,9 @@ def run(
     if plot_out is not None:
         drawn(lambda: tables.draw(rows, _title(settings), plot_out), plot_out, asked_for=True)
     written = {"figures": json_out, "picture": plot_out}
-    told = [f"{what} in {shown(path)}" for what, path in written.items() if path is not None]
-    if told and not quiet:
-        say(Console(), "; ".join(told))
+    for what, path in written.items():
+        if path is not None and not quiet:
+            say(Console(), f"{what} in {shown(path)}")
     return result
 
 

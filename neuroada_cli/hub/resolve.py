@@ -110,7 +110,7 @@ def is_hub_id(path_or_id: str) -> bool:
 
 def refuse_dangling(file: Path) -> None:
     """Raises ModelError for a link without its file, as folders copied out of the hub's cache have them."""
-    if file.is_symlink() and not file.exists():
+    if os.path.islink(file) and not os.path.exists(file):  # which take any name
         raise ModelError(
             f"{file.name} is a link to a file that is not there",
             str(file.parent),

@@ -36,7 +36,9 @@ def test_the_table_the_figures_and_the_picture(tmp_path: Path, capsys: pytest.Ca
     shown = capsys.readouterr().out
     assert "neuroada K=4" in shown
     assert "Largest batch within 1.0 MB" in shown
-    assert max(len(line.rstrip()) for line in shown.splitlines()) <= 80
+    lines = shown.splitlines()
+    assert lines[-2:] == [f"figures in {figures}", f"picture in {picture}"]
+    assert max(len(line.rstrip()) for line in lines[:-2]) <= 80
 
 
 def test_a_cut_model_says_so(capsys: pytest.CaptureFixture[str]) -> None:
