@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from neuroada_cli.errors import RecipeError, ResourceError, nearest
+from neuroada_cli.machine import narrow_products
 
 Kind = Literal["generation", "classification"]
 
@@ -112,6 +113,7 @@ def build(
     depth = int(shape.sizes["num_hidden_layers"])
     config_class, model_class = _classes()[shape.family]
     config = config_class(**shape.sizes | {"num_hidden_layers": layers or depth})
+    narrow_products.prepare(device, dtype)
     torch.manual_seed(seed)
     try:
         with torch.device(device), _default_dtype(dtype):

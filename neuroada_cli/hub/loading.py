@@ -22,6 +22,7 @@ from neuroada_cli.hub.plausible import bounded
 from neuroada_cli.hub.resolve import TRUST, check_folder, read_config
 from neuroada_cli.hub.tokenizer_class import is_code, read_tokenizer
 from neuroada_cli.hub.weights import open_weights
+from neuroada_cli.machine import narrow_products
 from neuroada_cli.machine.quiet import quiet_bitsandbytes
 
 # Without any of these a folder has no tokenizer.
@@ -103,6 +104,7 @@ def load_model(
     """
     check_folder(folder, trust_remote_code)
     torch_dtype = TORCH_DTYPES[dtype] if isinstance(dtype, str) else dtype
+    narrow_products.prepare(device, torch_dtype)
     packed: dict[str, Any] = {}
     if quantization is not None:
         heads = default_exclude(skeleton(folder, task, num_labels, trust_remote_code))

@@ -27,6 +27,7 @@ from neuroada_cli.hub.loading import (
     default_exclude,
 )
 from neuroada_cli.hub.resolve import check_folder
+from neuroada_cli.machine import narrow_products
 from neuroada_cli.ranks.group import Ranks
 
 REPLICATE = "set train.parallel: replicate"
@@ -95,6 +96,7 @@ def load_sharded(
     quantization  nf4, fp4 or int8: of all linear layers except heads;  delta  data type of the deltas
     All ranks call it. Raises ValueError naming a layer that cannot be sharded, ModelError as `read_rows`.
     """
+    narrow_products.prepare(device, dtype)
     model = planned_model(base, dtype, attention)
     names = names_of(model)
     packed = {}

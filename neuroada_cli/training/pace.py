@@ -23,6 +23,7 @@ from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.loop.optim import adamw
 from neuroada_cli.loop.recomputing import enable_checkpointing
 from neuroada_cli.loop.step import train_step
+from neuroada_cli.machine import narrow_products
 from neuroada_cli.machine.processor import cpu_name
 from neuroada_cli.memory.depth import Stack, alike_blocks
 from neuroada_cli.ranks.group import ALONE
@@ -138,6 +139,7 @@ def _seconds(checked: Checked, stack: Stack | None, blocks: int, counts: dict[st
     """Of a step, per token, of a model with so many blocks (without a stack: the whole one)."""
     skeleton, device = checked.base.skeleton, checked.device
     dtype = dtype_of(checked.recipe)
+    narrow_products.prepare(device, dtype)
     if stack is None:
         size, names = _bytes(skeleton, dtype), list(counts)
         if 2 * size > memory_of(device, ALONE):
