@@ -24,7 +24,7 @@ from neuroada_cli.data.lazy import Lazy
 from neuroada_cli.data.made_pictures import make_pictures
 from neuroada_cli.data.made_rows import FOR_READERS, make_rows
 from neuroada_cli.data.picture_folders import class_folders, rows_of_classes
-from neuroada_cli.data.reading import ENDINGS, FileRows, Row, read_as, read_file, streamed
+from neuroada_cli.data.reading import ENDINGS, FileRows, Row, read_as, streamed
 from neuroada_cli.errors import DataError, RecipeError, UserError, unreadable
 from neuroada_cli.foreign_text import HAS_SECRETS, INSTEAD, has_secrets
 from neuroada_cli.machine.network import hub_answers
@@ -151,8 +151,8 @@ def load_rows(
                 raise _whole(folder)
             return _checked(FileRows(rows_of_classes(folder)), str(folder))
     address = KNOWN_SETS.get(name, name)
-    fetched_as_one = address.startswith(("https://", "http://")) or _is_hub_id(address)
-    if streaming and (name in GENERATED or (fetched_as_one and not name.endswith(".jsonl"))):
+    is_url = address.startswith(("https://", "http://"))
+    if streaming and (name in GENERATED or (_is_hub_id(address) and not is_url)):
         raise _whole(source)
     if name in GENERATED:
         if split not in GENERATED_ROWS:
@@ -160,11 +160,13 @@ def load_rows(
         rows = GENERATED[name](split, GENERATED_ROWS[split])
         made = _checked(FileRows(rows), f"{name} ({split}, made by neuroada)")
         return replace(made, spare=FOR_READERS)
-    if address.startswith(("https://", "http://")):
+    if is_url:
         if name in KNOWN_SETS and "{split}" not in address and split != "train":
             raise _nowhere(source, places, f"{address} has training rows only")
         address = address.replace("{split}", split)
-        return _checked(_from_url(address, source, places, key), address)
+        if streaming and not urllib.parse.urlsplit(address).path.endswith(".jsonl"):
+            raise _whole(address)  # before it is fetched
+        return _checked(_from_url(address, source, places, key, streaming, console), address)
     if _is_hub_id(address):
         return _checked(_from_hub(address, split, source, places, key), f"{address} {split}")
     raise _nowhere(source, places)
@@ -178,17 +180,22 @@ def field_for(source: str, key: str | None) -> str | None:
     return None if name.endswith(LINES) else key
 
 
-def _read(file: Path, key: str | None, streaming: bool | None, console: Console | None) -> FileRows:
-    """Raises DataError for a file that should be streamed and cannot be: by its name before it is read."""
-    if streaming and file.suffix != ".jsonl":
-        raise _whole(file)
+def _read(
+    file: Path, key: str | None, streaming: bool | None, console: Console | None, url: str | None = None
+) -> FileRows:
+    """url: where the file was fetched from. Raises DataError for a file that should be streamed and cannot
+    be: by its name before it is read."""
+    path, place = (urllib.parse.urlsplit(url).path, url) if url else (str(file), str(file))
+    lines = path.endswith(".jsonl")
+    if streaming and not lines:
+        raise _whole(place)
     wanted = file.stat().st_size >= STREAMED_FROM if streaming is None else streaming
-    found = streamed(file, str(file), console) if wanted and key is None and file.suffix == ".jsonl" else None
+    found = streamed(file, place, console) if wanted and key is None and lines else None
     if found is not None:
         return found
-    whole = read_file(file, key)  # which tells what is wrong with it
+    whole = read_as(file, path, place, key)  # which tells what is wrong with it
     if streaming:
-        raise _whole(file)
+        raise _whole(place)
     return whole
 
 
@@ -197,7 +204,7 @@ def _whole(place: Path | str) -> DataError:
     packed = str(place).endswith(PACKED)
     fix = "unpack it first" if packed else "write one object a line to a .jsonl file"
     return DataError(
-        "can only be read as a whole: data.streaming is for .jsonl files on this machine", str(place),
+        "can only be read as a whole: data.streaming is for .jsonl files", str(place),
         f"{fix}, or remove data.streaming",
     )  # fmt: skip
 
@@ -294,12 +301,19 @@ def take(rows: Sized, limit: int | None, seed: int) -> list[int]:
 # Elsewhere
 
 
-def _from_url(url: str, source: str, places: list[Path], key: str | None) -> FileRows:
+def _from_url(
+    url: str,
+    source: str,
+    places: list[Path],
+    key: str | None,
+    streaming: bool | None,
+    console: Console | None,
+) -> FileRows:
     try:
         kept = fetched(url, "data")
     except Unreachable as error:
         raise _nowhere(source, places, f"{url} {error.what}") from None
-    return read_as(kept, urllib.parse.urlsplit(url).path, url, key)
+    return _read(kept, key, streaming, console, url)
 
 
 def _from_hub(address: str, split: str, source: str, places: list[Path], key: str | None) -> FileRows:

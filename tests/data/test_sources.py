@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from neuroada_cli.data import sources
+from neuroada_cli.data.lazy import Lazy
 from neuroada_cli.data.sources import load_rows, split_source, take
 from neuroada_cli.errors import DataError
 
@@ -208,6 +209,24 @@ def test_what_was_fetched_is_kept(server: str, tmp_path: Path, monkeypatch: pyte
     assert len(load_rows(f"{server}/rows.jsonl", "train")) == 6
     (tmp_path / "served/rows.jsonl").unlink()
     assert len(load_rows(f"{server}/rows.jsonl", "train")) == 6
+
+
+def test_a_fetched_file_of_lines_is_streamed_too(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setitem(sources.KNOWN_SETS, "lines", f"{server}/rows.jsonl")
+    in_memory = load_rows(f"{server}/rows.jsonl", "train", streaming=False)
+    for source in (f"{server}/rows.jsonl", "lines"):
+        streamed = load_rows(source, "train", streaming=True)
+        assert isinstance(streamed.rows, Lazy)
+        assert not isinstance(in_memory.rows, Lazy)
+        assert (list(streamed.rows), streamed.source) == (ROWS, f"{server}/rows.jsonl")
+    with pytest.raises(DataError, match="only be read as a whole"):
+        load_rows(f"{server}/absent.json", "train", streaming=True)
+    with pytest.raises(DataError, match="only be read as a whole"):
+        load_rows("owner/rows.jsonl", "train", streaming=True)  # a hub id, whatever its name ends in
+    assert len(list((tmp_path / "cache/data").iterdir())) == 1, "nothing is fetched to be refused"
 
 
 PUBLISHED = {
