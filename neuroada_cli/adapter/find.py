@@ -15,6 +15,7 @@ from neuroada_cli.hub.resolve import refuse_dangling
 
 # As a save names it: no other digits, no leading zero, no number that is none of a run's steps.
 CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]{0,15})")
+NAMED = 3  # runs that a message names
 LOOKS = 10  # at a run whose checkpoints come and go; each finds a newer one
 
 
@@ -50,7 +51,19 @@ def find_adapter(path: str | os.PathLike[str]) -> Path:
             return real if candidate.is_symlink() else candidate
     if os.path.isfile(folder / "config.json"):
         raise ModelError("is a model, not an adapter", str(path), "name the run that was trained on it")
+    if runs := _runs_in(folder):
+        raise ModelError("holds no adapter, but runs", str(path), f"name one of them: {runs}")
     raise ModelError("holds no adapter and no complete checkpoint", str(path), "train first")
+
+
+def _runs_in(folder: Path) -> str:
+    """The folders in it that hold a complete checkpoint, at most a few of them."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and _is_run(Path(entry)))
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+
+
+def _is_run(folder: Path) -> bool:
+    return any(os.path.isfile(place / CONFIG) for _, place in checkpoints(folder))
 
 
 def open_found(path: str | os.PathLike[str]) -> AdapterFolder:

@@ -53,6 +53,14 @@ def test_what_is_no_adapter_is_told(tmp_path: Path) -> None:
             find_adapter(tmp_path / name)
 
 
+def test_a_folder_of_runs_names_them(tmp_path: Path) -> None:
+    for number in range(4):
+        write(tmp_path / "runs" / f"run{number}" / "checkpoint-3")
+    (tmp_path / "runs" / "notes").mkdir()
+    with pytest.raises(ModelError, match=r"holds no adapter, but runs.*run0, run1, run2, \.\.\.$"):
+        find_adapter(tmp_path / "runs")
+
+
 def test_a_link_of_a_run_stays_in_the_run(tmp_path: Path) -> None:
     elsewhere = write(tmp_path / "elsewhere")
     (tmp_path / "run").mkdir()
