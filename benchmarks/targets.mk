@@ -1,6 +1,6 @@
 # Every target rewrites its file under benchmarks/results/; `make bench-report` turns them into
 # docs/performance.md. Ratios from a busy machine are noisier, not wrong: the load is written beside them.
-.PHONY: bench-op bench-cpu bench-parts bench-io bench-commands bench-trl bench-evaluation bench-prefix bench-gpu bench-sm90 bench-one-process bench-report
+.PHONY: bench-op bench-cpu bench-parts bench-narrow bench-io bench-commands bench-trl bench-evaluation bench-prefix bench-gpu bench-sm90 bench-one-process bench-report
 
 bench-op: setup  ## back-ends of the sampled gradient by shape; also rewrites delta/backend_table.json
 	$(BIN)/python benchmarks/op.py --write
@@ -11,6 +11,9 @@ bench-cpu: setup  ## a training step against its peers on the CPU, about 20 minu
 
 bench-parts: setup  ## what folding takes of a step, and a forward pass without gradients over the plain model's
 	$(BIN)/python benchmarks/parts.py
+
+bench-narrow: setup  ## 16-bit models on this processor, as torch computes them and by way of fp32
+	$(BIN)/python benchmarks/narrow.py
 
 bench-io: setup  ## select against reading, merge against cp, attach and switch, on models of 1 and 8 GB made on the spot
 	$(BIN)/python benchmarks/io.py

@@ -56,7 +56,8 @@ def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def machine_line(machine: dict[str, Any], command: str) -> str:
-    where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+    vectors = f" with {machine['instructions']}" if "instructions" in machine else ""
+    where = machine["gpu"] or f"{machine['cpu']}{vectors}, {machine['cores']} cores"
     load_now = "" if machine["gpu"] or machine["load"] is None else f", load {machine['load']}"
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return f"\n`{command}` on {machine['date']}: {where}{load_now}; {versions}.\n"
@@ -295,6 +296,9 @@ def page() -> str:
             step_section("One LLaMA-7B block on the CPU, fp32", "step_cpu_block", cpu, block),
             step_section("One LLaMA-7B block on the CPU, bf16", "step_cpu_block-bf16", cpu, bf16),
             step_section("One Llama-3-8B block on the CPU, bf16", "step_cpu_gqa-bf16", cpu, bf16),
+            whole_section(
+                "16-bit models without 16-bit instructions", "narrow", "make bench-narrow", file_work.narrow
+            ),
             op_section("The op on the CPU", "op_cpu", "make bench-op"),
             rest_section(),
             whole_section(

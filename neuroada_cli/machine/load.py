@@ -14,12 +14,13 @@ from neuroada_cli.machine.processor import cpu_name, usable_cores
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, load, GPU and the versions that matter. The load is the one-minute average of now."""
+    """Processor, its cores and vector instructions, load (the one-minute average of now), GPU, versions."""
     packages = ("torch", "transformers", "peft", "triton", "safetensors", "neuroada-cli")
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": cpu_name(),
         "cores": usable_cores(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,6 +59,17 @@ def widen(dtypes: frozenset[torch.dtype]) -> None:
     if dtypes and _registered is None:
         _registered = _register()
     _slow |= dtypes
+
+
+@contextmanager
+def as_torch_does() -> Iterator[None]:
+    """Within it nothing is widened: to measure what widening brings."""
+    global _slow
+    before, _slow = _slow, frozenset()
+    try:
+        yield
+    finally:
+        _slow = before
 
 
 def _register() -> torch.library.Library:
