@@ -10,9 +10,9 @@ from pathlib import Path
 
 from neuroada_cli.errors import ModelError
 from neuroada_cli.files import claims, strict_json
+from neuroada_cli.files.folders import ADAPTER_CONFIG, CONFIG, LINKS
 from neuroada_cli.machine.network import hub_answers
 
-CONFIG = "adapter_config.json"
 HERE = "./"  # begins every name that is a way and no hub id
 MOVED = "if the base has moved, name it with --base"
 
@@ -47,7 +47,7 @@ def found(name: str, adapter: Path) -> str:
     if not name.startswith(HERE):
         return name
     for start in (Path.cwd(), *adapter.resolve().parents):
-        if (start / name / "config.json").is_file():
+        if os.path.isfile(start / name / CONFIG):
             return os.path.normpath(start / name)
     return name
 
@@ -58,8 +58,8 @@ def look(folder: Path) -> None:
 
     Here, since torch is not there yet: the answer comes at once.
     """
-    for adapter in (folder, folder / "best", folder / "last"):
-        name = _named(adapter / CONFIG)
+    for adapter in (folder, *(folder / link for link in LINKS)):
+        name = _named(adapter / ADAPTER_CONFIG)
         if name is None:
             continue
         base = found(name, adapter)

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from neuroada_cli import hub
-from neuroada_cli.adapter.base_name import CONFIG as CONFIG
 from neuroada_cli.errors import ModelError
 from neuroada_cli.foreign_text import short
 from neuroada_cli.methods import METHODS

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from neuroada_cli import files, hub
-from neuroada_cli.adapter.config import CONFIG
 from neuroada_cli.adapter.folder import AdapterFolder, open_adapter
 from neuroada_cli.errors import ModelError
+from neuroada_cli.files.folders import ADAPTER_CONFIG, LINKS, is_adapter, is_model
 from neuroada_cli.hub.resolve import refuse_dangling
 
 # As a save names it: no other digits, no leading zero, no number that is none of a run's steps.
@@ -35,21 +35,21 @@ def find_adapter(path: str | os.PathLike[str]) -> Path:
     Raises ModelError telling what was found instead.
     """
     folder = Path(path)
-    if os.path.isfile(folder / CONFIG):
+    if is_adapter(folder):
         return folder
-    refuse_dangling(folder / CONFIG)
+    refuse_dangling(folder / ADAPTER_CONFIG)
     if not os.path.exists(folder):
         raise ModelError("no such folder", str(path), "name a run or an adapter folder")
     if not os.path.isdir(folder):
         raise ModelError("is a file", str(path), "name a run or an adapter folder")
     by_age = [checkpoint for _, checkpoint in sorted(checkpoints(folder), reverse=True)]
-    for candidate in [folder / "best", folder / "last", *by_age]:
-        if all(os.path.isfile(candidate / name) for name in (CONFIG, files.MANIFEST)):
+    for candidate in [*(folder / link for link in LINKS), *by_age]:
+        if all(os.path.isfile(candidate / name) for name in (ADAPTER_CONFIG, files.MANIFEST)):
             real = Path(os.path.realpath(candidate))
             if real.parent != Path(os.path.realpath(folder)):
                 raise ModelError(f"{candidate.name} is a link that leaves the folder", str(path))
             return real if candidate.is_symlink() else candidate
-    if os.path.isfile(folder / "config.json"):
+    if is_model(folder):
         raise ModelError("is a model, not an adapter", str(path), "name the run that was trained on it")
     if runs := _runs_in(folder):
         raise ModelError("holds no adapter, but runs", str(path), f"name one of them: {runs}")
@@ -63,7 +63,7 @@ def _runs_in(folder: Path) -> str:
 
 
 def _is_run(folder: Path) -> bool:
-    return any(os.path.isfile(place / CONFIG) for _, place in checkpoints(folder))
+    return any(is_adapter(place) for _, place in checkpoints(folder))
 
 
 def open_found(path: str | os.PathLike[str]) -> AdapterFolder:

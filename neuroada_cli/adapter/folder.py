@@ -27,7 +27,6 @@ from torch import Tensor
 from neuroada_cli import files, hub
 from neuroada_cli.adapter.base_name import HERE, found
 from neuroada_cli.adapter.config import (
-    CONFIG,
     OWN_TASKS,
     PEFT_TASKS,
     as_config,
@@ -39,6 +38,7 @@ from neuroada_cli.adapter.config import (
 from neuroada_cli.delta.finite import all_finite, broken_row
 from neuroada_cli.delta.index import size
 from neuroada_cli.errors import ModelError, NumericsError
+from neuroada_cli.files.folders import ADAPTER_CONFIG
 from neuroada_cli.hub.tokenizer_class import without_calls
 from neuroada_cli.methods import METHODS
 from neuroada_cli.methods.facts import NEUROADA
@@ -130,7 +130,7 @@ def write_adapter(
         settings=adapter.settings | ({"model_task": adapter.task} if adapter.task in OWN_TASKS else {}),
     )  # fmt: skip
     files.write_tensors(folder / TENSORS, tensors, METADATA)
-    files.write_json(folder / CONFIG, config)
+    files.write_json(folder / ADAPTER_CONFIG, config)
     if tokenizer is not None:
         tokenizer = without_calls(tokenizer)
         tokenizer.save_pretrained(folder)
@@ -168,12 +168,12 @@ def open_adapter(
     Raises ModelError for a folder that is none, and for whatever differs.
     """
     folder = Path(folder)
-    if not os.path.isfile(folder / CONFIG):
-        raise ModelError("is not an adapter folder", str(folder), f"it has no {CONFIG}")
+    if not os.path.isfile(folder / ADAPTER_CONFIG):
+        raise ModelError("is not an adapter folder", str(folder), f"it has no {ADAPTER_CONFIG}")
     read = {entry.name for entry in os.scandir(folder) if ALSO_READ.fullmatch(entry.name)}
     if os.path.isdir(folder / TEMPLATES):
         read |= {f"{TEMPLATES}/{entry.name}" for entry in os.scandir(folder / TEMPLATES)}
-    needed = (CONFIG, TENSORS, *sorted(read), *also)
+    needed = (ADAPTER_CONFIG, TENSORS, *sorted(read), *also)
     if not os.path.isfile(folder / files.MANIFEST) and _saved_by_peft(folder):
         return AdapterFolder(folder, files.take_stock(folder, needed), reading)
     return AdapterFolder(folder, files.verify_folder(folder, needed), reading)
@@ -181,7 +181,7 @@ def open_adapter(
 
 def _saved_by_peft(folder: Path) -> bool:
     """Whether PEFT wrote it, through our plug-in: without a manifest, since trainers add their own files."""
-    config = files.read_json(folder / CONFIG)
+    config = files.read_json(folder / ADAPTER_CONFIG)
     return isinstance(config, dict) and isinstance(config.get("peft_version"), str)
 
 
@@ -192,8 +192,8 @@ def read_adapter(source: str | os.PathLike[str] | AdapterFolder) -> Adapter:
     """
     folder = (source if isinstance(source, AdapterFolder) else open_adapter(source)).folder
     where = str(folder)
-    config = files.read_json(folder / CONFIG)
-    task = check_config(config, f"{where}/{CONFIG}")
+    config = files.read_json(folder / ADAPTER_CONFIG)
+    task = check_config(config, f"{where}/{ADAPTER_CONFIG}")
     tensors, metadata = files.read_tensors(folder / TENSORS)
     if metadata != METADATA:
         raise ModelError("has unexpected metadata", f"{where}/{TENSORS}")

@@ -9,6 +9,7 @@ import typer
 
 from neuroada_cli.cli.options import BaseOption, Dtype, OverwriteOption, TrustOption, look_at_base, run_folder
 from neuroada_cli.export.formats import FORMATS
+from neuroada_cli.files.folders import is_adapter, is_model
 
 
 def _formats(begun: str) -> list[str]:
@@ -42,7 +43,7 @@ def export(
     neuroada export runs/math10k gguf/ --to gguf --dtype fp16
     """
     folder = run_folder(source)
-    inside = not (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    inside = not is_adapter(folder) and not is_model(folder)
     look_at_base(folder, base)
     from neuroada_cli.commands import export as command
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ from neuroada_cli.cli.options import (
     split,
 )
 from neuroada_cli.errors import RecipeError
+from neuroada_cli.files.folders import is_adapter, is_run
 from neuroada_cli.machine import kernels
 
 
@@ -116,7 +116,7 @@ def _sources(paths: list[str], out: Path | None, weighted: bool) -> tuple[list[s
 
 def _is_source(folder: Path) -> bool:
     """Whether it is a run or an adapter: whoever names it as the folder to write means to merge it, too."""
-    return any(os.path.isfile(folder / inside / "adapter_config.json") for inside in ("", "best", "last"))
+    return is_adapter(folder) or is_run(folder)
 
 
 def _numbers(text: str) -> list[float]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from neuroada_cli.errors import RecipeError
+from neuroada_cli.files.folders import is_adapter
 from neuroada_cli.machine import kernels
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def merged_default(folder: Path) -> Path:
     """
     if not folder.exists():
         return Path(f"{folder.name}-merged")
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(folder):
         return folder.with_name(f"{folder.name}-merged")
     return folder / "merged"
 

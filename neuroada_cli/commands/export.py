@@ -16,6 +16,7 @@ from neuroada_cli.errors import ModelError, RecipeError
 from neuroada_cli.export import stock_peft, vllm_patch
 from neuroada_cli.export.engines import ENGINES, Order
 from neuroada_cli.export.formats import format_of
+from neuroada_cli.files.folders import is_model
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.merging.job import base_folder_of, num_labels, prepare, refuse_overlap
 from neuroada_cli.methods import METHODS
@@ -116,7 +117,7 @@ def _whole(
     trust: bool,
     quiet: bool,
 ) -> tuple[str, str]:
-    plain = (source / "config.json").is_file() and not (source / "adapter_config.json").is_file()
+    plain = is_model(source)
     job = None if plain else prepare(source, out, base, dtype, trust_remote_code=trust)
     model = source if job is None else job.merge.base.folder
     if plain:

@@ -12,11 +12,11 @@ from typing import Any
 from rich.console import Console
 
 from neuroada_cli import files, hub
-from neuroada_cli.adapter.config import CONFIG
 from neuroada_cli.adapter.find import open_found
 from neuroada_cli.adapter.folder import TENSORS
 from neuroada_cli.errors import ModelError
 from neuroada_cli.export import hub_card
+from neuroada_cli.files.folders import ADAPTER_CONFIG, is_model
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.show.notes import say, tell
 
@@ -54,12 +54,15 @@ def run(
     folder, manifest = _opened(Path(source))
     names = [name for name in manifest if not name.startswith("state/")]
     contents: dict[str, Path | bytes] = {name: folder / name for name in names}
-    is_adapter = CONFIG in manifest
+    is_adapter = ADAPTER_CONFIG in manifest
     known = _base(folder, is_adapter)
     base = base or (hub_card.base_id(known) if known else None)
     if is_adapter and base is not None and base != known:
-        config = files.read_json(folder / CONFIG) | {"base_model_name_or_path": base, "revision": None}
-        contents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
+        config = files.read_json(folder / ADAPTER_CONFIG) | {
+            "base_model_name_or_path": base,
+            "revision": None,
+        }
+        contents[ADAPTER_CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
     found, strangers = _results(Path(source), folder, results, manifest)
     report = files.read_json(folder / REPORT) if (folder / REPORT).is_file() else None
     text = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
@@ -82,7 +85,7 @@ def run(
 
 def _opened(source: Path) -> tuple[Path, dict[str, Any]]:
     """(folder, its manifest's files) of an adapter, or of a model that we merged."""
-    if (source / "config.json").is_file() and not (source / CONFIG).is_file():
+    if is_model(source):
         if not files.is_ours(source):
             raise ModelError("is a model that neuroada did not write", str(source), "push it with: hf upload")
         return source, files.verify_folder(source)["files"]
@@ -92,7 +95,7 @@ def _opened(source: Path) -> tuple[Path, dict[str, Any]]:
 
 def _base(folder: Path, is_adapter: bool) -> str | None:
     if is_adapter:
-        return str(files.read_json(folder / CONFIG)["base_model_name_or_path"])
+        return str(files.read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"])
     return None  # a merged folder's card names its base already
 
 

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from neuroada_cli import files, hub
 from neuroada_cli.adapter.base_name import told
-from neuroada_cli.adapter.config import CONFIG, PEFT_TASKS, modules_to_save
+from neuroada_cli.adapter.config import PEFT_TASKS, modules_to_save
 from neuroada_cli.adapter.folder import METADATA, PREFIX, TENSORS, Adapter
 from neuroada_cli.delta.index import size
 from neuroada_cli.delta.layout import is_conv1d
 from neuroada_cli.delta.targets import is_plain, targets_of
 from neuroada_cli.errors import ModelError
+from neuroada_cli.files.folders import ADAPTER_CONFIG
 
 PEFT_VERSION = "0.21.2"  # whose files these are
 
@@ -79,7 +80,7 @@ def write(folder: Path, adapter: Adapter, base: hub.Base, kind: str) -> Stored:
     make = _supertuning if kind == "supertuning" else _shira
     own, settings = make(layers)
     files.write_tensors(folder / TENSORS, tensors | own, METADATA)
-    files.write_json(folder / CONFIG, config | settings)
+    files.write_json(folder / ADAPTER_CONFIG, config | settings)
     held = sum(tensor.numel() for name, tensor in own.items() if tensor.is_floating_point())
     chosen = sum(size(index_OK) for index_OK in adapter.selection.indices.values())
     return Stored(str(settings["peft_type"]), held, held - chosen)

@@ -14,10 +14,11 @@ from typing import Any
 
 from neuroada_cli.errors import ModelError
 from neuroada_cli.files import strict_json
+from neuroada_cli.files.folders import CONFIG
 from neuroada_cli.files.safetensors_header import TensorInfo
 from neuroada_cli.files.shards import headers
 
-CONFIG, MAX_BYTES = "config.json", 16 << 20
+MAX_BYTES = 16 << 20
 LAYERS = re.compile(r"(num_|n_)?(hidden_|encoder_|decoder_)*(layers?|blocks)|depth")
 # in the names of what tokens are looked up in, and of what places or patches are
 TOKENS, PLACES = re.compile(r"embed|wte|tok|word|vocab|shared|lm_head"), re.compile(r"position|patch|type")

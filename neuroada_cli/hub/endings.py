@@ -13,10 +13,11 @@ from typing import Any
 
 from neuroada_cli.errors import ModelError, unreadable
 from neuroada_cli.files import strict_json
+from neuroada_cli.files.folders import CONFIG
 from neuroada_cli.hub.resolve import MAX_CONFIG_BYTES, read_config
 
 LONGEST = 40  # characters of what is no number that are shown
-CONFIG, GENERATION = "config.json", "generation_config.json"
+GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)

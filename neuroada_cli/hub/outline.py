@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from neuroada_cli import files
 from neuroada_cli.errors import ModelError
+from neuroada_cli.files.folders import is_model
 from neuroada_cli.hub.packaged import PACKAGED
 from neuroada_cli.hub.resolve import (
     ANSWER_SECONDS,
@@ -59,7 +60,7 @@ def _refuse_bare_config(folder: Path) -> None:
     """Raises ModelError for a folder with a config and no weights in any format, saying what is enough."""
     from neuroada_cli.hub.weights import ANY_WEIGHTS
 
-    if not (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+    if not is_model(folder):
         return
     if not any(ANY_WEIGHTS.fullmatch(e.name) or e.name.endswith(".index.json") for e in folder.iterdir()):
         raise ModelError(

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from torch import nn
 
 from neuroada_cli.errors import ModelError
-from neuroada_cli.files.claims import CONFIG, MEND, NUMBERED
+from neuroada_cli.files.claims import MEND, NUMBERED
+from neuroada_cli.files.folders import CONFIG
 from neuroada_cli.hub.weights import Weights, stored_name
 
 # Parameters per stored tensor, where files hold several as one, and as many beside them.

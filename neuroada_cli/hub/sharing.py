@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from neuroada_cli.errors import ModelError, ResourceError
+from neuroada_cli.files.folders import ADAPTER_CONFIG
 from neuroada_cli.hub.resolve import ANSWER_SECONDS, SMALL_FILES, ask_hub, is_hub_id
 from neuroada_cli.machine.network import hub_answers
 
-ADAPTER = "adapter_config.json"
 # what is read of an adapter folder, beside the small files that any model folder has
 OF_ADAPTERS = re.compile(r"^(adapter_model\.safetensors|recipe\.yaml|[\w.-]+\.(spm|tiktoken))$")
 TEMPLATES = re.compile(r"^additional_chat_templates/[\w.-]+$")
@@ -26,13 +26,13 @@ def adapter_of_hub(hub_id: str, revision: str | None = None) -> Path | None:
     from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 
     def cached() -> Path | None:
-        found = try_to_load_from_cache(hub_id, ADAPTER, revision=revision)
+        found = try_to_load_from_cache(hub_id, ADAPTER_CONFIG, revision=revision)
         return Path(found).parent if isinstance(found, str) else None
 
     def download() -> Path | None:
         about = HfApi().model_info(hub_id, revision=revision, timeout=ANSWER_SECONDS)
         listed = [entry.rfilename for entry in about.siblings or []]
-        if ADAPTER not in listed:
+        if ADAPTER_CONFIG not in listed:
             return None
         wanted = [
             name

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from neuroada_cli.errors import ModelError, unreadable
+from neuroada_cli.files.folders import is_adapter
 from neuroada_cli.files.safetensors_header import TensorInfo
 from neuroada_cli.files.shards import INDEX, SINGLE, headers, read_index
 
@@ -204,7 +205,7 @@ def _names_others(index: Path) -> bool:
 
 
 def _explain_missing(folder: Path) -> NoReturn:
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(folder):
         raise ModelError(
             "is an adapter, not a model", str(folder), "name its base, or merge it first: neuroada merge"
         )

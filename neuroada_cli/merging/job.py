@@ -20,6 +20,7 @@ from neuroada_cli.adapter.find import open_found
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
 from neuroada_cli.delta.quantized import KINDS as QUANTIZED_KINDS
 from neuroada_cli.errors import ModelError, OutputError, RecipeError
+from neuroada_cli.files.folders import is_model
 from neuroada_cli.hub.stored import main_dtype
 from neuroada_cli.merging.folder import (
     carry_recipe,
@@ -235,8 +236,7 @@ def _quantization(adapter: Adapter, onto: str, folder: Path) -> str | None:
 
 
 def _opened(source: Path) -> AdapterFolder:
-    is_model = (source / "config.json").is_file() and not (source / "adapter_config.json").is_file()
-    if is_model:
+    if is_model(source):
         raise ModelError(
             "is a plain model: there is nothing to merge (a merged folder is merged already)",
             str(source),

@@ -12,9 +12,10 @@ from typing import Any
 from peft import PeftConfig, PeftType
 
 from neuroada_cli import files, hub
-from neuroada_cli.adapter.config import CONFIG, as_config, method_of, plain_task
+from neuroada_cli.adapter.config import as_config, method_of, plain_task
 from neuroada_cli.adapter.folder import IN_PEFT, INDICES, PREFIX, TENSORS, VALUES
 from neuroada_cli.errors import ModelError, UserError
+from neuroada_cli.files.folders import ADAPTER_CONFIG
 from neuroada_cli.files.safetensors_header import read_header
 from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.criteria import CRITERIA, DATA_CRITERIA, LIFT_RANK
@@ -114,7 +115,7 @@ class NeuroAdaConfig(PeftConfig):
         if not (folder / TENSORS).is_file():  # a config without an adapter
             folder.mkdir(parents=True, exist_ok=True)
             plain = {n: sorted(v) if isinstance(v, set) else v for n, v in self.to_dict().items()}
-            files.write_json(folder / CONFIG, plain)
+            files.write_json(folder / ADAPTER_CONFIG, plain)
             return
         mapping = kwargs.pop("auto_mapping_dict", None)
         infos, _ = read_header(folder / TENSORS)
@@ -140,7 +141,7 @@ class NeuroAdaConfig(PeftConfig):
         if config["task_type"] is None and mapping:
             config["task_type"] = plain_task(str(mapping.get("base_model_class")))
         config |= {"auto_mapping": mapping, "peft_version": self.peft_version}
-        files.write_json(folder / CONFIG, config)
+        files.write_json(folder / ADAPTER_CONFIG, config)
         _say_how_to_load(folder / CARD)
 
     def _fingerprint(self) -> dict[str, Any]:

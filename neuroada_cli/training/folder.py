@@ -9,13 +9,13 @@ from pathlib import Path
 from neuroada_cli import files
 from neuroada_cli.adapter.find import checkpoints
 from neuroada_cli.errors import ModelError, OutputError, RecipeError
+from neuroada_cli.files.folders import LINKS
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.training.trackers import FOLDERS
 
 RECIPE, SELECTION, METRICS = "recipe.yaml", "selection.safetensors", "metrics.jsonl"
 ENVIRONMENT, PICTURE, REPORT = "env.json", "training.png", "report.html"
-LINKS = ("best", "last")
 # The last two say whose folder it is. They are written first and removed last, so that a run that was killed
 # while it began, or while it was cleared away, is still known for one.
 OURS = (*LINKS, METRICS, PICTURE, REPORT, SELECTION, RECIPE, ENVIRONMENT)

@@ -13,6 +13,7 @@ from neuroada_cli import files
 from neuroada_cli.adapter.folder import Adapter, read_adapter
 from neuroada_cli.delta.names import block_number
 from neuroada_cli.evaluation.places import EVALUATIONS, scores_of
+from neuroada_cli.files.folders import LINKS
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.show import page
 from neuroada_cli.show.blocks import kinds_of, rows_of
@@ -82,7 +83,7 @@ def _numbers(
 
 def _adapter(run_dir: Path) -> Adapter | None:
     """The best checkpoint's, else the last one's."""
-    place = next((run_dir / name for name in ("best", "last") if (run_dir / name).is_dir()), None)
+    place = next((run_dir / name for name in LINKS if (run_dir / name).is_dir()), None)
     return None if place is None else read_adapter(place)
 
 
