@@ -187,6 +187,7 @@ def drop_from_cache(folder: Path) -> None:
 def in_child(name: str, model: Path, work: Path, cold: bool) -> dict[str, Any]:
     for left in ("copy", "merged"):
         shutil.rmtree(work / left, ignore_errors=True)
+    os.sync()  # what the one before has left to the disk is not this one's
     if cold:
         drop_from_cache(model)
     command = [sys.executable, __file__, "--child", name, "--model", str(model), "--work", str(work)]
