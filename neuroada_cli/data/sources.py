@@ -193,7 +193,7 @@ def _read(
     found = streamed(file, place, console) if wanted and key is None and lines else None
     if found is not None:
         return found
-    whole = read_as(file, path, place, key)  # which tells what is wrong with it
+    whole = read_as(file, Path(path).name, place, key)  # which tells what is wrong with it
     if streaming:
         raise _whole(place)
     return whole

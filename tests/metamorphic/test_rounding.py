@@ -14,7 +14,9 @@ from _pytest.mark import ParameterSet
 from tiny_loop import Bench, Case, Outcome, covered, packs
 from tiny_run import one_thread  # noqa: F401
 
-DELTAS, LOSS = 1e-4, 1e-3  # of their size; of about 4.6
+DELTAS = 1e-4  # of their size
+# Of about 4.6. A bf16 number is known to 2^-8 of itself, and processors sum in orders of their own.
+LOSS, LOSS_IN_16_BITS = 1e-3, 4e-3
 OTHERWISE: dict[str, dict[str, Any]] = {
     "micro-batches": {"micro_batch_size": 3},  # of three rows and of one
     "packing": {"packing": True},
@@ -48,7 +50,8 @@ def test_only_rounding_differs(case: Case, way: str, bench: Bench, plain: dict[C
     if case not in plain:
         plain[case] = bench.run(case, dropout=0.0)
     expected, found = plain[case], bench.run(case, dropout=0.0, **OTHERWISE[way])
-    assert abs(found.losses[0] - expected.losses[0]) <= LOSS
+    tolerance = LOSS if case.base == "fp32" else LOSS_IN_16_BITS
+    assert abs(found.losses[0] - expected.losses[0]) <= tolerance
     if case.base == "fp32" and case.way != "neuroada in bf16":
         change = expected.change()
         assert change.norm() > 0
