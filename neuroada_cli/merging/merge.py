@@ -2,10 +2,8 @@
 
     W' = round(float32(W) + delta) at the K entries of each row, W everywhere else
 
-Of the base one tensor is in memory at a time, and the next one where it is no larger than AHEAD: it is read
-and looked through while the one before is folded and written. When the run trained on weights rounded to
-another data type than the files have, the base is rounded first, as it was for training, so that what is
-written is what was trained.
+One tensor is in memory at a time. When the run trained on weights rounded to another data type than the
+files have, the base is rounded first, as it was for training, so that what is written is what was trained.
 
 O = output neurons, I = inputs, K = chosen inputs per neuron
 """
@@ -14,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -35,7 +32,6 @@ from neuroada_cli.merging.finite import _finite_cast, _refuse_broken, _refuse_ov
 from neuroada_cli.merging.plan import Planned, make_plan
 from neuroada_cli.selection.file import check_read
 
-AHEAD = 256 << 20  # bytes of a tensor that is read ahead at most: so much more memory is taken
 ROWS = 1024  # compared at once, so that comparing takes no copies of a whole tensor
 
 
@@ -92,9 +88,9 @@ class Merge:
         self._packed = self._packed_runs() if requantize else {}
         self.cast = main_dtype(self.weights) != target
         self.plan = make_plan(base, adapter, target, rename)
-        sizes = [self.weights.info(entry.source).nbytes for entry in self.plan if entry.source]
-        second = max((nbytes for nbytes in sizes if nbytes <= AHEAD), default=0)
-        self._buffers = [torch.empty(size, dtype=torch.uint8) for size in (max(sizes, default=0), second)]
+        sources = (entry.source for entry in self.plan if entry.source)
+        largest = max((self.weights.info(source).nbytes for source in sources), default=0)
+        self._buffer = torch.empty(largest, dtype=torch.uint8)
 
     @property
     def parameters(self) -> int:
@@ -135,52 +131,33 @@ class Merge:
         Raises NumericsError where the base, or the result in the target type, is not finite; names module
         and row.
         """
-        largest, second = self._buffers
-        free, ahead = second, None
-        with _one_thread(), ThreadPoolExecutor(1, "reader", torch.set_num_threads, (1,)) as reader:
-            for entry, following in zip(shard, [*shard[1:], None], strict=True):
-                used = largest if ahead is None else free
-                weight = self._base_tensor(entry, used) if ahead is None else ahead.result()
-                free, ahead = second if used is largest else largest, None
-                if following is not None and self._nbytes(following) <= len(free):
-                    ahead = reader.submit(self._base_tensor, following, free)
-                yield self._tensor(entry, weight)
+        with _one_thread():
+            for entry in shard:
+                yield self._tensor(entry)
 
-    def _nbytes(self, entry: Planned) -> int:
-        """Of what is read of the base for it."""
-        return self.weights.info(entry.source).nbytes if entry.source else 0
-
-    def _base_tensor(self, entry: Planned, buffer: Tensor) -> Tensor | None:
-        """What the base holds in its place, if anything: the same as when the connections were chosen, as far
-        as it was read then, and finite where it is written on.
-        """
-        if entry.source is None:
-            return None
-        weight = self._read(entry.source, buffer)
-        if entry.whole is None:
-            _refuse_broken(weight, entry.source)
-        return weight
-
-    def _tensor(self, entry: Planned, weight: Tensor | None) -> Tensor:
+    def _tensor(self, entry: Planned) -> Tensor:
         if entry.whole is not None:
-            return self._whole(entry, entry.whole, weight)
+            return self._whole(entry, entry.whole)
         assert entry.source is not None  # a tensor comes from the base or was trained whole
-        assert weight is not None
+        weight = self._read(entry.source)
+        _refuse_broken(weight, entry.source)
         if entry.source in self._packed:
             weight = self._round_trip(weight, self._packed[entry.source])
         if entry.parts:
             return self._with_parts(entry, weight)
         return self._fold(entry, weight)
 
-    def _read(self, source: str, buffer: Tensor) -> Tensor:
-        weight = self.weights.read_into(source, buffer)
+    def _read(self, source: str) -> Tensor:
+        """A tensor of the base, the same as when the connections were chosen, as far as it was read then."""
+        weight = self.weights.read_into(source, self._buffer)
         known = check_read(self.adapter.selection.fingerprint, source, weight, self.base.folder)
         self.stats.compared += known or weight.nbytes <= WHOLE_BYTES
         self.stats.read += 1
         return weight
 
-    def _whole(self, entry: Planned, tensor: Tensor, before: Tensor | None) -> Tensor:
+    def _whole(self, entry: Planned, tensor: Tensor) -> Tensor:
         cast = _finite_cast(tensor, entry.dtype, entry.name)
+        before = None if entry.source is None else self._read(entry.source)
         self.stats.whole += 1
         self.stats.replaced += before is None or not torch.equal(before.to(entry.dtype), cast)
         return cast
