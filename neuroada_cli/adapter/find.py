@@ -44,7 +44,7 @@ def find_adapter(path: str | os.PathLike[str]) -> Path:
         raise ModelError("is a file", str(path), "name a run or an adapter folder")
     by_age = [checkpoint for _, checkpoint in sorted(checkpoints(folder), reverse=True)]
     for candidate in [*(folder / link for link in LINKS), *by_age]:
-        if all(os.path.isfile(candidate / name) for name in (ADAPTER_CONFIG, files.MANIFEST)):
+        if _is_complete(candidate):
             real = Path(os.path.realpath(candidate))
             if real.parent != Path(os.path.realpath(folder)):
                 raise ModelError(f"{candidate.name} is a link that leaves the folder", str(path))
@@ -58,12 +58,15 @@ def find_adapter(path: str | os.PathLike[str]) -> Path:
 
 def _runs_in(folder: Path) -> str:
     """The folders in it that hold a complete checkpoint, at most a few of them."""
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and _is_run(Path(entry)))
+    runs = (
+        entry for entry in folder.iterdir() if any(_is_complete(place) for _, place in checkpoints(entry))
+    )
+    names = sorted(entry.name for entry in runs)
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
-def _is_run(folder: Path) -> bool:
-    return any(is_adapter(place) for _, place in checkpoints(folder))
+def _is_complete(checkpoint: Path) -> bool:
+    return all(os.path.isfile(checkpoint / name) for name in (ADAPTER_CONFIG, files.MANIFEST))
 
 
 def open_found(path: str | os.PathLike[str]) -> AdapterFolder:
