@@ -53,8 +53,8 @@ def prepare(device: str | torch.device, dtype: torch.dtype) -> None:
 
 
 def widen(dtypes: frozenset[torch.dtype]) -> None:
-    """From now on products of tensors of these types on the CPU, and the gradients of attention and
-    convolutions, are computed by way of fp32. What an earlier call named stays."""
+    """From now on products of tensors of these types on the CPU, convolutions and the gradient of attention
+    are computed by way of fp32. What an earlier call named stays."""
     global _registered, _slow
     if dtypes and _registered is None:
         _registered = _register()
