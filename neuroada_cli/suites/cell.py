@@ -1,15 +1,17 @@
 """One cell of a suite in a process of its own: train, then score, each only once.
 
-    python -m neuroada_cli.suites.cell FOLDER [tasks|loss]
+    python -m neuroada_cli.suites.cell FOLDER [forgetting] [tasks|loss]
 
-FOLDER/recipe.yaml says what; trained.json and scored.json (or loss.json) hold what came out. A process
-of its own gives every run the same start (allocator, random streams, peak memory), whatever ran before.
+FOLDER/recipe.yaml says what; trained.json, forgetting.json and scored.json (or loss.json) hold what came
+out. A process of its own gives every run the same start (allocator, random streams, peak memory), whatever
+ran before.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +22,51 @@ from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.training.log import read_metrics
 
 RECIPE, TRAINED, RUN = "recipe.yaml", "trained.json", "run"
+FORGETTING = "forgetting"  # the word that asks for it, the key of what came out, and its file's stem
 SCORED = {"tasks": "scored.json", "loss": "loss.json"}  # how a cell is scored -> what came out
 ABOUT = ("protocol", "loss_mask", "decoding", "max_new_tokens", "data")  # of a score in a result file
 
 
-def run(folder: Path, score: str | None) -> None:
+def run(folder: Path, passes: Sequence[str] = ()) -> None:
     """Bring the cell to its end, from wherever an earlier process left it.
 
-    score  how: a key of SCORED; None trains only
+    passes  what is measured once it is trained: FORGETTING, then a key of SCORED
     """
     recipe = load_recipe(folder / RECIPE)
     if recipe.model.trust_remote_code:
         kernels.let_in()
-    unscored = score is not None and not (folder / SCORED[score]).is_file()
-    gone = unscored and not (folder / RUN).is_dir()  # taken over from a result file: nothing to score yet
+    left = [each for each in passes if not done(folder, each)]
+    gone = left and not (folder / RUN).is_dir()  # taken over from a result file: nothing to measure yet
     if gone or not (folder / TRAINED).is_file():
         from neuroada_cli.commands import train
 
         began = (folder / RUN / "recipe.yaml").is_file()
         result = train.run(recipe, resume=began)
-        told = _trained(result, recipe.train.batch_size)
-        if recipe.eval.forgetting is not None:
-            told["forgetting"] = _forgotten(folder, recipe)
-        files.write_json(folder / TRAINED, told)
-    if score is not None and unscored:
-        found = _loss(folder / RUN, recipe) if score == "loss" else _scores(folder, recipe)
-        files.write_json(folder / SCORED[score], found)
+        files.write_json(folder / TRAINED, _trained(result, recipe.train.batch_size))
+    for each in left:
+        measure = {FORGETTING: _forgotten, "tasks": _scores, "loss": _loss}[each]
+        files.write_json(folder / _file(each), measure(folder, recipe))
+
+
+def done(folder: Path, part: str | None = None) -> bool:
+    """Whether the cell has been trained, or a part measured."""
+    if part == FORGETTING and FORGETTING in (trained(folder) or ()):
+        return True
+    return (folder / (TRAINED if part is None else _file(part))).is_file()
+
+
+def trained(folder: Path) -> dict[str, Any] | None:
+    """What came out of training, and what was forgotten where that was measured; None: not trained yet."""
+    if not (folder / TRAINED).is_file():
+        return None
+    found: dict[str, Any] = files.read_json(folder / TRAINED)
+    if (folder / _file(FORGETTING)).is_file():
+        found |= files.read_json(folder / _file(FORGETTING))
+    return found
+
+
+def _file(part: str) -> str:
+    return SCORED.get(part, f"{part}.json")
 
 
 def _scores(folder: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -61,7 +82,7 @@ def _scores(folder: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
     }
 
 
-def _loss(run: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
+def _loss(folder: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Task -> mean loss per target token of the reference answers, by the run's best checkpoint.
 
     Tells methods apart where a small model's answers are all wrong, and needs no generation.
@@ -75,7 +96,8 @@ def _loss(run: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
     from neuroada_cli.tasks.registry import get_protocol, scored_tasks
 
     rules, found = get_protocol(recipe.data.protocol), {}
-    subject = adapted.load(str(run), dtype=recipe.eval.dtype, device=hub.choose_device(recipe.device))
+    device = hub.choose_device(recipe.device)
+    subject = adapted.load(str(folder / RUN), dtype=recipe.eval.dtype, device=device)
     pad, size = padding_for(subject.reader), recipe.eval.batch_size
     features = features_for(subject.reader)
     learnt = rows.learnt_by(recipe, recipe.data.data_dir)
@@ -113,13 +135,13 @@ def _loss(run: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _forgotten(folder: Path, recipe: Recipe) -> float:
+def _forgotten(folder: Path, recipe: Recipe) -> dict[str, float]:
     """What the loss per token of `eval.forgetting` has risen by, by the run's best checkpoint."""
     from neuroada_cli.commands import eval as command
 
-    source, out = recipe.eval.forgetting, folder / "forgetting"
+    source, out = recipe.eval.forgetting, folder / FORGETTING
     found = command.run(str(folder / RUN), recipe=recipe, out=out, overwrite=True, forgetting=source)
-    return found.results["forgetting"].score
+    return {FORGETTING: found.results["forgetting"].score}
 
 
 def _trained(result: Any, batch_size: int) -> dict[str, Any]:
@@ -147,7 +169,7 @@ def main() -> None:
     kernels.keep_out()
     words = sys.argv[1:]
     try:
-        run(Path(words[0]), words[1] if words[1:] else None)
+        run(Path(words[0]), words[1:])
     except BaseException as error:
         sys.exit(failures.report(error, False))
 

@@ -1,6 +1,6 @@
 """Runs a suite: trials on validation rows, then every seed, each cell in a child process; and what came out.
 
-OUT/cells/<hash>/   recipe.yaml, run/, eval/, trained.json, scored.json, log.txt
+OUT/cells/<hash>/   recipe.yaml, run/, eval/, trained.json, forgetting.json, scored.json, log.txt
     results.json    every cell of this suite and what was tuned
     table.md        mean and sample standard deviation over seeds
     plot.png
@@ -89,7 +89,7 @@ def run(
             _take_over(earlier, out / CELLS)
         runner = _Runner(out / CELLS, jobs, keep_runs, console)
         trials = [cell for place in grid.places(suite) for cell in grid.trials(suite, *place, extra)]
-        runner.all(trials, "trial", score=None)
+        runner.all(trials, "trial")
         chosen = {place: _chosen(runner, grid.trials(suite, *place, extra)) for place in grid.places(suite)}
         for variant, other in suite.untuned.items():
             chosen |= {(label, variant): chosen[label, other] if other else {} for label in suite.recipes}
@@ -100,7 +100,7 @@ def run(
             for seed in suite.seeds
         ]
         try:
-            runner.all(todo, "run", _scoring(suite))
+            runner.all(todo, "run", _scoring(suite), forgetting=True)
         finally:  # what is done is shown, even if the rest was stopped
             found = _results(suite, runner, trials, todo, extra)
             files.write_json(out / RESULTS, found)
@@ -122,14 +122,25 @@ class _Runner:
         self.children = _Children()
         self.failed: dict[str, str] = {}
 
-    def all(self, todo: Sequence[Cell], kind: str, score: str | None) -> None:
-        """Run every cell that is not done; equal cells once."""
+    def all(
+        self, todo: Sequence[Cell], kind: str, score: str | None = None, forgetting: bool = False
+    ) -> None:
+        """Run every cell that is not done; equal cells once.
+
+        score       how: a key of SCORED; None trains only
+        forgetting  measure `eval.forgetting` where the recipe has it; it decides nothing among trials
+        """
         unique = {cell.key: cell for cell in todo}
-        left = [cell for key, cell in unique.items() if not self.done(key, score)]
+        scored = [score] if score else []
+        passes = {
+            key: [cells.FORGETTING, *scored] if forgetting and cell.recipe.eval.forgetting else scored
+            for key, cell in unique.items()
+        }
+        left = [cell for key, cell in unique.items() if not self.done(key, passes[key])]
         if len(unique) > len(left):
             self.console.print(f"{len(unique) - len(left)} of {len(unique)} {kind}s are done already")
         with stopping.Noted(lambda _: self.children.stop()) as stop, ThreadPoolExecutor(self.jobs) as pool:
-            futures = [pool.submit(self._one, cell, score) for cell in left]
+            futures = [pool.submit(self._one, cell, passes[cell.key]) for cell in left]
             for number, (cell, future) in enumerate(zip(left, futures, strict=True), start=1):
                 seconds = future.result()
                 if seconds is not None:
@@ -144,17 +155,19 @@ class _Runner:
     def stopped(self) -> bool:
         return self.children.stopped
 
-    def done(self, key: str, score: str | None) -> bool:
-        name = cells.SCORED[score] if score else cells.TRAINED
-        return (self.folder / key / name).is_file()
+    def done(self, key: str, passes: Sequence[str]) -> bool:
+        return all(cells.done(self.folder / key, each) for each in (None, *passes))
+
+    def trained(self, key: str) -> dict[str, Any] | None:
+        return cells.trained(self.folder / key)
 
     def read(self, key: str, name: str) -> Any:
         file = self.folder / key / name
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def _tell(self, what: str, cell: Cell, seconds: float) -> None:
-        trained = self.read(cell.key, cells.TRAINED)
-        if cell.key in self.failed:
+        trained = self.trained(cell.key)
+        if cell.key in self.failed or trained is None:
             shown = f"failed: {self.failed[cell.key]}"
         elif trained["best_value"] is None:
             shown = f"loss {trained['loss']:.4f}"
@@ -164,7 +177,7 @@ class _Runner:
         place = f"{cell.label}, {cell.variant}, seed {cell.seed}{tuned}"
         say(self.console, f"{what}  {place}: {shown}  ({seconds:.0f} s)", markup=False)
 
-    def _one(self, cell: Cell, score: str | None) -> float | None:
+    def _one(self, cell: Cell, passes: Sequence[str]) -> float | None:
         """Run one cell; returns its seconds, None when it was stopped before it began."""
         if self.stopped():
             return None
@@ -174,7 +187,7 @@ class _Runner:
         files.write_text(folder / cells.RECIPE, to_yaml(recipe))
         threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
         environment = os.environ | ({"OMP_NUM_THREADS": threads} if self.jobs > 1 else {})
-        command = [sys.executable, "-m", "neuroada_cli.suites.cell", str(folder), *([score] if score else [])]
+        command = [sys.executable, "-m", "neuroada_cli.suites.cell", str(folder), *passes]
         started = time.perf_counter()
         with files.open_log(folder / "log.txt") as log:
             with self.children.lock:
@@ -194,7 +207,7 @@ class _Runner:
             lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
             last = next((line for line in reversed(lines) if line.strip()), "no message")
             self.failed[cell.key] = f"{last.strip()} (exit code {code})"
-        elif score and not self.keep_runs:
+        elif passes and not self.keep_runs:
             shutil.rmtree(folder / cells.RUN, ignore_errors=True)
         return time.perf_counter() - started
 
@@ -238,7 +251,7 @@ def _chosen(runner: _Runner, trials: Sequence[Cell]) -> dict[str, Any] | None:
     """The values of the best trial on validation rows; None when every trial failed."""
     if not trials:
         return {}
-    scored = [(cell, found) for cell in trials if (found := runner.read(cell.key, cells.TRAINED))]
+    scored = [(cell, found) for cell in trials if (found := runner.trained(cell.key))]
     best: tuple[float, Cell] | None = None
     for cell, found in scored:
         value = found["best_value"]
@@ -262,7 +275,7 @@ def _results(
             "seed": cell.seed,
             "tuned": cell.tuned,
             "key": cell.key,
-            "trained": runner.read(cell.key, cells.TRAINED),
+            "trained": runner.trained(cell.key),
             "failed": runner.failed.get(cell.key),
         }
         return found | ({"scores": runner.read(cell.key, cells.SCORED[scores])} if scores else {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -27,13 +28,15 @@ from neuroada_cli.tasks.registry import get_task
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("suite")
+    general = folder / "general.txt"
+    general.write_text("The days of a month are counted from its first.\n", encoding="utf-8")
     values = {
         "name": "tiny",
         "device": "cpu",
         "model": {"path": str(tiny_llama_folder(folder / "llama")), "dtype": "fp32"},
         "data": {"task": "due_dates", "limit": 8, "validation_limit": 4, "max_length": 256},
         "train": {"epochs": 1, "batch_size": 4},
-        "eval": {"limit": 2, "max_new_tokens": 2},
+        "eval": {"limit": 2, "max_new_tokens": 2, "forgetting": str(general)},
     }
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -118,7 +121,10 @@ def test_a_suite_tunes_on_validation_reuses_and_shows(done: tuple[Path, Path]) -
             best = min(trials, key=lambda trial: trial["trained"]["best_value"])  # a loss: no metric here
             assert [run["tuned"] for run in runs] == [best["tuned"]] * 2
             assert runs[0]["key"] == best["key"]  # the trial with the first seed is that run
+            other = max(trials, key=lambda trial: trial["trained"]["best_value"])
+            assert "forgetting" not in other["trained"], "it decides nothing in a trial"
         assert all(run["scores"]["due_dates"]["n"] == 2 for run in runs)
+        assert all(math.isfinite(run["trained"]["forgetting"]) for run in runs)
     assert "K=2" in (out / "table.md").read_text(encoding="utf-8")
     assert (out / "plot.png").stat().st_size > 5000
     files = {file: file.stat().st_mtime_ns for file in out.rglob("*.json") if "cells" in file.parts}
