@@ -10,7 +10,9 @@ from torch import Tensor
 from neuroada_cli import hub
 from neuroada_cli.benchmarking import shapes
 from neuroada_cli.commands import train
+from neuroada_cli.hub import sharded
 from neuroada_cli.machine import narrow_products
+from neuroada_cli.ranks.group import Ranks
 from neuroada_cli.training import forecast
 from neuroada_cli.training.preflight import check
 
@@ -155,6 +157,22 @@ def test_a_model_is_prepared_where_it_will_compute(way, monkeypatch, tmp_path):
         base = tiny_llama_folder(tmp_path / "base")
         forecast.dry_run(check(tiny_recipe(base, tmp_path / "run", model={"dtype": "bf16"}), overwrite=False))
     assert set(seen) == {("cpu", BF16)}
+
+
+def test_a_shared_model_is_prepared_before_it_is_loaded(monkeypatch, tmp_path):
+    """Two ranks would be needed to load it; what is asked is that none gets there unprepared."""
+
+    class Prepared(Exception):
+        pass
+
+    def prepare(device, dtype):
+        assert (str(device), dtype) == ("cpu", BF16)
+        raise Prepared
+
+    monkeypatch.setattr(narrow_products, "prepare", prepare)
+    base = hub.open_base(tiny_llama_folder(tmp_path / "base"))
+    with pytest.raises(Prepared):
+        sharded.load_sharded(base, {}, BF16, Ranks(size=2), torch.device("cpu"))
 
 
 def test_only_a_processor_that_is_slow_at_a_type_is_changed(monkeypatch):

@@ -160,7 +160,8 @@ def test_a_suite_may_show_the_loss_of_reference_answers(tmp_path: Path, recipe: 
     from neuroada_cli.evaluation.rows import prepare
     from neuroada_cli.tasks.registry import get_protocol, get_task
 
-    suite = load_suite(suite_file(tmp_path, recipe, score="loss", tune=None, seeds=[0]))
+    one = {"K=2": {"select.k": 2}}
+    suite = load_suite(suite_file(tmp_path, recipe, score="loss", tune=None, seeds=[0], variants=one))
     out = tmp_path / "out"
     found = runner.run(suite, out, {"eval.limit": 3}, keep_runs=True)
     heading, lines = tables.rows(found)
@@ -226,16 +227,17 @@ def test_a_table_says_why_it_has_no_column_of_forgetting(tmp_path: Path, recipe:
     assert "no loss on text" in tables.about_forgetting(older | {"runs": scored})
 
 
-def test_equal_runs_are_taken_from_an_earlier_result_file(tmp_path: Path, recipe: Path) -> None:
-    few, more = {"K=1": {"select.k": 1}}, {"K=1": {"select.k": 1}, "K=2": {"select.k": 2}}
-    suite = load_suite(suite_file(tmp_path, recipe, tune=None, seeds=[0], variants=few))
-    first = runner.run(suite, tmp_path / "a")
-    wider = load_suite(suite_file(tmp_path, recipe, tune=None, seeds=[0], variants=more))
-    found = runner.run(wider, tmp_path / "b", reuse=tmp_path / "a" / "results.json")
+def test_equal_runs_are_taken_from_an_earlier_result_file(
+    done: tuple[Path, Path], tmp_path: Path, recipe: Path
+) -> None:
+    first = json.loads((done[1] / "results.json").read_text(encoding="utf-8"))
+    more = {"K=2": {"select.k": 2}, "K=3": {"select.k": 3}}
+    other = load_suite(suite_file(tmp_path, recipe, tune=None, seeds=[0], variants=more))
+    found = runner.run(other, tmp_path / "b", reuse=done[1] / "results.json")
     old = {run["key"]: run for run in first["runs"]}
     for run in found["runs"]:
         taken = run["key"] in old
-        assert taken == (run["variant"] == "K=1")
+        assert taken == (run["variant"] == "K=2")
         assert run["trained"].pop("reused", False) == taken
         if taken:
             assert (run["trained"], run["scores"]) == (old[run["key"]]["trained"], old[run["key"]]["scores"])
@@ -243,10 +245,11 @@ def test_equal_runs_are_taken_from_an_earlier_result_file(tmp_path: Path, recipe
     # known to be trained, but with nothing left to score: trained again, to the same end
     unscored = tmp_path / "unscored.json"
     unscored.write_text(json.dumps(first | {"runs": [run | {"scores": None} for run in first["runs"]]}))
-    again = runner.run(suite, tmp_path / "c", reuse=unscored)
-    for run, before in zip(again["runs"], first["runs"], strict=True):
-        assert run["scores"]["due_dates"]["score"] == before["scores"]["due_dates"]["score"]
-        assert run["trained"]["losses"] == before["trained"]["losses"]
+    two = suite_file(tmp_path, recipe, tune=None, seeds=[0], variants={"K=2": more["K=2"]})
+    (again,) = runner.run(load_suite(two), tmp_path / "c", reuse=unscored)["runs"]
+    before = old[again["key"]]
+    assert again["scores"]["due_dates"]["score"] == before["scores"]["due_dates"]["score"]
+    assert again["trained"]["losses"] == before["trained"]["losses"]
 
 
 def test_what_is_no_result_file_is_refused(tmp_path: Path, recipe: Path) -> None:
@@ -297,16 +300,17 @@ def test_a_new_empty_setting_leaves_the_hash_as_it_was(tmp_path: Path, recipe: P
     )
 
 
-def test_a_cell_equals_the_commands_run_by_hand(tmp_path: Path, recipe: Path) -> None:
+def test_a_cell_equals_the_commands_run_by_hand(
+    done: tuple[Path, Path], tmp_path: Path, recipe: Path
+) -> None:
     from neuroada_cli.commands import train
 
-    suite = load_suite(suite_file(tmp_path, recipe, tune=None, seeds=[5], variants={"K=1": {}}))
-    found = runner.run(suite, tmp_path / "out")
-    by_hand = train.run(
-        load_recipe(recipe, ["seed=5", f"run_dir={json.dumps(str(tmp_path / 'run'))}"]), quiet=True
-    )
-    assert found["runs"][0]["trained"]["best_value"] == by_hand.best_value
-    assert found["runs"][0]["trained"]["loss"] == by_hand.loss
+    runs = json.loads((done[1] / "results.json").read_text(encoding="utf-8"))["runs"]
+    (cell_run,) = (run for run in runs if (run["variant"], run["seed"]) == ("K=2", 1))
+    given = ["select.k=2", "seed=1", f"run_dir={json.dumps(str(tmp_path / 'run'))}"]
+    by_hand = train.run(load_recipe(recipe, given), quiet=True)
+    assert cell_run["trained"]["best_value"] == by_hand.best_value
+    assert cell_run["trained"]["loss"] == by_hand.loss
 
 
 def test_failed_cells_are_named_and_the_others_are_done(tmp_path: Path, recipe: Path) -> None:
