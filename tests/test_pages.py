@@ -53,3 +53,10 @@ def test_links_lead_somewhere() -> None:
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
             if "://" not in link:
                 assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_every_finding_stands_in_the_table_and_what_the_table_names_is_there() -> None:
+    text = (ROOT / "docs" / "stack.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:findings|tests)/[^`]+)`", text))
+    assert {f"findings/{file.name}" for file in (ROOT / "findings").glob("*.sh")} <= named
+    assert all((ROOT / name).is_file() for name in named)
