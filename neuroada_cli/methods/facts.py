@@ -51,6 +51,7 @@ class MethodFacts:
     everything    every parameter of the model trains
     peer          keys of the recipe's section `peer` that it takes
     delta_dtype   takes `train.delta_dtype`
+    narrow        trains in the data type of the weights, the optimizer's state included
     reselects     takes `train.reselect_every`
     quantized     trains on bases in 4 or 8 bits
     packs         trains on packed rows
@@ -78,6 +79,7 @@ class MethodFacts:
     everything: bool = False
     peer: tuple[str, ...] = ()
     delta_dtype: bool = False
+    narrow: bool = False
     reselects: bool = False
     quantized: bool = False
     packs: bool = True
@@ -247,11 +249,11 @@ LOREFT_REFUSES = {
 METHODS: dict[str, MethodFacts] = {
     "neuroada": NEUROADA,
     "mask": MethodFacts(
-        f"{_HERE}.mask:Mask", "mask", chosen=True, folds=True,
+        f"{_HERE}.mask:Mask", "mask", chosen=True, folds=True, narrow=True,
         count=lambda sizes: sizes.chosen, moments=_mask_moments,
     ),
     "full": MethodFacts(
-        f"{_HERE}.full:Full", "full", everything=True,
+        f"{_HERE}.full:Full", "full", everything=True, narrow=True,
         count=lambda sizes: sizes.total, moments=lambda n, sizes, weight, delta: 3 * weight * n,
     ),
     "lora": LORA,

@@ -121,7 +121,9 @@ class TrainSection(Section):
         "optimizer and the schedule begin anew.",
     )
     delta_dtype: Annotated[Literal["fp32", "bf16"], BeforeValidator(short_type)] = Field(
-        "fp32", description="Type of neuroada's deltas and their optimizer state (published code: bf16)."
+        "fp32",
+        description="Type of neuroada's deltas and their optimizer state (published code: bf16, in which "
+        "AdamW's second moment cannot fall at the default betas).",
     )
     reselect_every: int | None = Field(
         None,

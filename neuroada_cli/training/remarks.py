@@ -12,6 +12,8 @@ from neuroada_cli.data.encoding import EncodeReport
 from neuroada_cli.delta.targets import ALL_LINEAR, parameter_name, target_of, targets_of
 from neuroada_cli.hub.outline import is_outline, weights_of
 from neuroada_cli.hub.stored import main_dtype, own_dtype, rounded_by
+from neuroada_cli.methods.facts import facts_of
+from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.show.numbers import describe_dtype, size
 from neuroada_cli.tasks.registry import get_protocol
 from neuroada_cli.training.preflight import Checked
@@ -19,6 +21,7 @@ from neuroada_cli.training.samples import why_none
 from neuroada_cli.training.settings import dtype_of
 
 TIME_CONSTANTS = ("A_log", "D")  # as Mamba names them, by channel and state
+SMALLEST_FALL = 2**-8  # of a bf16 number, that is never rounded away
 LEAST = 0.01  # share of a model's parameters that is worth a line
 KEPT_BY_CUTTING = "data.too_long: cut keeps what the model takes of them"
 KEPT = "a larger data.max_length or data.too_long: cut keeps them"
@@ -37,6 +40,8 @@ def remarks(checked: Checked) -> Iterator[str]:
         if remark is not None:
             yield remark
     yield from _of_weights(checked)
+    if (stuck := stuck_moment(checked.recipe)) is not None:
+        yield stuck
     yield from left_out(checked)
     yield from checked.rows.notes
     if (why := why_none(checked)) is not None:
@@ -73,6 +78,24 @@ def _of_weights(checked: Checked) -> Iterator[str]:
             f"model.dtype={name} rounds the base, which is {main}: {counts} change, chosen or not; leave it "
             "out to keep them"
         )
+
+
+def stuck_moment(recipe: Recipe) -> str | None:
+    """That AdamW's second moment only rises, where it is kept in bf16; None: it falls as it should.
+
+    One step without a gradient takes 1 - beta of it. Of a bf16 number less than 2**-8 may be rounded away,
+    and less than 2**-9 always is, so that it stays (findings/adamw-in-bf16-never-forgets.sh).
+    """
+    facts, second = facts_of(recipe.train.method), recipe.optim.betas[1]
+    narrow = recipe.model.dtype == "bf16" if facts.narrow else recipe.train.delta_dtype == "bf16"
+    if not narrow or 1 - second >= SMALLEST_FALL:
+        return None
+    fix = "train.delta_dtype=fp32" if facts.delta_dtype else "model.dtype=fp32"
+    return (
+        f"AdamW's second moment is kept in bf16, where a beta of {second:g} is rounded away: it rises and "
+        f"does not fall, so that steps stay small after a large gradient; {fix} or a second optim.betas of "
+        f"up to {1 - SMALLEST_FALL:.3g} lets it"
+    )
 
 
 def left_out(checked: Checked) -> Iterator[str]:
