@@ -136,6 +136,15 @@ def test_a_folder_that_happens_to_have_the_name_is_passed_over(tmp_path: Path) -
         load_rows("due_dates:nonsense", "train")
 
 
+@pytest.mark.parametrize("name", sorted(sources.GENERATED))
+def test_what_is_done_to_made_rows_does_not_show_in_those_asked_for_next(name: str) -> None:
+    first = load_rows(name, "validation")
+    before = first.sha256
+    first.rows[0].clear()
+    assert load_rows(name, "validation").sha256 == before
+    assert load_rows(name, "validation").rows[0]
+
+
 @pytest.mark.parametrize("source", ["boolq", "glue_rte", "some/set", "http://127.0.0.1:9/x.json"])
 def test_without_a_network_the_answer_is_quick_and_helpful(
     source: str, monkeypatch: pytest.MonkeyPatch
