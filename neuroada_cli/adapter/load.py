@@ -15,17 +15,19 @@ from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter.config import OWN_TASKS, method_of, method_problem
 from neuroada_cli.adapter.find import find_adapter, open_found
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
+from neuroada_cli.delta.finite import all_finite, broken_row
 from neuroada_cli.delta.layout import layout_of
 from neuroada_cli.delta.model import attach
 from neuroada_cli.delta.names import blocks_of
 from neuroada_cli.delta.quantized import round_trip
 from neuroada_cli.delta.targets import shapes_of, targets_of
-from neuroada_cli.errors import ModelError
+from neuroada_cli.errors import ModelError, NumericsError
 from neuroada_cli.hub.stored import own_dtype
 from neuroada_cli.methods import METHODS
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.file import check_base, check_shapes, check_ties
+from neuroada_cli.show.numbers import describe_dtype
 from neuroada_cli.tasks.registry import TASKS
 
 
@@ -173,7 +175,7 @@ def with_merged_layers(
     """A LoRA or DoRA adapter as whole weights: PEFT merges its layers, in memory, at the trained type.
 
     requantize  merge into the weights as a quantised base has them, as training saw them: their 4 or 8 bits
-    Raises ModelError for an adapter that does not fit its base.
+    Raises ModelError for an adapter that does not fit its base, NumericsError where a sum is not finite.
     """
     settings = adapter.settings
     loaded = hub.load_model(
@@ -189,8 +191,15 @@ def with_merged_layers(
     whole = {name: tensor for name, tensor in adapter.whole.items() if ".lora_" not in name}
     for name in adapter.selection.indices:
         layer: Any = loaded.model.get_submodule(name)
-        layer.merge(safe_merge=True)
-        whole[f"{name}.weight"] = layer.base_layer.weight.detach()
+        layer.merge()  # PEFT's own check rounds to 16 bits twice (findings/peft-safe-merge-rounds-twice.sh)
+        merged = whole[f"{name}.weight"] = layer.base_layer.weight.detach()
+        if not all_finite(merged):
+            raise NumericsError(
+                f"{name}, row {broken_row(merged)}: the merged weight is not finite in "
+                f"{describe_dtype(merged.dtype)}",
+                where,
+                "train with a lower optim.lr",
+            )
     selection = replace(adapter.selection, indices={})
     return replace(adapter, selection=selection, deltas={}, whole=whole)
 

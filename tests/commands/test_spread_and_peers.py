@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from collections.abc import Callable
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_run import tiny_llama_folder, tiny_recipe
 
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter import load as adapted
 from neuroada_cli.adapter.find import find_adapter
 from neuroada_cli.commands import merge, select, train
-from neuroada_cli.errors import ModelError, RecipeError, Stopped
+from neuroada_cli.errors import ModelError, NumericsError, RecipeError, Stopped
 from neuroada_cli.selection.file import read_selection
 from neuroada_cli.training.checkpoint import RunCheckpoints
 
@@ -141,6 +143,32 @@ def test_adapters_train_resume_and_merge_or_say_why_not(
     count, card = sum(tensor.numel() for tensor in one.values()), (out / "README.md").read_text("utf-8")
     assert f"{count:,} parameters trained whole, by the baseline method `{method}`" in card
     assert (out / "recipe.yaml").read_bytes() == (done.run_dir / "recipe.yaml").read_bytes()
+
+
+def test_a_merged_lora_is_rounded_once_and_a_broken_one_is_told(tmp_path: Path, model: Path) -> None:
+    pytest.importorskip("peft")
+    recipe = tiny_recipe(
+        model, tmp_path / "run", train={"method": "lora"}, peer={"rank": 2}, model={"dtype": "bf16"}
+    )
+    done = train.run(recipe, quiet=True)
+    out = merge.run(done.run_dir, tmp_path / "merged", quiet=True).out
+    merged, base = load_file(out / "model.safetensors"), load_file(model / "model.safetensors")
+    adapter = adapters.read_adapter(find_adapter(done.run_dir))
+    twice = 0
+    for name in adapter.selection.indices:
+        product_OI = 2.0 * (  # alpha is twice the rank
+            adapter.whole[f"{name}.lora_B.default.weight"] @ adapter.whole[f"{name}.lora_A.default.weight"]
+        )
+        weight_OI = base[f"{name}.weight"].bfloat16()
+        once_OI = (weight_OI.float() + product_OI).bfloat16()
+        assert torch.equal(merged[f"{name}.weight"], once_OI), name
+        twice += int((weight_OI + product_OI.bfloat16() != once_OI).sum())
+    assert twice, "no entry tells the two ways apart"
+    broken = f"{name}.lora_B.default.weight"
+    changed = dataclasses.replace(adapter, whole=adapter.whole | {broken: adapter.whole[broken].clone()})
+    changed.whole[broken][1] = float("inf")
+    with pytest.raises(NumericsError, match=f"{name}, row 1: the merged weight is not finite in bfloat16"):
+        adapted.with_merged_layers(changed, "the adapter", model)
 
 
 def test_an_adapter_of_lora_with_strange_settings_is_refused(tmp_path: Path, model: Path) -> None:
