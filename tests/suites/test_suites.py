@@ -28,15 +28,13 @@ from neuroada_cli.tasks.registry import get_task
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("suite")
-    general = folder / "general.txt"
-    general.write_text("The days of a month are counted from its first.\n", encoding="utf-8")
     values = {
         "name": "tiny",
         "device": "cpu",
         "model": {"path": str(tiny_llama_folder(folder / "llama")), "dtype": "fp32"},
         "data": {"task": "due_dates", "limit": 8, "validation_limit": 4, "max_length": 256},
         "train": {"epochs": 1, "batch_size": 4},
-        "eval": {"limit": 2, "max_new_tokens": 2, "forgetting": str(general)},
+        "eval": {"limit": 2, "max_new_tokens": 2},
     }
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -99,10 +97,20 @@ def test_the_hash_is_of_what_matters(tmp_path: Path, recipe: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> tuple[Path, Path]:
+def general(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The setting of a text of which is measured what is forgotten."""
+    text = tmp_path_factory.mktemp("general") / "general.txt"
+    text.write_text("The days of a month are counted from its first.\n", encoding="utf-8")
+    return {"eval.forgetting": str(text)}
+
+
+@pytest.fixture(scope="module")
+def done(
+    tmp_path_factory: pytest.TempPathFactory, recipe: Path, general: dict[str, str]
+) -> tuple[Path, Path]:
     """(a suite file of a tuned variant and one that is not, the folder of its results)"""
     folder = tmp_path_factory.mktemp("done")
-    file = suite_file(folder, recipe, untuned={"K=2": None})
+    file = suite_file(folder, recipe, set=general, untuned={"K=2": None})
     runner.run(load_suite(file), folder / "out")
     return file, folder / "out"
 
@@ -134,9 +142,10 @@ def test_a_suite_tunes_on_validation_reuses_and_shows(done: tuple[Path, Path]) -
 
 
 def test_a_suite_may_show_validation_values_instead_of_scores(
-    done: tuple[Path, Path], tmp_path: Path, recipe: Path
+    done: tuple[Path, Path], tmp_path: Path, recipe: Path, general: dict[str, str]
 ) -> None:
-    suite = load_suite(suite_file(tmp_path, recipe, score="validation", untuned={"K=2": None}))
+    changes = {"score": "validation", "set": general, "untuned": {"K=2": None}}
+    suite = load_suite(suite_file(tmp_path, recipe, **changes))
     found = runner.run(suite, tmp_path / "out", reuse=done[1] / "results.json")
     heading, lines = tables.rows(found)
     assert heading[:2] == ["variant", "dates validation loss"]
@@ -228,11 +237,12 @@ def test_a_table_says_why_it_has_no_column_of_forgetting(tmp_path: Path, recipe:
 
 
 def test_equal_runs_are_taken_from_an_earlier_result_file(
-    done: tuple[Path, Path], tmp_path: Path, recipe: Path
+    done: tuple[Path, Path], tmp_path: Path, recipe: Path, general: dict[str, str]
 ) -> None:
     first = json.loads((done[1] / "results.json").read_text(encoding="utf-8"))
     more = {"K=2": {"select.k": 2}, "K=3": {"select.k": 3}}
-    other = load_suite(suite_file(tmp_path, recipe, tune=None, seeds=[0], variants=more))
+    plain = {"set": general, "tune": None, "seeds": [0]}
+    other = load_suite(suite_file(tmp_path, recipe, **plain, variants=more))
     found = runner.run(other, tmp_path / "b", reuse=done[1] / "results.json")
     old = {run["key"]: run for run in first["runs"]}
     for run in found["runs"]:
@@ -245,7 +255,7 @@ def test_equal_runs_are_taken_from_an_earlier_result_file(
     # known to be trained, but with nothing left to score: trained again, to the same end
     unscored = tmp_path / "unscored.json"
     unscored.write_text(json.dumps(first | {"runs": [run | {"scores": None} for run in first["runs"]]}))
-    two = suite_file(tmp_path, recipe, tune=None, seeds=[0], variants={"K=2": more["K=2"]})
+    two = suite_file(tmp_path, recipe, **plain, variants={"K=2": more["K=2"]})
     (again,) = runner.run(load_suite(two), tmp_path / "c", reuse=unscored)["runs"]
     before = old[again["key"]]
     assert again["scores"]["due_dates"]["score"] == before["scores"]["due_dates"]["score"]
