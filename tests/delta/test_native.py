@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import platform
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -144,3 +146,47 @@ def test_precision_does_not_change_with_the_shape(dtype: torch.dtype) -> None:
         exact_OK = (grad_TO.double().T @ x_TI.double()).gather(1, index_OK.long())
         error = (native.native(grad_TO, x_TI, index_OK) - exact_OK).abs().max() / exact_OK.abs().max()
         assert error < 1e-6
+
+
+# What the compiler may use of the processor: each has code of its own in sampled_grad.c
+FEWER = {"all": [], "no AVX-512": ["-mno-avx512f"], "no AVX2": ["-mno-avx512f", "-mno-avx2", "-mno-fma"]}
+
+
+@pytest.fixture(params=FEWER if platform.machine() in ("x86_64", "AMD64") else ["all"])
+def _instructions(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """The kernels, compiled for a processor that has no more than these."""
+    before = native._library()
+    monkeypatch.setattr(native, "FLAGS", [*native.FLAGS, *FEWER[request.param]])
+    native._library.cache_clear()
+    native._kernel.cache_clear()
+    last_columns.clear()
+    assert native.available(torch.float32)
+    if FEWER[request.param]:
+        assert native._library() is not before
+    yield
+    native._library.cache_clear()
+    native._kernel.cache_clear()
+    last_columns.clear()
+
+
+@pytest.mark.usefixtures("_instructions")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_set_of_instructions_gives_the_gradient(dtype: torch.dtype) -> None:
+    """Shapes around the vectors' ends, views, and more tokens than a block; nothing beyond the matrices counts."""
+    shapes = itertools.product(
+        (1, 2, 15, 16, 17, 33, 300), (1, 7, 8, 9, 16, 25, 70), (1, 5, 64, 71), (1, 4, 7)
+    )
+    for tokens, inputs, outputs, k in shapes:
+        if k > inputs:
+            continue
+        wide_TX = torch.full((tokens, inputs + 9), float("nan")).to(dtype)
+        wide_TY = torch.full((tokens, outputs + 3), float("nan")).to(dtype)
+        x_TI, grad_TO = wide_TX[:, :inputs], wide_TY[:, :outputs]
+        x_TI.copy_(torch.randn(tokens, inputs))
+        grad_TO.copy_(torch.randn(tokens, outputs))
+        index_OK = choose(torch.randn(outputs, inputs), k)
+        exact_OK = (grad_TO.double().T @ x_TI.double()).gather(1, index_OK.long())
+        found_OK = native.native(grad_TO, x_TI, index_OK).double()
+        torch.testing.assert_close(found_OK, exact_OK, rtol=1e-5, atol=1e-4)

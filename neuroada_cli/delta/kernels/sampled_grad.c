@@ -18,6 +18,9 @@
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #include <immintrin.h>
 #define WIDE 1
+#elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#define HALF 1 /* vectors of half a cache line, two for one of the above */
 #endif
 
 #define TURNED 16 /* columns are turned at a time */
@@ -119,6 +122,108 @@ static inline sums_t add_bf16(sums_t sums, const uint16_t *a, const uint16_t *b)
     __m512 even_other = _mm512_castsi512_ps(_mm512_slli_epi32(other, 16));
     return _mm512_fmadd_ps(even_one, even_other, _mm512_fmadd_ps(odd_one, odd_other, sums));
 #endif
+}
+
+#elif defined(HALF)
+
+/* 8 vectors of 8 words as a matrix, turned: word c of vector t becomes word t of vector c */
+static inline void turn_words(__m256i *row) {
+    __m256i a[8], b[8];
+    for (int i = 0; i < 4; i++) {
+        a[2 * i] = _mm256_unpacklo_epi32(row[2 * i], row[2 * i + 1]);
+        a[2 * i + 1] = _mm256_unpackhi_epi32(row[2 * i], row[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        b[4 * i] = _mm256_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 1] = _mm256_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 2] = _mm256_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+        b[4 * i + 3] = _mm256_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+    }
+    for (int j = 0; j < 4; j++) {
+        row[j] = _mm256_permute2x128_si256(b[j], b[4 + j], 0x20);
+        row[4 + j] = _mm256_permute2x128_si256(b[j], b[4 + j], 0x31);
+    }
+}
+
+/* the first `count` of 8 columns */
+static inline __m256i inside(int count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+static inline void turn_f32(const float *m, ptrdiff_t stride, int t0, int rows, int count, float *out,
+                            int room) {
+    for (int c0 = 0; c0 < count; c0 += 8)
+        for (int half = 0; half < 16; half += 8) {
+            __m256i row[8];
+            for (int t = 0; t < 8; t++) {
+                const int token = t0 + half + t;
+                const int *from = (const int *)(m + (ptrdiff_t)token * stride + c0);
+                row[t] = token < rows ? _mm256_maskload_epi32(from, inside(count - c0))
+                                      : _mm256_setzero_si256();
+            }
+            turn_words(row);
+            for (int c = c0; c < count && c < c0 + 8; c++)
+                _mm256_storeu_si256((__m256i *)(out + (size_t)c * room + t0 + half), row[c - c0]);
+        }
+}
+
+/* 8 columns of a token as words, zeros past `count`: there is no masked load of 16 bits */
+static inline __m256i words(const uint16_t *from, int count) {
+    uint16_t few[8] = {0};
+    if (count < 8) from = memcpy(few, from, (size_t)count * sizeof *from);
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from));
+}
+
+/* two tokens make a word, so pairs of tokens are turned like single ones */
+static inline void turn_bf16(const uint16_t *m, ptrdiff_t stride, int t0, int rows, int count, uint16_t *out,
+                             int room) {
+    for (int c0 = 0; c0 < count; c0 += 8)
+        for (int half = 0; half < 32; half += 16) {
+            __m256i row[8];
+            for (int t = 0; t < 8; t++) {
+                const int token = t0 + half + 2 * t;
+                const uint16_t *from = m + (ptrdiff_t)token * stride + c0;
+                row[t] = token < rows ? words(from, count - c0) : _mm256_setzero_si256();
+                if (token + 1 < rows)
+                    row[t] = _mm256_or_si256(row[t], _mm256_slli_epi32(words(from + stride, count - c0), 16));
+            }
+            turn_words(row);
+            for (int c = c0; c < count && c < c0 + 8; c++)
+                _mm256_storeu_si256((__m256i *)(out + (size_t)c * room + t0 + half), row[c - c0]);
+        }
+}
+
+typedef struct {
+    __m256 low, high;
+} sums_t;
+#define NO_SUMS ((sums_t){_mm256_setzero_ps(), _mm256_setzero_ps()})
+
+static inline float TOTAL(sums_t sums) {
+    const __m256 eight = _mm256_add_ps(sums.low, sums.high);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+static inline sums_t add_f32(sums_t sums, const float *a, const float *b) {
+    sums.low = _mm256_fmadd_ps(_mm256_loadu_ps(a), _mm256_loadu_ps(b), sums.low);
+    sums.high = _mm256_fmadd_ps(_mm256_loadu_ps(a + 8), _mm256_loadu_ps(b + 8), sums.high);
+    return sums;
+}
+
+static inline __m256 pairs_added(__m256 sums, const uint16_t *a, const uint16_t *b) {
+    const __m256i one = _mm256_loadu_si256((const __m256i *)a);
+    const __m256i other = _mm256_loadu_si256((const __m256i *)b);
+    const __m256i high = _mm256_set1_epi32((int)0xffff0000);
+    const __m256 odd_one = _mm256_castsi256_ps(_mm256_and_si256(one, high));
+    const __m256 odd_other = _mm256_castsi256_ps(_mm256_and_si256(other, high));
+    const __m256 even_one = _mm256_castsi256_ps(_mm256_slli_epi32(one, 16));
+    const __m256 even_other = _mm256_castsi256_ps(_mm256_slli_epi32(other, 16));
+    return _mm256_fmadd_ps(even_one, even_other, _mm256_fmadd_ps(odd_one, odd_other, sums));
+}
+
+static inline sums_t add_bf16(sums_t sums, const uint16_t *a, const uint16_t *b) {
+    return (sums_t){pairs_added(sums.low, a, b), pairs_added(sums.high, a + 16, b + 16)};
 }
 
 #else /* for the compiler to vectorise as it can */
