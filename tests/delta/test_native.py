@@ -174,7 +174,7 @@ def _instructions(
 @pytest.mark.usefixtures("_instructions")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_set_of_instructions_gives_the_gradient(dtype: torch.dtype) -> None:
-    """Shapes around the vectors' ends, views, and more tokens than a block: nothing beside a matrix counts."""
+    """Shapes around the vectors' ends, views, more tokens than a block: nothing beside a matrix counts."""
     shapes = itertools.product(
         (1, 2, 15, 16, 17, 33, 300), (1, 7, 8, 9, 16, 25, 70), (1, 5, 64, 71), (1, 4, 7)
     )
