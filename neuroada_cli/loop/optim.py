@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from neuroada_cli.methods.protocol import Method
 from neuroada_cli.ranks.group import ALONE, Ranks
 
+PIECE = 1 << 18  # numbers whose norm is right to five digits, whatever they are
+
 
 @dataclass(frozen=True)
 class OptimSettings:
@@ -79,13 +81,23 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float | None, rank
     ranks  whose gradients of their own rows count, too, where each holds some
     """
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads)
+    norm = torch.nn.utils.get_total_norm([piece for grad in grads for piece in _pieces(grad)])
     if ranks.sharded:
         square = norm.square()
         ranks.sum_(square)
         norm = square.sqrt()
     scale_gradients(parameters, limit, norm)
     return norm
+
+
+def _pieces(grad: Tensor) -> Sequence[Tensor]:
+    """A gradient in parts short enough for their norms. On the CPU a norm is added up in fp32 from end to
+    end, so that a large one comes out too small: an embedding's of 2.6e8 numbers by 4 to 12 %
+    (findings/norm-of-many-numbers.sh).
+    """
+    if grad.device.type != "cpu" or grad.numel() <= PIECE:
+        return [grad]
+    return grad.split(max(1, PIECE * len(grad) // grad.numel()))
 
 
 def scale_gradients(parameters: Sequence[nn.Parameter], limit: float | None, norm: Tensor) -> None:

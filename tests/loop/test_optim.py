@@ -137,3 +137,13 @@ def test_clipping(limit: float | None, scale: float) -> None:
     assert parameters[0].grad.item() == pytest.approx(3 * scale, rel=1e-5)
     assert parameters[1].grad.item() == pytest.approx(4 * scale, rel=1e-5)
     assert parameters[2].grad is None
+
+
+@pytest.mark.parametrize("shape", [(1 << 23,), (1 << 13, 1 << 10), (3, 1 << 21), (1, 1 << 18)])
+def test_the_norm_of_a_gradient_does_not_depend_on_its_size(shape: tuple[int, ...]) -> None:
+    """Equal numbers, of which a norm over all in fp32 is off by most."""
+    parameter = nn.Parameter(torch.zeros(shape))
+    parameter.grad = torch.full(shape, 0.1)
+    exact = float(torch.tensor(0.1)) * math.sqrt(parameter.numel())
+    assert clip_gradients([parameter], 1.0).item() == pytest.approx(exact, rel=5e-5)
+    assert float(parameter.grad.double().square().sum()) == pytest.approx(1, rel=1e-4)
