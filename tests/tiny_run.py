@@ -63,6 +63,19 @@ def tiny_bert_folder(folder: Path) -> Path:
     return folder
 
 
+def tiny_rte_folder(folder: Path) -> Path:
+    """A data folder with rows in the form of GLUE's RTE: does the second text repeat the first?"""
+    (folder / "glue_rte").mkdir(parents=True)
+    for split, count in (("train", 24), ("validation", 16)):
+        rows = [
+            {"sentence1": f"item {i}", "sentence2": f"item {i if i % 2 else i + 1}", "label": i % 2}
+            for i in range(count)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "glue_rte" / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
 def tiny_recipe(model: Path, run_dir: Path, /, **sections: dict[str, Any]) -> Recipe:
     """24 due-date rows, 8 for validation, 2 epochs of 6 steps of 2 micro-batches."""
     values: dict[str, Any] = {

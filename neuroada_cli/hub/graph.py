@@ -26,7 +26,7 @@ from neuroada_cli.hub.padding import reads_padding
 from neuroada_cli.hub.parts import stacks_of
 from neuroada_cli.hub.resolve import read_config
 
-FORMAT = 6  # raised when a record says other things, so that an older one is not taken for it
+FORMAT = 7  # raised when a record says other things, so that an older one is not taken for it
 # The sizes by which a layer is known beside its tensors.
 SIZES = (
     "in_features", "out_features", "num_embeddings", "embedding_dim", "padding_idx", "nf", "nx",
@@ -172,6 +172,8 @@ def _shape(tensor: Tensor | None) -> tuple[list[int] | None, str | None]:
 def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.Linear):
         return "linear"
+    if isinstance(module, nn.LayerNorm):
+        return "layernorm"
     return "embedding" if isinstance(module, nn.Embedding) else "conv1d" if is_conv1d(module) else ""
 
 
@@ -221,7 +223,8 @@ class _Conv1D(nn.Module):
 
 
 BASES: dict[str, type[nn.Module]] = {
-    "": nn.Module, "linear": nn.Linear, "embedding": nn.Embedding, "conv1d": _Conv1D,
+    "": nn.Module, "linear": nn.Linear, "embedding": nn.Embedding, "layernorm": nn.LayerNorm,
+    "conv1d": _Conv1D,
 }  # fmt: skip
 
 

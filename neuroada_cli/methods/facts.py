@@ -49,6 +49,7 @@ class MethodFacts:
     only_fresh    only parameters that the base lacks train
     chosen        the chosen connections train, and nothing else
     everything    every parameter of the model trains
+    biases        every bias of the model trains
     peer          keys of the recipe's section `peer` that it takes
     delta_dtype   takes `train.delta_dtype`
     narrow        trains in the data type of the weights, the optimizer's state included
@@ -77,6 +78,7 @@ class MethodFacts:
     only_fresh: bool = False
     chosen: bool = False
     everything: bool = False
+    biases: bool = False
     peer: tuple[str, ...] = ()
     delta_dtype: bool = False
     narrow: bool = False
@@ -269,7 +271,7 @@ METHODS: dict[str, MethodFacts] = {
         f"{_HERE}.smt:Smt", "smt (with select.tile)", chosen=True, folds=True, tiles=True,
         count=lambda sizes: sizes.chosen, moments=_delta_moments,
     ),
-    "bitfit": MethodFacts(f"{_HERE}.bitfit:BitFit", "bitfit (all biases)"),
+    "bitfit": MethodFacts(f"{_HERE}.bitfit:BitFit", "bitfit (all biases)", biases=True),
     "head": MethodFacts(
         f"{_HERE}.bitfit:Head", "head (only a fresh head, the control)", only_fresh=True, count=lambda _: 0
     ),

@@ -22,6 +22,7 @@ from neuroada_cli.training.settings import dtype_of
 
 TIME_CONSTANTS = ("A_log", "D")  # as Mamba names them, by channel and state
 SMALLEST_FALL = 2**-8  # of a bf16 number, that is never rounded away
+EQUAL_PARTS = {"bf16": 2**8, "fp16": 2**11}  # one more is rounded away
 LEAST = 0.01  # share of a model's parameters that is worth a line
 KEPT_BY_CUTTING = "data.too_long: cut keeps what the model takes of them"
 KEPT = "a larger data.max_length or data.too_long: cut keeps them"
@@ -42,6 +43,8 @@ def remarks(checked: Checked) -> Iterator[str]:
     yield from _of_weights(checked)
     if (stuck := stuck_moment(checked.recipe)) is not None:
         yield stuck
+    if (coarse := coarse_sums(checked)) is not None:
+        yield coarse
     yield from left_out(checked)
     yield from checked.rows.notes
     if (why := why_none(checked)) is not None:
@@ -95,6 +98,31 @@ def stuck_moment(recipe: Recipe) -> str | None:
         f"AdamW's second moment is kept in bf16, where a beta of {second:g} is rounded away: it rises and "
         f"does not fall, so that steps stay small after a large gradient; {fix} or a second optim.betas of "
         f"up to {1 - SMALLEST_FALL:.3g} lets it"
+    )
+
+
+def coarse_sums(checked: Checked) -> str | None:
+    """That gradients are added up in 16 bits; None: in fp32, as most are.
+
+    On a CPU the backward passes of embeddings and of LayerNorm add place by place, in the type of the weights
+    (findings/embedding-gradient-in-bf16.sh, findings/layernorm-gradient-in-bf16.sh).
+    """
+    name, facts = str(checked.recipe.model.dtype), checked.plan.facts
+    if checked.device != "cpu" or name not in EQUAL_PARTS or not (facts.everything or facts.biases):
+        return None
+    own = ("weight", "bias") if facts.everything else ("bias",)
+    found = {
+        kind.__name__
+        for module in checked.base.graph.modules()
+        for kind in (nn.Embedding, nn.LayerNorm)
+        if isinstance(module, kind) and any(isinstance(getattr(module, p, None), nn.Parameter) for p in own)
+    }
+    if not found:
+        return None
+    return (
+        f"on a CPU the gradients of {' and '.join(sorted(found))} are added up in {name}, token by token, "
+        f"where a sum of equal parts stops at {EQUAL_PARTS[name]:,} of them; model.dtype=fp32 adds them up "
+        "in full"
     )
 
 

@@ -23,6 +23,7 @@ from tiny_run import (  # noqa: F401
     tiny_bert_folder,
     tiny_llama_folder,
     tiny_recipe,
+    tiny_rte_folder,
 )
 from torch.torch_version import TorchVersion
 
@@ -64,17 +65,7 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with rows in the form of GLUE's RTE: does the second text repeat the first?"""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "glue_rte").mkdir()
-    for split, count in (("train", 24), ("validation", 16)):
-        rows = [
-            {"sentence1": f"item {i}", "sentence2": f"item {i if i % 2 else i + 1}", "label": i % 2}
-            for i in range(count)
-        ]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / "glue_rte" / f"{split}.jsonl").write_text(text, encoding="utf-8")
-    return folder
+    return tiny_rte_folder(tmp_path_factory.mktemp("data"))
 
 
 def go(recipe: Recipe, **options: Any) -> train.TrainResult:

@@ -58,6 +58,7 @@ def facts(model: nn.Module) -> dict[str, object]:
         "ties": sharing_modules(model, linear),
         "heads": hub.default_exclude(model),
         "targets": list(find_targets(model, heads=hub.default_exclude(model))),
+        "norms": [name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)],
         "padding": [m.padding_idx for m in model.modules() if isinstance(m, nn.Embedding)],
         "prefix": model.base_model_prefix,
         "embeddings": model.get_input_embeddings().weight.shape,  # type: ignore[operator]

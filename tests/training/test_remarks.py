@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import tiny_llama_folder, tiny_recipe
+from tiny_run import tiny_bert_folder, tiny_llama_folder, tiny_recipe, tiny_rte_folder
 
 from neuroada_cli.commands import train
+from neuroada_cli.hub import TORCH_DTYPES
 from neuroada_cli.training.preflight import check
 from neuroada_cli.training.remarks import remarks, stuck_moment
 
@@ -69,3 +70,32 @@ def test_it_is_true_and_the_beta_it_names_is_enough(base: Path, tmp_path: Path) 
     assert line.endswith("a second optim.betas of up to 0.996 lets it")
     assert "train.delta_dtype=fp32" in line
     assert not said(0.996)
+
+
+@pytest.mark.parametrize("method", ["neuroada", "bitfit", "full", "head"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_gradients_that_are_added_up_in_16_bits_are_named(method: str, dtype: str, tmp_path: Path) -> None:
+    """By what the gradient of each kind of module really is, where the method trains one of it."""
+    encoder = tiny_bert_folder(tmp_path / "base")
+    rows = tiny_rte_folder(tmp_path / "data")
+    data = {"task": "rte", "data_dir": str(rows), "limit": None, "validation_limit": None}
+    recipe = tiny_recipe(
+        encoder, tmp_path / "run", train={"method": method}, model={"dtype": dtype}, data=data
+    )
+    (line,) = [line for line in remarks(check(recipe, overwrite=False)) if "added up" in line] or [""]
+    trains = {"full": ("weight", "bias"), "bitfit": ("bias",)}.get(method, ())
+    for kind in (torch.nn.Embedding, torch.nn.LayerNorm, torch.nn.Linear):
+        short = [name for name, value in summed(kind, TORCH_DTYPES[dtype]).items() if value < 4900]
+        assert (kind.__name__ in line) == bool({*short} & {*trains}), (kind, short, line)
+
+
+def summed(kind: type[torch.nn.Module], dtype: torch.dtype) -> dict[str, float]:
+    """Parameter -> the mean size of its gradient for 5000 tokens that each send it 1."""
+    if kind is torch.nn.Embedding:
+        layer = torch.nn.Embedding(2, 4).to(dtype)
+        out_TD = layer(torch.zeros(5000, dtype=torch.long))
+    else:
+        layer = (torch.nn.LayerNorm(4) if kind is torch.nn.LayerNorm else torch.nn.Linear(4, 4)).to(dtype)
+        out_TD = layer(torch.tensor([1.0, -1.0, 1.0, -1.0]).to(dtype).expand(5000, 4))
+    out_TD.sum().backward()
+    return {name: float(p.grad.abs().max()) for name, p in layer.named_parameters() if p.grad is not None}
