@@ -25,7 +25,7 @@ check: setup  ## lint, types, and pages that are what their makers give
 	$(BIN)/python docs/pages --check
 
 test: setup check  ## what CI runs
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --timeout 900
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder --timeout 900
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
