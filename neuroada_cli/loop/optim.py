@@ -97,7 +97,7 @@ def _pieces(grad: Tensor) -> Sequence[Tensor]:
     """
     if grad.device.type != "cpu" or grad.numel() <= PIECE:
         return [grad]
-    return grad.split(max(1, PIECE * len(grad) // grad.numel()))
+    return torch.split(grad.flatten(), PIECE)
 
 
 def scale_gradients(parameters: Sequence[nn.Parameter], limit: float | None, norm: Tensor) -> None:
