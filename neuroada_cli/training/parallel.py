@@ -13,7 +13,7 @@ from neuroada_cli.machine.memory import available_memory
 from neuroada_cli.ranks.group import Ranks
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.criteria import DATA_CRITERIA
-from neuroada_cli.training.plan import Plan, kept_per_neuron, largest_step, predicted_step
+from neuroada_cli.training.plan import connections, largest_step, not_over_quantized, predicted_step
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.settings import dtype_of
 
@@ -74,7 +74,7 @@ def of_processes(checked: Checked, processes: int) -> dict[str, memory.ProcessBy
     recipe, base, plan = checked.recipe, checked.base, checked.plan
     quantization = recipe.model.quantization
     if quantization is not None and plan.facts.shards is None:
-        return f"nothing is known of a base in {quantization} before it is loaded"
+        return not_over_quantized(recipe)
     step = predicted_step(recipe, plan, checked.rows, base, checked.device, processes)
     if isinstance(step, str):
         return step
@@ -87,7 +87,7 @@ def of_processes(checked: Checked, processes: int) -> dict[str, memory.ProcessBy
     for way in ways:
         found[way] = memory.of_process(
             base.skeleton,
-            _counts(recipe, plan),
+            connections(recipe, plan),
             step,
             processes,
             way == "shard",
@@ -96,11 +96,6 @@ def of_processes(checked: Checked, processes: int) -> dict[str, memory.ProcessBy
             -(-recipe.train.batch_size // (processes * largest_step(recipe, checked.rows, processes)[0])),
         )
     return found
-
-
-def _counts(recipe: Recipe, plan: Plan) -> dict[str, int]:
-    kept = kept_per_neuron(recipe, plan)
-    return {name: kept if isinstance(kept, int) else kept[name] for name in plan.sizes.shapes}
 
 
 def _quantized(base: hub.Base, quantization: str | None) -> dict[str, str]:

@@ -90,10 +90,30 @@ def predicted_memory(
     """Of the largest step of a process with the whole model, one of `processes` that share a step's rows,
     without reading a weight; or why it is not predicted.
     """
-    if recipe.model.quantization is not None:
-        return f"nothing is known of a base in {recipe.model.quantization} before it is loaded"
+    quantization = recipe.model.quantization
+    if quantization is not None and plan.facts.shards is None:
+        return not_over_quantized(recipe)
     step = predicted_step(recipe, plan, rows, base, device, processes)
-    return step if isinstance(step, str) else step.breakdown()
+    if isinstance(step, str):
+        return step
+    if quantization is None:
+        return step.breakdown()
+    packed = dict.fromkeys(hub.packed_layers(base.graph), quantization)
+    own = memory.of_process(
+        base.skeleton, connections(recipe, plan), step, 1, False, dtype_of(recipe), packed
+    )
+    return memory.Breakdown(own.weights, own.state, own.activations)
+
+
+def not_over_quantized(recipe: Recipe) -> str:
+    """Why the memory of a peer's step over a quantised base is not predicted."""
+    return f"nothing is known of {recipe.train.method} over {recipe.model.quantization} before it is loaded"
+
+
+def connections(recipe: Recipe, plan: Plan) -> dict[str, int]:
+    """Target -> how many of each neuron's connections are kept."""
+    kept = kept_per_neuron(recipe, plan)
+    return {name: kept if isinstance(kept, int) else kept[name] for name in plan.sizes.shapes}
 
 
 def predicted_step(

@@ -41,6 +41,8 @@ def remarks(checked: Checked) -> Iterator[str]:
         if remark is not None:
             yield remark
     yield from _of_weights(checked)
+    if (experts := unpacked_experts(checked)) is not None:
+        yield experts
     if (stuck := stuck_moment(checked.recipe)) is not None:
         yield stuck
     if (coarse := coarse_sums(checked)) is not None:
@@ -81,6 +83,24 @@ def _of_weights(checked: Checked) -> Iterator[str]:
             f"model.dtype={name} rounds the base, which is {main}: {counts} change, chosen or not; leave it "
             "out to keep them"
         )
+
+
+def unpacked_experts(checked: Checked) -> str | None:
+    """That a mixture is far larger than its 4 or 8 bits promise; None: no base in them, or no such experts.
+
+    bitsandbytes packs linear layers, and transformers keeps all experts of a layer in one tensor
+    (findings/experts-stay-out-of-4-bits.sh).
+    """
+    kind, dtype = checked.recipe.model.quantization, checked.recipe.model.dtype
+    targets = targets_of(checked.base.graph)
+    sizes = [t.weight.numel() for t in targets.values() if t.layout.experts is not None]
+    if kind is None or not sizes:
+        return None
+    share, held = sum(sizes) / checked.base.parameters, sum(sizes) * dtype_of(checked.recipe).itemsize
+    return (
+        f"{kind} packs linear layers only: the experts, {100 * share:.2g} % of the parameters, share a "
+        f"tensor in each block and stay in {dtype}, {size(held)}"
+    )
 
 
 def stuck_moment(recipe: Recipe) -> str | None:

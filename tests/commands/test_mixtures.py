@@ -13,13 +13,14 @@ from tiny_run import one_thread, tiny_recipe, tiny_tokenizer  # noqa: F401
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from neuroada_cli import files
+from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter import load as adapted
 from neuroada_cli.adapter.folder import Adapter
 from neuroada_cli.commands import merge, select, train
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.selection.file import read_selection
+from neuroada_cli.show.numbers import size
 
 K = 2
 TOKENS = torch.arange(3, 43).view(2, 20)
@@ -102,6 +103,23 @@ def test_a_run_trains_resumes_and_merges_every_expert(tmp_path: Path) -> None:
     subject = adapted.load(str(tmp_path / "run"))
     with torch.inference_mode():
         assert torch.equal(merged(TOKENS).logits, subject.model(TOKENS).logits)
+
+
+def test_experts_that_stay_out_of_4_bits_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By what a loaded base holds."""
+    base = saved("qwen3_moe", tmp_path / "base")
+    recipe = recipe_of(base, tmp_path / "run", model={"quantization": "nf4", "dtype": "bf16"})
+    train.run(recipe, dry_run=True)
+    said = capsys.readouterr()
+    (line,) = [line for line in (said.out + said.err).splitlines() if "nf4 packs linear layers only" in line]
+    loaded = hub.load_model(base, "causal-lm", "bf16", "cpu", quantization="nf4").model
+    experts = [p for name, p in loaded.named_parameters() if "experts" in name]
+    assert {p.dtype for p in experts} == {torch.bfloat16}
+    assert line.endswith(f"stay in bf16, {size(sum(p.nbytes for p in experts))}")
+    train.run(recipe_of(base, tmp_path / "run", model={"dtype": "bf16"}), dry_run=True)
+    assert "packs linear layers" not in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize(

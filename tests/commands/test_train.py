@@ -249,6 +249,22 @@ def test_dry_run_writes_nothing_and_reads_no_weights(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_dry_run_over_a_packed_base_tells_what_it_takes(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_llama_folder(tmp_path / "base", hidden_size=256, intermediate_size=768)
+    dense = go(tiny_recipe(base, tmp_path / "run"), dry_run=True).peak_bytes
+    monkeypatch.setattr(hub, "load_model", None)
+    packed = tiny_recipe(base, tmp_path / "run", model={"quantization": kind})
+    capsys.readouterr()
+    assert 0 < go(packed, dry_run=True).peak_bytes < dense
+    assert "largest train.micro_batch_size that fits" in capsys.readouterr().out
+    peer = tiny_recipe(base, tmp_path / "run", model={"quantization": kind}, train={"method": "lora"})
+    go(peer, dry_run=True)
+    assert f"is not predicted: nothing is known of lora over {kind}" in capsys.readouterr().out
+
+
 def test_a_dry_run_of_several_processes_tells_both_ways_to_share_the_work(
     llama_folder: Path,
     tmp_path: Path,

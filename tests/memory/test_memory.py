@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import pico_bert, pico_gpt2, pico_llama
 from tiny_families import tiny
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from neuroada_cli import hub
 from neuroada_cli.benchmarking.measure import all_targets
 from neuroada_cli.benchmarking.peers import make as make_peer
 from neuroada_cli.benchmarking.steps import random_batch
@@ -17,7 +20,16 @@ from neuroada_cli.delta.sampled_grad import BACKENDS
 from neuroada_cli.delta.targets import target_of
 from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.loop.recomputing import enable_checkpointing
-from neuroada_cli.memory import Breakdown, StepMemory, TensorBytes, copy_structure, predict, storage_bytes
+from neuroada_cli.memory import (
+    Breakdown,
+    StepMemory,
+    TensorBytes,
+    copy_structure,
+    of_process,
+    predict,
+    predict_step,
+    storage_bytes,
+)
 from neuroada_cli.selection.criteria import choose
 
 K, ROWS, LENGTH = 3, 4, 48
@@ -31,13 +43,19 @@ def indices_of(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
     return found
 
 
-def measured(model: nn.Module, method_name: str, kind: str, recomputed: bool = False) -> Breakdown:
+def measured(
+    model: nn.Module,
+    method_name: str,
+    kind: str,
+    recomputed: bool = False,
+    indices: dict[str, Tensor] | None = None,
+) -> Breakdown:
     model.train()
     if recomputed:
         enable_checkpointing(model)
     method = make_peer(method_name)
-    indices = indices_of(model, all_targets(model))
-    step = StepMemory(model, method, lambda: method.attach(model, indices), TensorBytes())
+    chosen = indices_of(model, all_targets(model)) if indices is None else indices
+    step = StepMemory(model, method, lambda: method.attach(model, chosen), TensorBytes())
     batch = random_batch(96, kind, ROWS, LENGTH, "cpu")
     return step.run(lambda: LOSSES[kind](model, batch)[0])
 
@@ -63,6 +81,30 @@ def test_the_prediction_equals_the_measurement(name: str, method: str) -> None:
     assert guess.weights == real.weights
     assert guess.peak == pytest.approx(real.peak, rel=0.1)
     assert guess.state == pytest.approx(real.state, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_packed_base_is_predicted_as_well(name: str, kind: str, tmp_path: Path) -> None:
+    made: dict[str, Callable[[], PreTrainedModel]] = {
+        "llama": lambda: pico_llama(hidden_size=128, intermediate_size=320),
+        "gpt2": lambda: pico_gpt2(n_embd=128),
+    }
+    made[name]().to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    base = hub.open_base(tmp_path / "base")
+    loaded = hub.load_model(tmp_path / "base", "causal-lm", "bf16", "cpu", quantization=kind).model
+    names = all_targets(base.skeleton)
+    neurons = {name: target_of(base.skeleton, name).layout.shape[0] for name in names}
+    first_K = torch.arange(K, dtype=torch.int32)
+    indices = {name: first_K.expand(count, K).contiguous() for name, count in neurons.items()}
+    real = measured(loaded, "neuroada", "generation", indices=indices)
+    step = predict_step(base.skeleton, names, make_peer("neuroada"), K, ROWS, LENGTH, torch.bfloat16)
+    packed = dict.fromkeys(hub.packed_layers(base.graph), kind)
+    counts = dict.fromkeys(names, K)
+    guess = of_process(base.skeleton, counts, step, 1, False, torch.bfloat16, packed)
+    assert guess.weights == real.weights
+    assert guess.peak == pytest.approx(real.peak, rel=0.1)
+    assert real.weights < 0.8 * step.weights, "packed is smaller"
 
 
 def test_the_prediction_needs_no_weights() -> None:
