@@ -29,13 +29,6 @@
 #define MOST 1024 /* bytes of a column at most */
 #define SPAN 64  /* columns of x that one thread turns, of a vector of tokens */
 
-static inline float f32_of_bf16(uint16_t value) {
-    uint32_t bits = (uint32_t)value << 16;
-    float wide;
-    memcpy(&wide, &bits, sizeof wide);
-    return wide;
-}
-
 #ifdef WIDE
 
 /* the same columns of the tokens that come next: the processor does not foresee so many rows side by side */
@@ -226,34 +219,64 @@ static inline sums_t add_bf16(sums_t sums, const uint16_t *a, const uint16_t *b)
     return (sums_t){pairs_added(sums.low, a, b), pairs_added(sums.high, a + 16, b + 16)};
 }
 
-#else /* for the compiler to vectorise as it can */
+#else /* vectors of 16 bytes, which gcc and clang make of whatever there is (NEON, SSE, VSX) */
 
+typedef float floats_t __attribute__((vector_size(16)));
+typedef uint32_t words_t __attribute__((vector_size(16)));
+
+/* a sum in memory would be the slowest part: by name each vector gets a register */
 typedef struct {
-    float lane[16];
+    floats_t a, b, c, d;
 } sums_t;
-#define NO_SUMS ((sums_t){{0}})
+#define NO_SUMS ((sums_t){{0}, {0}, {0}, {0}})
 
 static inline float TOTAL(sums_t sums) {
-    float total = 0;
-    for (int l = 0; l < 16; l++) total += sums.lane[l];
-    return total;
+    const floats_t four = (sums.a + sums.b) + (sums.c + sums.d);
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-#define DEFINE_PLAIN(NAME, ELEMENT, WIDEN)                                                                 \
+static inline floats_t floats(const float *from) {
+    floats_t found;
+    memcpy(&found, from, sizeof found);
+    return found;
+}
+
+static inline sums_t add_f32(sums_t sums, const float *a, const float *b) {
+    sums.a += floats(a) * floats(b);
+    sums.b += floats(a + 4) * floats(b + 4);
+    sums.c += floats(a + 8) * floats(b + 8);
+    sums.d += floats(a + 12) * floats(b + 12);
+    return sums;
+}
+
+/* 8 products: each word holds two numbers, and either half of it, at the top, is one of them in fp32 */
+static inline floats_t pairs_added(floats_t sums, const uint16_t *a, const uint16_t *b) {
+    const words_t high = {0xffff0000, 0xffff0000, 0xffff0000, 0xffff0000};
+    words_t one, other;
+    memcpy(&one, a, sizeof one);
+    memcpy(&other, b, sizeof other);
+    sums += (floats_t)(one & high) * (floats_t)(other & high);
+    return sums + (floats_t)(one << 16) * (floats_t)(other << 16);
+}
+
+static inline sums_t add_bf16(sums_t sums, const uint16_t *a, const uint16_t *b) {
+    sums.a = pairs_added(sums.a, a, b);
+    sums.b = pairs_added(sums.b, a + 8, b + 8);
+    sums.c = pairs_added(sums.c, a + 16, b + 16);
+    sums.d = pairs_added(sums.d, a + 24, b + 24);
+    return sums;
+}
+
+#define DEFINE_TURN(NAME, ELEMENT)                                                                         \
     static inline void turn_##NAME(const ELEMENT *m, ptrdiff_t stride, int t0, int rows, int count,        \
                                    ELEMENT *out, int room) {                                               \
         for (int t = t0; t < t0 + (int)(BYTES / sizeof *out); t++)                                         \
             for (int c = 0; c < count; c++)                                                                \
                 out[(size_t)c * room + t] = t < rows ? m[(ptrdiff_t)t * stride + c] : 0;                   \
-    }                                                                                                      \
-    static inline sums_t add_##NAME(sums_t sums, const ELEMENT *a, const ELEMENT *b) {                     \
-        for (int j = 0; j < (int)(BYTES / sizeof *a); j += 16)                                             \
-            for (int l = 0; l < 16; l++) sums.lane[l] += WIDEN(a[j + l]) * WIDEN(b[j + l]);                \
-        return sums;                                                                                       \
     }
 
-DEFINE_PLAIN(f32, float, )
-DEFINE_PLAIN(bf16, uint16_t, f32_of_bf16)
+DEFINE_TURN(f32, float)
+DEFINE_TURN(bf16, uint16_t)
 
 #endif
 
