@@ -37,7 +37,7 @@ without; in fp32 every delta's gradient is that of a dense model |
 | merge | `neuroada merge`: every tensor, and the outputs, are to the last bit those of the adapter on its \
 base; what is no target is the base's |
 | eval | `neuroada eval` of the adapter and of the merged folder: the same answers |
-| nf4 | train and eval with `model.quantization: nf4` |
+| nf4 | train and eval with `model.quantization: nf4`; of mixtures, whose experts stay in 16 bits, the rest |
 | packed | train with `train.packing: true`; it is refused where rows would see each other |
 
 A type without a row is not refused for that: nobody has looked. Those are named below each table.
