@@ -267,6 +267,8 @@ def plan_layers(
             raise ValueError(f"{name} shares its weight with {other}")
         try:
             layer: nn.Module
+            if name in packed and target.layout.transposed:
+                raise ValueError("is stored sideways, which cannot be packed by rows")
             if name not in plans and packed[name] == "int8":  # bitsandbytes' own would round inputs, too
                 raise ValueError("is quantised to int8 and not adapted")
             if name not in plans:

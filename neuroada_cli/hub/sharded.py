@@ -24,7 +24,7 @@ from neuroada_cli.hub.loading import (
     _config,
     _explained,
     _silent_transformers,
-    default_exclude,
+    packed_layers,
 )
 from neuroada_cli.hub.resolve import check_folder
 from neuroada_cli.machine import narrow_products
@@ -101,9 +101,7 @@ def load_sharded(
     names = names_of(model)
     packed = {}
     if quantization is not None:
-        heads = default_exclude(model)
-        linear = (n for n, module in model.named_modules() if isinstance(module, nn.Linear))
-        packed = {name: quantization for name in linear if name not in heads}
+        packed = dict.fromkeys(packed_layers(model), quantization)
     plans = {
         name: Planned(index_OK.shape[1], bool((index_OK < 0).any()), delta, dtype=dtype)
         for name, index_OK in indices.items()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch import nn
 
-from neuroada_cli import hub, memory
+from neuroada_cli import memory
+from neuroada_cli.delta.targets import targets_of
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.machine.memory import available_memory
 from neuroada_cli.ranks.group import Ranks
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.criteria import DATA_CRITERIA
-from neuroada_cli.training.plan import connections, largest_step, not_over_quantized, predicted_step
+from neuroada_cli.training.plan import connections, largest_step, not_over_quantized, packed, predicted_step
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.settings import dtype_of
 
@@ -92,19 +92,10 @@ def of_processes(checked: Checked, processes: int) -> dict[str, memory.ProcessBy
             processes,
             way == "shard",
             dtype_of(recipe),
-            _quantized(base, quantization),
+            packed(recipe, base),
             -(-recipe.train.batch_size // (processes * largest_step(recipe, checked.rows, processes)[0])),
         )
     return found
-
-
-def _quantized(base: hub.Base, quantization: str | None) -> dict[str, str]:
-    """Layer -> how its weight is packed, as loading does it."""
-    if quantization is None:
-        return {}
-    heads = hub.default_exclude(base.skeleton)
-    linear = (name for name, module in base.skeleton.named_modules() if isinstance(module, nn.Linear))
-    return {name: quantization for name in linear if name not in heads}
 
 
 def memory_of(device: str, ranks: Ranks) -> int:
@@ -131,6 +122,9 @@ def why_not_sharded(checked: Checked) -> str | None:
         return "does not go with train.train_bias"
     if recipe.select.criterion in DATA_CRITERIA and recipe.select.file is None:
         return f"does not go with select.criterion={recipe.select.criterion}, which needs the whole model"
+    layouts = {name: target.layout for name, target in targets_of(checked.base.graph).items()}
+    if (name := next((n for n in packed(recipe, checked.base) if layouts[n].transposed), None)) is not None:
+        return f"does not go with model.quantization={recipe.model.quantization}: {name} is stored sideways"
     experts = (name for name, target in checked.choice.targets.items() if target.layout.experts is not None)
     if (name := next(experts, None)) is not None:
         return f"does not go with {name}, one tensor of all experts' matrices; choose other select.targets"

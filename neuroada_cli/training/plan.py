@@ -98,11 +98,16 @@ def predicted_memory(
         return step
     if quantization is None:
         return step.breakdown()
-    packed = dict.fromkeys(hub.packed_layers(base.graph), quantization)
     own = memory.of_process(
-        base.skeleton, connections(recipe, plan), step, 1, False, dtype_of(recipe), packed
+        base.skeleton, connections(recipe, plan), step, 1, False, dtype_of(recipe), packed(recipe, base)
     )
     return memory.Breakdown(own.weights, own.state, own.activations)
+
+
+def packed(recipe: Recipe, base: hub.Base) -> dict[str, str]:
+    """Layer -> how its weight is packed; nothing of a base that is not quantised."""
+    kind = recipe.model.quantization
+    return {} if kind is None else dict.fromkeys(hub.packed_layers(base.graph), kind)
 
 
 def not_over_quantized(recipe: Recipe) -> str:

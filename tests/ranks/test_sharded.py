@@ -290,6 +290,15 @@ def test_what_cannot_be_sharded_is_refused_with_its_reason(
 
 
 @pytest.mark.parametrize("kind", quantized.KINDS)
+def test_a_sideways_layer_is_not_left_unpacked(bases: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """GPT-2's, which loading packs: sharded and not packed it would train on other weights."""
+    recipe = tiny_recipe(bases["gpt2"], tmp_path / "run", model={"quantization": kind}, train=SHARD)
+    told = run_in(2, recipe)
+    assert [each["code"] for each in told] == [2, 2]
+    assert "c_attn is stored sideways" in told[0]["line"] + told[1]["line"]
+
+
+@pytest.mark.parametrize("kind", quantized.KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_packed_by_themselves_are_the_rows_of_the_packed_whole(kind: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
