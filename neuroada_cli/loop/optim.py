@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from neuroada_cli.methods.protocol import Method
 from neuroada_cli.ranks.group import ALONE, Ranks
 
-PIECE = 1 << 18  # numbers whose norm is right to five digits, whatever they are
+PIECE = 1 << 18  # numbers; the norm of so many is right to 1 in 20,000, whatever they are
 
 
 @dataclass(frozen=True)

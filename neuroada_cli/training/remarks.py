@@ -92,9 +92,11 @@ def unpacked_experts(checked: Checked) -> str | None:
     (findings/experts-stay-out-of-4-bits.sh).
     """
     kind, dtype = checked.recipe.model.quantization, checked.recipe.model.dtype
+    if kind is None:
+        return None
     targets = targets_of(checked.base.graph)
     sizes = [t.weight.numel() for t in targets.values() if t.layout.experts is not None]
-    if kind is None or not sizes:
+    if not sizes:
         return None
     share, held = sum(sizes) / checked.base.parameters, sum(sizes) * dtype_of(checked.recipe).itemsize
     return (
