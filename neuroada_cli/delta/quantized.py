@@ -144,6 +144,11 @@ def packed_shapes(outputs: int, inputs: int, kind: str) -> tuple[tuple[int, ...]
     return (outputs, inputs // 2), (outputs, inputs // BLOCK)
 
 
+def unpacked_bytes(kind: str, dtype: torch.dtype) -> int:
+    """Of each number of a layer while it multiplies. 8 bits are scaled in fp32, from one copy to another."""
+    return 2 * torch.float32.itemsize if kind == "int8" else dtype.itemsize
+
+
 def unpack(packed: Tensor, scale: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
     """The weight `[O, I]` of what `pack` returned, a fresh dense tensor: the bits that `dequantize` gives."""
     if kind == "int8":

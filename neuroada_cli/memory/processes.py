@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from neuroada_cli.delta.names import split_at_block
-from neuroada_cli.delta.quantized import packed_shapes
+from neuroada_cli.delta.quantized import packed_shapes, unpacked_bytes
 from neuroada_cli.delta.targets import target_of
 from neuroada_cli.memory.tracker import StepBytes
 
@@ -92,7 +92,11 @@ def of_process(
     state = gathered_state + own * (dtype.itemsize + 3 * DELTA)
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in skeleton.buffers())
     forward, backward, update = (part - step.left for part in step.parts)
-    dense = max((math.prod(target_of(skeleton, n).shape) for n in quantized), default=0) * dtype.itemsize
+    unpacked = (
+        math.prod(target_of(skeleton, name).shape) * unpacked_bytes(kind, dtype)
+        for name, kind in quantized.items()
+    )
+    dense = max(unpacked, default=0)
     if not sharded:
         sums = sum(part.nbytes for part in parts if part.trains)
         activations = max(forward, backward, update) + dense

@@ -87,8 +87,8 @@ def test_the_prediction_equals_the_measurement(name: str, method: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_packed_base_is_predicted_as_well(name: str, kind: str, tmp_path: Path) -> None:
     made: dict[str, Callable[[], PreTrainedModel]] = {
-        "llama": lambda: pico_llama(hidden_size=128, intermediate_size=320),
-        "gpt2": lambda: pico_gpt2(n_embd=128),
+        "llama": lambda: pico_llama(hidden_size=512, intermediate_size=2048),
+        "gpt2": lambda: pico_gpt2(n_embd=512),
     }
     made[name]().to(torch.bfloat16).save_pretrained(tmp_path / "base")
     base = hub.open_base(tmp_path / "base")
@@ -103,7 +103,7 @@ def test_a_packed_base_is_predicted_as_well(name: str, kind: str, tmp_path: Path
     counts = dict.fromkeys(names, K)
     guess = of_process(base.skeleton, counts, step, 1, False, torch.bfloat16, packed)
     assert guess.weights == real.weights
-    assert guess.peak == pytest.approx(real.peak, rel=0.1)
+    assert 0.97 * real.peak < guess.peak < 1.2 * real.peak, "a layer that is unpacked counts"
     assert real.weights < 0.8 * step.weights, "packed is smaller"
 
 
