@@ -111,6 +111,21 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def pass_cache(descriptor: int, wanted: bool) -> bool:
+    """Whether an open file's writes go past the system's cache from now on (O_DIRECT): as wanted, where the
+    system and the file system can.
+    """
+    flag = getattr(os, "O_DIRECT", 0)
+    if fcntl is None or not flag:
+        return False
+    try:
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | flag if wanted else flags & ~flag)
+    except OSError:
+        return False
+    return wanted
+
+
 def make_way(folder: Path) -> None:
     """An empty folder away that POSIX would rename over, and Windows would not."""
     if not opens_folders():

@@ -5,14 +5,11 @@ Written by our own code because the format's library takes all tensors at once a
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import math
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -23,13 +20,12 @@ from torch import Tensor
 
 from neuroada_cli.errors import ModelError, unreadable
 from neuroada_cli.files.atomic import atomic_file
-from neuroada_cli.files.disk import explained, start_writeback
+from neuroada_cli.files.disk import explained
+from neuroada_cli.files.hashed import HashedFile
 from neuroada_cli.files.manifest import remember_hash
 from neuroada_cli.files.safetensors_header import TYPES, TensorInfo, read_header
 
-CHUNK = 8 << 20
 ROOM = 8192  # of a header that is written last
-HASHED_AT_ONCE = 1 << 20  # stays in the processor's cache between reading and hashing
 DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, (name, _) in TYPES.items()}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
@@ -52,19 +48,19 @@ def stream_tensors(
     header = _header(plan, metadata)
     total = len(header) + sum(_nbytes(dtype, shape) for _, dtype, shape in plan)
     with atomic_file(path) as temporary, explained(path, total), open(temporary, "wb", buffering=0) as file:
-        with _Hasher(temporary) as hasher:
-            _write(file, memoryview(header), hasher)
+        with HashedFile(file, total) as hashed:
+            hashed.write(memoryview(header))
             waiting = iter(tensors)
             for name, dtype, shape in plan:
                 tensor = next(waiting, None)
                 if tensor is None or tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape):
                     got = "nothing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
                     raise ValueError(f"{name} should be {dtype} {tuple(shape)}, got {got}")
-                _write(file, _raw(tensor), hasher)
+                hashed.write(_raw(tensor))
                 del tensor
             if next(waiting, None) is not None:
                 raise ValueError(f"more tensors than the {len(plan)} planned")
-            digest = hasher.digest()
+            digest = hashed.finish()
         os.fsync(file.fileno())
         remember_hash(file.fileno(), digest)
 
@@ -113,55 +109,6 @@ def grown_tensors(path: str | os.PathLike[str], name: str, dtype: torch.dtype) -
     with atomic_file(path) as temporary, explained(path), open(temporary, "wb", buffering=0) as file:
         yield Growing(file, name, dtype)
         os.fsync(file.fileno())
-
-
-class _Hasher:
-    """The sha256 of a file while it is written: it follows the writer in a thread of its own, by what the
-    system's cache holds of the file, so that the writer may reuse its memory at once. What it has hashed is
-    sent on its way to the disk, which then works beside the rest instead of after it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._sha256, self._chunk = path, hashlib.sha256(), memoryview(bytearray(HASHED_AT_ONCE))
-        self._at = 0
-        self._behind: Future[None] | None = None
-
-    def __enter__(self) -> _Hasher:
-        self._file = open(self._path, "rb", buffering=0)
-        self._thread = ThreadPoolExecutor(1)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
-        self._file.close()
-
-    def follow(self, end: int) -> None:
-        """So many bytes of the file are written. Raises what went wrong with those before."""
-        if self._behind is not None and self._behind.done():
-            self._behind.result()
-        self._behind = self._thread.submit(self._to, end)
-
-    def digest(self) -> str:
-        """Of all that was followed. Raises OSError."""
-        if self._behind is not None:
-            self._behind.result()
-        return self._sha256.hexdigest()
-
-    def _to(self, end: int) -> None:
-        begin = self._at
-        while self._at < end:
-            count = self._file.readinto(self._chunk[: end - self._at])
-            if not count:
-                raise OSError(errno.EIO, os.strerror(errno.EIO), str(self._path))
-            self._sha256.update(self._chunk[:count])
-            self._at += count
-        start_writeback(self._file.fileno(), begin, end - begin)
-
-
-def _write(file: FileIO, data: memoryview, hasher: _Hasher) -> None:
-    for start in range(0, len(data), CHUNK):
-        _write_all(file, data[start : start + CHUNK])
-        hasher.follow(file.tell())
 
 
 def _write_all(file: FileIO, data: memoryview) -> None:

@@ -31,6 +31,7 @@ from neuroada_cli.commands import merge, train
 from neuroada_cli.evaluation.records import Records
 from neuroada_cli.evaluation.results import Prediction
 from neuroada_cli.evaluation.run import summarise
+from neuroada_cli.files import hashed
 from neuroada_cli.loop.loop import Progress
 from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.file import read_selection, write_selection
@@ -54,7 +55,7 @@ def _version(values: dict[str, torch.Tensor], of: Callable[[int], dict[str, torc
 
 
 # ---------------------------------------------------------------------------------------------------
-# An adapter folder, a selection, a log, a link
+# An adapter folder, a selection, weights, a log, a link
 
 
 def _adapter_state(folder: Path) -> str:
@@ -97,6 +98,22 @@ def _link(folder: Path, number: int) -> None:
 
 def _link_state(folder: Path) -> str:
     return {"checkpoint-0": "old", "checkpoint-1": "new"}[os.readlink(folder / "last")]
+
+
+def _write_weights(folder: Path, seed: int) -> None:
+    """As a large file is written: chunk by chunk, by another thread, past the system's cache."""
+    with mock.patch.multiple(hashed, CHUNK=hashed.BLOCK, PAST_CACHE=0):
+        files.write_tensors(folder / "weights.safetensors", _weights(seed))
+
+
+def _weights(seed: int) -> dict[str, torch.Tensor]:
+    return {"w": torch.arange(6000.0) + seed}  # six chunks
+
+
+def _weights_state(folder: Path) -> str:
+    if not (folder / "weights.safetensors").exists():
+        return "absent"
+    return _version(files.read_tensors(folder / "weights.safetensors")[0], _weights)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -270,6 +287,11 @@ SCENARIOS = {
         functools.partial(_write_selection, seed=OLD),
         functools.partial(_write_selection, seed=NEW),
         _selection_state,
+    ),
+    "weights, overwritten": Scenario(
+        functools.partial(_write_weights, seed=OLD),
+        functools.partial(_write_weights, seed=NEW),
+        _weights_state,
     ),
     "log line": Scenario(
         lambda folder: files.append_jsonl(folder / "metrics.jsonl", LINES[0]),

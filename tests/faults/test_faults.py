@@ -15,8 +15,8 @@ from counting import record
 
 HERE = Path(__file__).parent
 QUICK = [
-    "adapter, new", "adapter, overwritten", "selection, overwritten", "log line", "link", "checkpoint",
-    "evaluation",
+    "adapter, new", "adapter, overwritten", "selection, overwritten", "weights, overwritten", "log line",
+    "link", "checkpoint", "evaluation",
 ]  # fmt: skip
 SLOW = ["adapter, overwritten without exchange", "selection, new", "merge", "training, overwritten"]
 
