@@ -120,7 +120,7 @@ def test_by_itself_only_a_large_file_goes_past_the_cache(tmp_path: Path) -> None
     file = Recorded(tmp_path / "x")
     send(file, noise(9 * BLOCK))
     assert not any(direct for direct, _, _ in file.seen)
-    assert hashed.PAST_CACHE > 256 << 20  # a model that an evaluation reads next, on a small machine
+    assert hashed.PAST_CACHE >= 64 << 20  # an adapter, a small classifier: read next by an evaluation
 
 
 @pytest.mark.parametrize("short", [None, 1000, BLOCK])
