@@ -1,13 +1,17 @@
-"""How a command ends when it fails: one line on stderr and an exit code, a traceback only if asked for."""
+"""How a command ends: quickly, and when it fails with one line on stderr, a traceback only if asked for."""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import errno
 import os
 import shutil
 import sys
 import textwrap
+import threading
 import traceback
+from typing import NoReturn
 
 from neuroada_cli.errors import Stopped, UserError, limit_reached, out_of_memory
 from neuroada_cli.foreign_text import one_line, printable, public
@@ -56,6 +60,26 @@ def report(error: BaseException, debug: bool = False, speaks: bool = True) -> in
     if speaks:
         print(_on_terminal(line), file=sys.stderr)
     return code
+
+
+def leave(code: int) -> NoReturn:
+    """End this process as the interpreter would: its threads are waited for, what was registered for the end
+    is called, what was printed is flushed. Only what takes half a second or more once torch is imported is
+    left to the system: taking every object apart.
+
+    Under a profiler or a debugger, and with `python -i`, the interpreter itself ends it.
+    """
+    wait_for_threads = getattr(threading, "_shutdown", None)  # as multiprocessing ends its processes
+    call_registered = getattr(atexit, "_run_exitfuncs", None)
+    watched = sys.flags.inspect or sys.gettrace() is not None or sys.getprofile() is not None
+    if watched or wait_for_threads is None or call_registered is None:
+        sys.exit(code)
+    wait_for_threads()
+    call_registered()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # gone, closed, never there
+            stream.flush()
+    os._exit(code)
 
 
 def _on_terminal(line: str) -> str:

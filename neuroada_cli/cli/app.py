@@ -37,7 +37,7 @@ from neuroada_cli.cli.recipes import recipes_app
 from neuroada_cli.cli.train import train
 from neuroada_cli.cli.unknown import explained
 from neuroada_cli.errors import RecipeError, ResourceError
-from neuroada_cli.machine import kernels, threads
+from neuroada_cli.machine import collector, kernels, threads
 from neuroada_cli.ranks.place import several
 from neuroada_cli.recipe.types import with_short_types
 
@@ -201,6 +201,7 @@ def main(args: list[str] | None = None) -> None:
     """
     if args is None:
         stopping.install()
+        collector.spare()
     kernels.keep_out()
     threads.wait_briefly()
     given = list(sys.argv[1:] if args is None else args)

@@ -22,7 +22,7 @@ from neuroada_cli.hub.plausible import bounded
 from neuroada_cli.hub.resolve import TRUST, check_folder, read_config
 from neuroada_cli.hub.tokenizer_class import is_code, read_tokenizer
 from neuroada_cli.hub.weights import open_weights
-from neuroada_cli.machine import narrow_products
+from neuroada_cli.machine import collector, narrow_products
 from neuroada_cli.machine.quiet import quiet_bitsandbytes
 
 # Without any of these a folder has no tokenizer.
@@ -131,6 +131,7 @@ def load_model(
         fresh = [name for name, _ in model.named_parameters() if name in missing]
         _refuse_missing(model, fresh, task, folder)
         keep_layout(model)
+        collector.as_usual()  # all that is large has been imported by now
         return LoadedModel(model if packed else model.to(device), fresh, folder)
 
 

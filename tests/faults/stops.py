@@ -130,7 +130,7 @@ class Room:
         sys.argv = ["neuroada", *words]
         before()
         try:
-            command.main()
+            command.command()
         except SystemExit as error:
             return int(error.code or 0)
         return FAILED
