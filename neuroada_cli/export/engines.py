@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuroada_cli import hub
 from neuroada_cli.errors import ModelError
 from neuroada_cli.foreign_text import printable
 
@@ -39,7 +40,16 @@ def gguf(order: Order) -> str:
     file = f"{order.name}-{kind}.gguf"
     words = [str(order.model), "--outfile", str(order.out / file), "--outtype", kind]
     _run("convert_hf_to_gguf", words, order)
-    return f"llama-cli -m OUT/{file}"
+    return f"{_program(order.model)} -m OUT/{file}"
+
+
+def _program(model: Path) -> str:
+    """Of llama.cpp's, the one for a model that writes, or for one that reads only."""
+    names = hub.read_config(model).get("architectures") or []
+    writes = any(
+        str(name).endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names
+    )
+    return "llama-cli" if writes else "llama-embedding"
 
 
 def mlx(order: Order) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,20 @@ def test_what_an_engine_makes_becomes_the_folder(
     with pytest.raises(ModelError, match="cannot be converted"):
         export.run(stories, tmp_path / "none", "gguf", dtype="fp16", quiet=True)
     assert not any("none" in path.name for path in tmp_path.iterdir() if path.suffix != ".lock")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "program"),
+    [
+        ("LlamaForCausalLM", "llama-cli"), ("GPT2LMHeadModel", "llama-cli"),
+        ("Gemma3ForConditionalGeneration", "llama-cli"), ("BertModel", "llama-embedding"),
+        ("BertForSequenceClassification", "llama-embedding"),
+    ],
+)  # fmt: skip
+def test_the_program_that_is_named_suits_the_model(
+    architecture: str, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    monkeypatch.setattr(engines, "_run", lambda *_: None)  # the converter itself: the tests above
+    use = engines.gguf(Order(tmp_path, tmp_path / "out", "tuned", "fp16"))
+    assert use == f"{program} -m OUT/tuned-f16.gguf"
