@@ -23,6 +23,7 @@ from neuroada_cli.files.disk import start_writeback
 CHUNK = 4 << 20  # bytes
 CHUNKS = 4  # one being filled, others being written and hashed
 BLOCK = 4096  # what O_DIRECT wants lengths and places to be multiples of: no disk has larger sectors
+REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)
 PAST_CACHE = 128 << 20  # from so many bytes on; a smaller file is likely to be read again while it is there
 
 
@@ -101,7 +102,7 @@ class HashedFile:
             try:
                 done += self._file.write(data[done : done + blocks] if self._direct else data[done:])
             except OSError as error:  # a file system that took the flag and will not have such writes
-                if not self._direct or error.errno != errno.EINVAL:
+                if not self._direct or error.errno not in REFUSALS:
                     raise
                 self._through_cache()
         self._written += done
@@ -113,7 +114,7 @@ class HashedFile:
 
 
 class _Chunk:
-    """Memory that begins on a page, as O_DIRECT wants it."""
+    """Memory that begins on a page, as O_DIRECT wants it; shared, so that a fork copies none of it."""
 
     def __init__(self, nbytes: int) -> None:
         self._memory = memoryview(mmap.mmap(-1, nbytes))

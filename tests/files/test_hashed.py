@@ -68,12 +68,12 @@ def test_the_bytes_and_their_hash_are_those_given(past: bool, nbytes: int, tmp_p
 class Recorded(FileIO):
     """How every write went: whether past the cache, how many bytes, from which place. Then it is refused:
 
-    stubborn  a file system that takes the flag and will not have such writes
+    stubborn  with this number: a file system that takes the flag and will not have such writes
     broken    writes until the disk fails at this one; short  every write takes at most so many bytes
     """
 
     def __init__(
-        self, path: Path, stubborn: bool = False, broken: int = -1, short: int | None = None
+        self, path: Path, stubborn: int | None = None, broken: int = -1, short: int | None = None
     ) -> None:
         super().__init__(path, "wb")
         self.seen: list[tuple[bool, int, int]] = []
@@ -88,8 +88,8 @@ class Recorded(FileIO):
         self.threads.add(threading.get_ident())
         if len(self.seen) - 1 == self._broken:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        if direct and self._stubborn:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if direct and self._stubborn is not None:
+            raise OSError(self._stubborn, os.strerror(self._stubborn))
         return super().write(data[: self._short])
 
 
@@ -123,12 +123,13 @@ def test_by_itself_only_a_large_file_goes_past_the_cache(tmp_path: Path) -> None
     assert hashed.PAST_CACHE >= 64 << 20  # an adapter, a small classifier: read next by an evaluation
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
 @pytest.mark.parametrize("short", [None, 1000, BLOCK])
 def test_a_file_system_that_refuses_such_writes_gets_others(
-    past: bool, short: int | None, tmp_path: Path
+    past: bool, short: int | None, number: int, tmp_path: Path
 ) -> None:
     data = noise(7 * BLOCK + 5)
-    file = Recorded(tmp_path / "x", stubborn=True, short=short)
+    file = Recorded(tmp_path / "x", stubborn=number, short=short)
     assert send(file, data) == hashlib.sha256(data).hexdigest()
     assert (tmp_path / "x").read_bytes() == data
     assert sum(direct for direct, _, _ in file.seen) <= 1
