@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from neuroada_cli.errors import RecipeError, ResourceError, nearest
-from neuroada_cli.machine import narrow_products
+from neuroada_cli.machine import collector, narrow_products
 
 Kind = Literal["generation", "classification"]
 
@@ -114,6 +114,7 @@ def build(
     config_class, model_class = _classes()[shape.family]
     config = config_class(**shape.sizes | {"num_hidden_layers": layers or depth})
     narrow_products.prepare(device, dtype)
+    collector.as_usual()
     torch.manual_seed(seed)
     try:
         with torch.device(device), _default_dtype(dtype):

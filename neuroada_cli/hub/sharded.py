@@ -27,7 +27,7 @@ from neuroada_cli.hub.loading import (
     packed_layers,
 )
 from neuroada_cli.hub.resolve import check_folder
-from neuroada_cli.machine import narrow_products
+from neuroada_cli.machine import collector, narrow_products
 from neuroada_cli.ranks.group import Ranks
 
 REPLICATE = "set train.parallel: replicate"
@@ -107,6 +107,7 @@ def load_sharded(
         for name, index_OK in indices.items()
     }
     plan_layers(model, plans, packed, dtype)
+    collector.as_usual()
     shard(model, ranks, device)
     ranks.all_do(lambda: read_rows(base, model, names, ranks, device))
     return model

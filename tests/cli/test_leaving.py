@@ -6,12 +6,14 @@ import gc
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import pico_llama
 
 from neuroada_cli import failures, hub
+from neuroada_cli.benchmarking import shapes
 from neuroada_cli.machine import collector
 
 ENDS = """
@@ -75,15 +77,20 @@ def test_in_a_process_that_is_not_its_own_nothing_ends() -> None:
 
 def test_the_collector_comes_as_usual_once_a_model_is_there(tmp_path: Path) -> None:
     usual = gc.get_threshold()
+    pico_llama().save_pretrained(tmp_path / "model")
+    models: list[Callable[[], object]] = [
+        lambda: hub.load_model(tmp_path / "model", "causal-lm", "fp32"),
+        lambda: shapes.build("smollm2-135m", 1, device="meta"),
+    ]
     try:
         collector.as_usual()  # nobody has asked to spare it
         assert gc.get_threshold() == usual
-        collector.spare()
-        collector.spare()  # the same wish
-        assert gc.get_threshold() == collector.RARELY != usual
-        pico_llama().save_pretrained(tmp_path / "model")
-        hub.load_model(tmp_path / "model", "causal-lm", "fp32")
-        assert gc.get_threshold() == usual
+        for model in models:
+            collector.spare()
+            collector.spare()  # the same wish
+            assert gc.get_threshold() == collector.RARELY != usual
+            model()
+            assert gc.get_threshold() == usual
     finally:
         gc.set_threshold(*usual)
 
