@@ -240,8 +240,10 @@ def whole_merge(model: Path, work: Path, rounds: int) -> dict[str, Any]:
     merged before. processor_seconds says what each computed meanwhile.
     """
     taken: dict[str, list[Taken]] = {"merge": [], "cp": [], "cp_flushed": []}
+    commands = [("merge", MERGE), ("cp", COPY), ("cp_flushed", FLUSH)]
     for turn in range(1 + rounds):
-        for name, command in (("merge", MERGE), ("cp", COPY), ("cp_flushed", FLUSH)):
+        # who comes after whom decides how much memory the system has at hand for its cache
+        for name, command in commands if turn % 2 else commands[::-1]:
             for left in ("copy", "merged"):
                 shutil.rmtree(work / left, ignore_errors=True)
             os.sync()
