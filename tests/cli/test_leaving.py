@@ -67,6 +67,24 @@ def test_the_installed_command_leaves_with_its_code(words: list[str], code: int)
     assert run("-m", "neuroada_cli", *words).returncode == code
 
 
+def test_the_installed_command_takes_nothing_apart() -> None:
+    done = run(
+        "-c", f"{ENDS}\nsys.argv = ['neuroada', '--version']\nfrom neuroada_cli.__main__ import main\nmain()"
+    )
+    assert done.returncode == 0
+    assert "registered" in done.stdout
+    assert "taken apart" not in done.stdout
+
+
+def test_the_installed_command_spares_the_collector() -> None:
+    script = (
+        "import gc, sys; sys.argv = ['neuroada', '--version']\n"
+        "from neuroada_cli.__main__ import command\n"
+        "try:\n    command()\nexcept SystemExit:\n    print(gc.get_threshold())\n"
+    )
+    assert str(collector.RARELY) in run("-c", script).stdout
+
+
 def test_in_a_process_that_is_not_its_own_nothing_ends() -> None:
     script = (
         "from neuroada_cli.cli.app import main\n"
