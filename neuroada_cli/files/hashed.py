@@ -22,9 +22,7 @@ from neuroada_cli.files.disk import start_writeback
 
 CHUNK = 4 << 20  # bytes
 CHUNKS = 4  # one being filled, others being written and hashed
-BLOCK = (
-    4096  # O_DIRECT wants multiples of a disk's sectors, which are rarely larger; one that has larger refuses
-)
+BLOCK = 4096  # O_DIRECT wants multiples of a disk's sectors; one whose are larger refuses the write
 REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)
 PAST_CACHE = 128 << 20  # from so many bytes on; a smaller file is likely to be read again while it is there
 
