@@ -49,7 +49,8 @@ class Lora(TrainedByName):
 
     rank, alpha, dropout  of every adapter; alpha None: 2 x rank, as the LLM-Adapters recipes have it
     seed                  of the random A, apart from the global random stream
-    Raises ResourceError when the package peft is not installed.
+    Raises ResourceError when the package peft is not installed; `attach` raises ValueError where DoRA has to
+    scale a neuron whose weights are all zero.
     """
 
     def __init__(
@@ -79,7 +80,18 @@ class Lora(TrainedByName):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        _refuse_dead_neurons(model)
         self.finish(model, whole)
+
+
+def _refuse_dead_neurons(model: nn.Module) -> None:
+    """DoRA divides by the norm of every neuron's weights (findings/dora-row-of-zeros.sh)."""
+    for name, norms in model.named_parameters():
+        where, found, _ = name.partition(".lora_magnitude_vector.")
+        norms_O = norms.detach().flatten()
+        if found and not bool((norms_O > 0).all()):
+            row = int((norms_O <= 0).nonzero()[0])
+            raise ValueError(f"has only zeros in {where}, row {row}, and DoRA divides by each row's norm")
 
 
 lora, dora = partial(Lora, "lora"), partial(Lora, "dora")

@@ -101,6 +101,16 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         return cast(nn.Module, BaseTunerLayer.get_base_layer(self))
 
     @property
+    def weight(self) -> Tensor:
+        """The base's weight with the active adapters in it, for whoever computes with it and calls no layer:
+        torch's nn.TransformerEncoderLayer does in evaluation.
+        """
+        if not self.packed:
+            adapters = self._wanted()
+            self.bring(adapters, again=self._trains(adapters))
+        return cast(Tensor, self.base.weight)
+
+    @property
     def active(self) -> list[str]:
         return list(cast(Any, self).active_adapters)
 
@@ -203,12 +213,14 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         """x W'^T + b by the base layer itself, so that outputs are equal to the last bit."""
         base = self.base
         if not self.packed:
-            trains = not self.merged and any(self.neuroada_values[name].requires_grad for name in adapters)
-            self.bring(adapters, again=trains)
+            self.bring(adapters, again=self._trains(adapters))
             return cast(Tensor, base(x))
         dtype, bias = compute_dtype(base), cast(Tensor | None, base.bias)
         bias = None if bias is None else bias.to(dtype)
         return F.linear(x.to(dtype), self.effective_OI(adapters).to(dtype), bias).to(x.dtype)
+
+    def _trains(self, adapters: Adapters) -> bool:
+        return not self.merged and any(self.neuroada_values[name].requires_grad for name in adapters)
 
     def _joined(self, adapters: Adapters) -> tuple[Tensor, Tensor]:
         """(places int32 [O, J], the sum of all deltas at each, fp32 [O, J]); a place may be there twice."""

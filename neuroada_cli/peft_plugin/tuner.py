@@ -71,7 +71,7 @@ class NeuroAdaModel(BaseTuner):
             layer = target
             layer.bring(())  # so that magnitudes are the base's
         else:
-            self._check_target(target, current_key)
+            self._check_target(target, current_key, parent)
             layer = NeuroAdaLinear(target)
             cast(Any, layer)._active_adapter = adapter_name
         index_OK = self._places(peft_config, layer.base, current_key)
@@ -81,11 +81,16 @@ class NeuroAdaModel(BaseTuner):
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
 
-    def _check_target(self, target: nn.Module, name: str) -> None:
+    def _check_target(self, target: nn.Module, name: str, parent: nn.Module) -> None:
         if isinstance(target, BaseTunerLayer):
             raise ValueError(f"{name} is adapted by another PEFT method; NeuroAda goes on a plain layer")
         if not (is_linear(target) or is_quantized(target)) or not is_plain(target):
             raise ValueError(f"{name} is a {type(target).__name__}, and NeuroAda adapts linear layers here")
+        if isinstance(parent, nn.MultiheadAttention):
+            raise ValueError(
+                f"{name} would not train: torch's MultiheadAttention takes its weight and never calls it; "
+                "leave it out of target_modules"
+            )
         users = self._weight_users.get(id(target.weight), [name])
         if len(users) > 1:
             other = next(user for user in users if user != name)

@@ -5,6 +5,7 @@ O = output neurons, I = inputs, R = rank, T = tokens
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,21 @@ def test_dora_is_a_magnitude_times_the_direction_of_the_changed_weight(
         tuned_OI = magnitude_O[:, None] * changed_OI / changed_OI.norm(dim=1, keepdim=True)
         x_TI = torch.randn(5, weight_OI.shape[1])
         torch.testing.assert_close(layer(x_TI), F.linear(x_TI, tuned_OI, bias_O), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_dora_over_a_neuron_of_zeros_is_refused_and_lora_is_not(name: str) -> None:
+    """Its output would be NaN before the first step (findings/dora-row-of-zeros.sh)."""
+    target = TARGETS[name][1]
+    for method_name, expected in (("lora", None), ("dora", f"only zeros in {target}, row 2, and DoRA")):
+        model = PICO_MODELS[name]()
+        weight = model.get_submodule(target).weight
+        with torch.no_grad():
+            (weight.T if is_conv1d(model.get_submodule(target)) else weight)[2] = 0
+        method = METHODS[method_name].build({"rank": RANK, "alpha": None, "dropout": 0.0, "positions": 7}, 5)
+        refused = pytest.raises(ValueError, match=expected) if expected else contextlib.nullcontext()
+        with refused:
+            method.attach(model, {name: torch.zeros(0) for name in TARGETS[name]})
 
 
 @pytest.mark.parametrize("method_name", ["lora", "dora"])

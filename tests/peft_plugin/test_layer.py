@@ -394,3 +394,43 @@ def test_another_peft_method_on_the_same_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="adapted by another PEFT method"):
         get_peft_model(model.base_model.model, NeuroAdaConfig(target_modules=["first"]))
     assert isinstance(model, PeftModel)
+
+
+class Encoder(nn.Module):
+    """torch's own encoder layer: in evaluation it takes the weights of its layers and calls none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.block(x)
+        return y
+
+
+def test_whoever_takes_the_weight_without_calling_the_layer_has_the_adapters() -> None:
+    torch.manual_seed(0)
+    base, x = Encoder(), torch.randn(2, 5, 16)
+    with torch.no_grad():
+        plain = base.eval()(x)
+    model = get_peft_model(base, NeuroAdaConfig(k=2, target_modules=["linear1", "linear2"]))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model.train()(x).pow(2).mean(dim=(0, 1)).prod().backward()
+        optimizer.step()
+        with torch.no_grad():
+            trained, answered = model.train()(x), model.eval()(x)
+            assert (trained - plain).abs().max() > 1e-3
+            torch.testing.assert_close(answered, trained)
+            with model.disable_adapter():
+                assert torch.equal(model(x), plain)
+            assert torch.equal(model(x), answered)
+    merged = model.merge_and_unload()
+    with torch.no_grad():
+        assert torch.equal(merged.eval()(x), answered)
+
+
+def test_a_layer_that_is_never_called_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"out_proj would not train: .* leave it out of target_modules"):
+        get_peft_model(Encoder(), NeuroAdaConfig(k=2, target_modules=["out_proj"]))
