@@ -38,6 +38,7 @@ class Adapted:
     folder    of the base (or plain) model
     identity  what a result file says the model was: fingerprint of the base, hash of the adapter
     fresh     parameters that are in none of the files, so they are random: a head that nobody trained
+    in_use    the base's files, on which the weights may lie; None where they were not loaded
     """
 
     model: nn.Module
@@ -46,10 +47,16 @@ class Adapted:
     adapter: Adapter | None
     identity: dict[str, Any]
     fresh: tuple[str, ...] = ()
+    in_use: hub.InUse | None = None
 
     @property
     def tokenizer(self) -> Any:
         return self.reader.tokenizer
+
+    def refuse_written_to(self) -> None:
+        """Raises ModelError where the model may no longer be what `identity` says."""
+        if self.in_use is not None:
+            self.in_use.refuse_written_to(self.model)
 
 
 @dataclass(frozen=True)
@@ -121,13 +128,14 @@ def load(
         if not weights:
             return _without_weights(folder, kind, trust_remote_code)
         usual = "fp32" if foreign else own_dtype(hub.open_weights(folder))
+        in_use = hub.InUse(folder, hub.fingerprint(folder))
         loaded = hub.load_model(
             folder, kind, dtype or usual, device, num_labels, attention,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         reader = hub.load_reader(folder, kind, trust_remote_code, _sees(task))
-        identity = {"model": hub.fingerprint(folder), "model_content": "sampled"}
-        return Adapted(loaded.model, reader, folder, None, identity, tuple(loaded.fresh))
+        identity = {"model": in_use.known, "model_content": "sampled"}
+        return Adapted(loaded.model, reader, folder, None, identity, tuple(loaded.fresh), in_use)
     place = target.adapter.folder
     adapter = adapters.read_adapter(target.adapter)
     folder = hub.resolve_model(base or adapter.base, None if base else adapter.revision, trust_remote_code)
@@ -137,6 +145,7 @@ def load(
             f"was trained for {adapter.task}, not for {wanted}", str(place), "choose its own task"
         )
     check_base(adapter.selection.fingerprint, folder)
+    in_use = hub.InUse(folder, adapter.selection.fingerprint)
     labels = adapter.settings.get("num_labels")
     loaded = hub.load_model(
         folder, adapter.task, dtype or str(adapter.settings.get("dtype", "fp32")), device, labels, attention,
@@ -152,7 +161,7 @@ def load(
         "adapter_sha256": manifest[adapters.TENSORS]["sha256"],
     }
     fresh = tuple(name for name in loaded.fresh if name not in adapter.whole)
-    return Adapted(loaded.model.eval(), reader, folder, adapter, identity, fresh)
+    return Adapted(loaded.model.eval(), reader, folder, adapter, identity, fresh, in_use)
 
 
 def _without_weights(folder: Path, kind: hub.ModelTask, trust_remote_code: bool) -> Adapted:

@@ -175,8 +175,9 @@ def run(
             if before is None and over[number]:  # known to rank 0, which shows it
                 continue
             rows, scores = before or score(
-                job, settings, subject.model, subject.reader, facts, records, console, ranks
-            )
+                job, settings, subject.model, subject.reader, facts, records, console, ranks,
+                subject.refuse_written_to,
+            )  # fmt: skip
             result.predictions[job.task.name], result.results[job.task.name] = rows, scores
             display.tell_unasked(scores, rows, console)
             display.tell_cut(scores, settings.max_length, console)

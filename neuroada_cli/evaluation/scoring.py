@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -90,8 +91,12 @@ def score(
     records: Records,
     console: Console,
     ranks: Ranks,
+    untouched: Callable[[], None],
 ) -> tuple[list[Prediction], TaskResult]:
-    """Predict what an earlier run under `about` has not done, and write the task's files."""
+    """Predict what an earlier run under `about` has not done, and write the task's files.
+
+    untouched  raises ModelError where the model is no longer what `about` says; nothing is kept of it then
+    """
     name = job.task.name
     progress = _resumed(records, name, about, ranks)
     todo = [example for example in job.examples if example.row not in progress.done]
@@ -105,6 +110,7 @@ def score(
             progress.tokens += tokens
             progress.done |= {prediction.row: prediction for prediction in batch}
             if ranks.first:
+                untouched()
                 records.add(name, batch, time.perf_counter() - started, progress.tokens)
             bar.advance(batch)
 

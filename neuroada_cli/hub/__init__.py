@@ -19,6 +19,7 @@ from neuroada_cli.hub.fingerprint import FORMAT as FINGERPRINT_FORMAT
 from neuroada_cli.hub.fingerprint import HASHES, fingerprint, hash_of, what_differs
 from neuroada_cli.hub.graph import module_graph
 from neuroada_cli.hub.ignored import ignored_of_model, ignored_of_tokenizer
+from neuroada_cli.hub.in_use import InUse
 from neuroada_cli.hub.kinds import CLASSIFIERS, ModelTask, Work
 from neuroada_cli.hub.loading import (
     TORCH_DTYPES,
@@ -53,6 +54,7 @@ __all__ = [
     "TORCH_DTYPES",
     "Base",
     "Endings",
+    "InUse",
     "LoadedModel",
     "ModelTask",
     "Reader",

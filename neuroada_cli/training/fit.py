@@ -24,7 +24,7 @@ from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
 from neuroada_cli.data.inputs import aligned_padding
 from neuroada_cli.delta.targets import ALL_LINEAR, find_targets, parameter_name
-from neuroada_cli.errors import PeerError, RecipeError, UserError
+from neuroada_cli.errors import NumericsError, PeerError, RecipeError, UserError
 from neuroada_cli.hub.sharded import load_sharded
 from neuroada_cli.loop.causality import check_causality
 from neuroada_cli.loop.loop import Progress, train
@@ -95,6 +95,7 @@ def fit(
     recipe, run_dir, started = checked.recipe, checked.recipe.run_path, time.perf_counter()
     with advised(checked, "choosing connections"):
         selection = _selection(checked, source, console, ranks)
+    in_use = hub.InUse(checked.base.folder, selection.fingerprint)
     with advised(checked, "loading the model"):
         attached = _attached_in_parts if ranks.sharded else _attached
         model, method, trainable = attached(checked, selection, ranks)
@@ -143,6 +144,8 @@ def fit(
             raise
         with contextlib.suppress(UserError):  # the picture matters less than what went wrong
             _draw(checked)
+        if isinstance(error, NumericsError):  # of frozen weights that moved, or of what came out of them
+            in_use.refuse_written_to(model)
         raise
     ranks.first_does(lambda: _draw(checked, trainable))
     return _result(checked, progress, trainable, time.perf_counter() - started, peak_memory(device))

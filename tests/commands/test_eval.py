@@ -514,6 +514,36 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(base: Path, data: Path, t
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
+def test_answers_of_a_model_that_was_written_over_are_not_kept(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are the file's pages (findings/loaded-weights-follow-the-file.sh)."""
+    run(base, "boolq", out="whole")
+    file = base / "model.safetensors"
+    right = file.read_bytes()
+    tensors, metadata = files.read_tensors(file)
+    files.write_tensors(tmp_path / "other", {name: -tensor for name, tensor in tensors.items()}, metadata)
+    del tensors
+    add = Records.add
+
+    def over(content: bytes) -> None:
+        with file.open("r+b") as opened:
+            opened.write(content)
+
+    def adding(*args: Any) -> None:
+        add(*args)
+        over((tmp_path / "other").read_bytes())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Records, "add", adding)
+        with pytest.raises(ModelError, match=r"model\.safetensors: was written to while the model in memory"):
+            run(base, "boolq", out="cut")
+    assert 1 < lines_of(tmp_path / "cut/predictions/boolq.partial.jsonl") < 12
+    over(right)
+    run(base, "boolq", out="cut")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
 def lines_of(file: Path) -> int:
     """Whole lines; the first is the head."""
     return file.read_bytes().count(b"\n") if file.exists() else 0

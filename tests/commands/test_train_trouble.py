@@ -283,6 +283,55 @@ def test_one_frozen_entry_that_no_sample_looks_at_is_noticed_at_the_end(
     assert saved(tmp_path / "run") == {"checkpoint-8"}  # the samples of step 8 saw nothing
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_base_that_is_copied_over_while_weights_lie_on_it_is_named(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Frozen weights are its pages (findings/loaded-weights-follow-the-file.sh), unless they were cast."""
+    base = tmp_path / "base"
+    shutil.copytree(llama_folder, base)
+    file = base / "model.safetensors"
+    original = loop.train_step
+
+    def train_step(*args: Any, **keywords: Any) -> Any:
+        if args[5] == 5:
+            tensors, metadata = files.read_tensors(file)
+            files.write_tensors(tmp_path / "other", {n: -tensor for n, tensor in tensors.items()}, metadata)
+            with file.open("r+b") as opened:  # as cp writes, but for cutting it off first
+                opened.write((tmp_path / "other").read_bytes())
+        return original(*args, **keywords)
+
+    monkeypatch.setattr(loop, "train_step", train_step)
+    settings = {"save_every": 4, "eval_every": 50}
+    recipe = tiny_recipe(base, tmp_path / "run", train=settings, model={"dtype": dtype})
+    if dtype == "bf16":
+        assert train.run(recipe, quiet=True).steps == 12
+        return
+    line = failed(recipe, ModelError)
+    assert line.startswith(f"{file}: was written to while the model in memory lay on it")
+    assert "its weights differ in content; put the right file back" in line
+    assert "bug" not in line
+    assert saved(tmp_path / "run") == {"checkpoint-4"}
+    files.verify_folder(tmp_path / "run" / "last")
+
+
+def test_a_base_that_is_touched_or_replaced_by_renaming_does_no_harm(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(llama_folder, base)
+    file = base / "model.safetensors"
+    loaded = hub.load_model(base, "causal-lm", "fp32").model
+    in_use = hub.InUse(base, hub.fingerprint(base))
+    os.utime(file)
+    in_use.refuse_written_to(loaded)
+    files.write_tensors(tmp_path / "other", {"lm_head.weight": torch.ones(2)})
+    os.replace(tmp_path / "other", file)
+    in_use.refuse_written_to(loaded)
+    file.unlink()
+    in_use.refuse_written_to(loaded)
+
+
 def test_the_same_run_without_damage_ends_well(llama_folder: Path, tmp_path: Path) -> None:
     """Every method: what each of them changes is what it may change."""
     for method in ("neuroada", "mask", "full", "lora"):
