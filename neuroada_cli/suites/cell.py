@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from neuroada_cli import failures, files, stopping
-from neuroada_cli.machine import kernels
+from neuroada_cli.machine import collector, kernels
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.training.log import read_metrics
@@ -166,12 +166,14 @@ def _trained(result: Any, batch_size: int) -> dict[str, Any]:
 
 def main() -> None:
     stopping.install()
+    collector.spare()
     kernels.keep_out()
-    words = sys.argv[1:]
+    words, code = sys.argv[1:], 0
     try:
         run(Path(words[0]), words[1:])
     except BaseException as error:
-        sys.exit(failures.report(error, False))
+        code = failures.report(error, False)
+    failures.leave(code)
 
 
 if __name__ == "__main__":

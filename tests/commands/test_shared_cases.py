@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from forked import child, code_of
 from safetensors.torch import load_file
 from tiny_run import one_thread  # noqa: F401
 from transformers import AutoTokenizer
@@ -36,8 +37,8 @@ def case(
         monkeypatch.chdir(folder)
         monkeypatch.setenv("COLUMNS", "400")
         if (folder / "base.py").is_file():
-            model = str(shared / "models" / "stories260K")
-            subprocess.run([sys.executable, "base.py", model, "base", *more], check=True, capture_output=True)
+            words = ["base.py", str(shared / "models" / "stories260K"), "base", *more]
+            assert code_of(child(lambda: make_base(words))) == 0
         return run
 
     def run(*words: str) -> tuple[int, str]:
@@ -47,6 +48,12 @@ def case(
         return int(stop.value.code or 0), re.sub(r"[ │]*\n[ │]*", "\n", out + err)
 
     return set_up
+
+
+def make_base(words: list[str]) -> None:
+    """`python base.py ...`, as its note says, in a process that has imported transformers already."""
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
 
 
 def learnt(said: str) -> list[str]:
