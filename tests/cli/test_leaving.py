@@ -10,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import pico_llama
 
 from neuroada_cli import failures, hub
 from neuroada_cli.benchmarking import shapes
+from neuroada_cli.hub import sharded
 from neuroada_cli.machine import collector
+from neuroada_cli.ranks.group import Ranks
 
 ENDS = """
 import atexit, concurrent.futures, os, sys, threading, time
@@ -93,12 +96,28 @@ def test_in_a_process_that_is_not_its_own_nothing_ends() -> None:
     assert "still here 0" in run("-c", script).stdout
 
 
-def test_the_collector_comes_as_usual_once_a_model_is_there(tmp_path: Path) -> None:
+def test_the_collector_comes_as_usual_once_a_model_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usual = gc.get_threshold()
+
+    class Shared(Exception):
+        """Two processes would be needed to deal the rows out: by then it has to come as usual."""
+
+    def shard(*given: object) -> None:
+        raise Shared
+
+    def load_sharded() -> None:
+        base = hub.open_base(tmp_path / "model")
+        with pytest.raises(Shared):
+            sharded.load_sharded(base, {}, torch.float32, Ranks(size=2), torch.device("cpu"))
+
+    monkeypatch.setattr(sharded, "shard", shard)
     pico_llama().save_pretrained(tmp_path / "model")
     models: list[Callable[[], object]] = [
         lambda: hub.load_model(tmp_path / "model", "causal-lm", "fp32"),
         lambda: shapes.build("smollm2-135m", 1, device="meta"),
+        load_sharded,
     ]
     try:
         collector.as_usual()  # nobody has asked to spare it
