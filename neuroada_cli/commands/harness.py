@@ -56,6 +56,7 @@ def run(
         )
     with files.Lock(folder):
         scores = harness.score(subject.model, subject.tokenizer, tasks, asked)
+        subject.refuse_written_to()
         about = subject.identity | {
             "asked": asdict(asked),
             "dtype": str(next(subject.model.parameters()).dtype).removeprefix("torch."),

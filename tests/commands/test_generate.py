@@ -204,6 +204,25 @@ def test_a_talk_tells_the_turns_before_until_it_is_reset(base: Path, tmp_path: P
         assert found[number]["answer"] == generate(loaded.model, loaded.tokenizer, [ids], 12)[0]
 
 
+def test_a_model_that_is_written_over_in_a_talk_is_named(base: Path, tmp_path: Path) -> None:
+    """Its weights are the file's pages (findings/loaded-weights-follow-the-file.sh)."""
+    file = base / "model.safetensors"
+    tensors, metadata = files.read_tensors(file)
+    files.write_tensors(tmp_path / "other", {name: -tensor for name, tensor in tensors.items()}, metadata)
+    lines = iter(["One?", "Two?", "Three?"])
+
+    def read() -> str:
+        line = next(lines)
+        if line == "Two?":
+            with file.open("r+b") as opened:
+                opened.write((tmp_path / "other").read_bytes())
+        return line
+
+    with pytest.raises(ModelError, match=r"model\.safetensors: was written to while the model in memory"):
+        command.chat(str(base), read, SHORT, quiet=True)
+    assert next(lines) == "Three?"
+
+
 def test_an_interrupt_ends_the_answer_and_not_the_talk(base: Path) -> None:
     def lines() -> Iterator[str]:
         yield "One?"
