@@ -194,17 +194,15 @@ def _token_rows(matrix: Tensor) -> Tensor:
 # The largest magnitudes
 
 TOP_K = {torch.float32: "top_k_32", torch.bfloat16: "top_k_16", torch.float16: "top_k_16"}
-TOP_K_LIMIT = 256  # beyond this K, going back to the best block for each takes longer than sorting
 TOP_K_INPUTS = 1 << 17  # a row is held on a thread's stack
 
 
-def top_k_available(weight_OI: Tensor, k: int) -> bool:
-    """Whether `top_k_magnitude` takes this weight: on the CPU, rows contiguous, K small."""
+def top_k_available(weight_OI: Tensor) -> bool:
+    """Whether `top_k_magnitude` takes this weight: on the CPU, rows contiguous."""
     return (
         weight_OI.device.type == "cpu"
         and weight_OI.dtype in TOP_K
         and weight_OI.stride(1) == 1
-        and k <= TOP_K_LIMIT
         and weight_OI.shape[1] <= TOP_K_INPUTS
         and _library() is not None
     )

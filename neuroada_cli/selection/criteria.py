@@ -137,7 +137,7 @@ def choose(
         if not torch.isfinite(weight_OI).all():
             raise ValueError("a score is NaN or infinite")
         weight_OI, criterion = low_rank(weight_OI, rank), "magnitude"
-    if criterion == "magnitude" and native.top_k_available(weight_OI, k):
+    if criterion == "magnitude" and native.top_k_available(weight_OI):
         index_OK = native.top_k_magnitude(weight_OI, k)
         if not torch.isfinite(weight_OI.gather(1, index_OK.long())).all():
             raise ValueError("a score is NaN or infinite")

@@ -83,12 +83,34 @@ def test_the_largest_magnitudes_with_many_ties(inputs: int, dtype: torch.dtype) 
     for weight_OI in (smooth_OI.to(dtype), coarse_OI.to(dtype), -0.0 * coarse_OI.to(dtype)):
         before = None
         for k in sorted({min(k, inputs) for k in (1, 2, 20, 64, 256)}):
-            assert native.top_k_available(weight_OI, k)
+            assert native.top_k_available(weight_OI)
             index_OK = choose(weight_OI, k)
             assert torch.equal(index_OK, by_definition(weight_OI, k))
             if before is not None:  # a smaller selection lies inside every larger one
                 assert all(set(a) <= set(b) for a, b in zip(before, index_OK.tolist(), strict=True))
             before = index_OK.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("inputs", [33, 130, 1025, 4096])
+def test_the_largest_magnitudes_wherever_they_lie(inputs: int, dtype: torch.dtype) -> None:
+    """The K-th largest is looked for from above: far below the largest, among equals, beside NaN."""
+    generator = torch.Generator().manual_seed(inputs)
+    normal_OI = torch.randn(5, inputs, generator=generator)
+    towering_OI = normal_OI.clone()
+    towering_OI[:, inputs // 2] = 6e4
+    broken_OI = normal_OI.clone()
+    for place, value in enumerate((torch.nan, -torch.inf, -torch.nan, torch.inf)):
+        broken_OI[:, place::13] = value
+    first_OI = normal_OI * 1e-4  # all that is large in one block
+    first_OI[:, 5:30] = normal_OI[:, 5:30]
+    for weight_OI in (
+        torch.exp(20 * normal_OI), torch.exp(-9 - normal_OI), towering_OI, broken_OI, first_OI,
+        torch.ones(5, inputs), torch.zeros(5, inputs), normal_OI * (normal_OI > 2.2),
+    ):  # fmt: skip
+        weight_OI = weight_OI.to(dtype)
+        for k in (1, 2, 3, 7, 16, 33, inputs // 2, inputs):
+            assert torch.equal(native.top_k_magnitude(weight_OI, k), by_definition(weight_OI, k))
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -2,66 +2,143 @@
  *
  * Without its sign bit, an IEEE number's bits order like its magnitude, so all comparisons are of integers
  * (NaN and infinity come out on top, where the caller finds them). One pass over a row notes the largest
- * magnitude of every block of BLOCK columns; then K times the best block gives its best column, and only that
- * block is looked at again.
+ * magnitude of every block of BLOCK columns; the best block has the best column. For more than one, the K-th
+ * largest magnitude is looked for by halves: each tries a magnitude and counts how many are at least that large.
  */
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
-#define BLOCK 32 /* as many as a word has bits: one for each column that was taken */
+#define BLOCK 32 /* as many as a word has bits: one for each column that is taken */
 
-#define DEFINE(NAME, BITS, MAGNITUDE)                                                                      \
-    /* rank is the magnitude + 1, so that 0 is less than all: what was taken, and what lies past the end */ \
-    static inline BITS best_##NAME(const BITS *rank) {                                                     \
-        BITS best = 0;                                                                                     \
-        for (int j = 0; j < BLOCK; j++) best = rank[j] > best ? rank[j] : best;                            \
-        return best;                                                                                       \
-    }                                                                                                      \
-                                                                                                           \
-    static inline int place_##NAME(const BITS *rank, int count, BITS value) {                              \
-        for (int j0 = 0; j0 < count; j0 += BLOCK) {                                                        \
-            uint32_t same = 0;                                                                             \
-            for (int j = 0; j < BLOCK; j++) same |= (uint32_t)(rank[j0 + j] == value) << j;                \
-            if (same) return j0 + __builtin_ctz(same);                                                     \
-        }                                                                                                  \
-        return count; /* not reached: the caller has seen the value */                                     \
-    }                                                                                                      \
-                                                                                                           \
-    static inline BITS largest_##NAME(const BITS *rank, int count) {                                       \
-        BITS best = 0;                                                                                     \
-        for (int j = 0; j < count; j++) best = rank[j] > best ? rank[j] : best;                            \
-        return best;                                                                                       \
-    }                                                                                                      \
-                                                                                                           \
-    /* scratch, for each thread `room` entries: the ranks of a row and the best of its blocks, both padded \
-     * to whole blocks, and the bits of what was taken */                                                  \
-    void top_k_##NAME(const BITS *weight, ptrdiff_t stride, int O, int I, int K, int32_t *index) {         \
-        const int blocks = (I + BLOCK - 1) / BLOCK, padded = (blocks + BLOCK - 1) / BLOCK * BLOCK;         \
-        _Pragma("omp parallel for schedule(static)") for (int o = 0; o < O; o++) {                         \
-            const BITS *row = weight + (ptrdiff_t)o * stride;                                              \
-            int32_t *column = index + (size_t)o * K;                                                       \
-            BITS rank[blocks * BLOCK] __attribute__((aligned(64)));                                        \
-            BITS top[padded] __attribute__((aligned(64)));                                                 \
-            uint32_t taken[blocks];                                                                        \
-            for (int i = 0; i < I; i++) rank[i] = (BITS)((row[i] & MAGNITUDE) + 1);                        \
-            memset(rank + I, 0, (size_t)(blocks * BLOCK - I) * sizeof *rank);                              \
-            memset(top, 0, sizeof top);                                                                    \
-            memset(taken, 0, sizeof taken);                                                                \
-            for (int b = 0; b < blocks; b++) top[b] = best_##NAME(rank + b * BLOCK);                       \
-            for (int k = 0; k < K; k++) {                                                                  \
-                BITS best = largest_##NAME(top, padded);                                                   \
-                int b = place_##NAME(top, padded, best);                                                   \
-                int j = place_##NAME(rank + b * BLOCK, BLOCK, best);                                       \
-                taken[b] |= UINT32_C(1) << j;                                                              \
-                rank[b * BLOCK + j] = 0;                                                                   \
-                top[b] = best_##NAME(rank + b * BLOCK);                                                    \
-            }                                                                                              \
-            for (int b = 0, k = 0; k < K; b++)                                                             \
-                for (uint32_t left = taken[b]; left; left &= left - 1)                                     \
-                    column[k++] = b * BLOCK + __builtin_ctz(left);                                         \
-        }                                                                                                  \
+#if defined(__AVX512BW__)
+#define BYTES 64
+#elif defined(__AVX2__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+typedef uint16_t vector_16 __attribute__((vector_size(BYTES), may_alias));
+typedef uint32_t vector_32 __attribute__((vector_size(BYTES), may_alias));
+
+#define DEFINE(NAME, BITS, MAGNITUDE, MANTISSA)                                                                    \
+    /* rank is the magnitude + 1, so that 0, what lies past the end, is less than all; all come in whole blocks */ \
+    static inline BITS largest_##NAME(const BITS *rank, int length) {                                              \
+        BITS best = 0;                                                                                             \
+        for (int j = 0; j < length; j++) best = rank[j] > best ? rank[j] : best;                                   \
+        return best;                                                                                               \
+    }                                                                                                              \
+                                                                                                                   \
+    /* a bit for each of BLOCK ranks that is a value, and for each that is at least as large */                    \
+    static inline uint32_t same_##NAME(const BITS *rank, BITS value) {                                             \
+        uint32_t found = 0;                                                                                        \
+        for (int j = 0; j < BLOCK; j++) found |= (uint32_t)(rank[j] == value) << j;                                \
+        return found;                                                                                              \
+    }                                                                                                              \
+                                                                                                                   \
+    static inline uint32_t least_##NAME(const BITS *rank, BITS value) {                                            \
+        uint32_t found = 0;                                                                                        \
+        for (int j = 0; j < BLOCK; j++) found |= (uint32_t)(rank[j] >= value) << j;                                \
+        return found;                                                                                              \
+    }                                                                                                              \
+                                                                                                                   \
+    /* where a value, which is there, stands first */                                                              \
+    static inline int place_##NAME(const BITS *rank, BITS value) {                                                 \
+        uint32_t same;                                                                                             \
+        int j = 0;                                                                                                 \
+        while (!(same = same_##NAME(rank + j, value))) j += BLOCK;                                                 \
+        return j + __builtin_ctz(same);                                                                            \
+    }                                                                                                              \
+                                                                                                                   \
+    /* how many ranks are at least a value */                                                                      \
+    static inline int counted_##NAME(const BITS *rank, int length, BITS value) {                                   \
+        enum { LANES = BYTES / sizeof(BITS), PARTS = BLOCK / LANES };                                              \
+        vector_##NAME sum[PARTS] = {{0}};                                                                          \
+        for (int j = 0; j < length; j += BLOCK)                                                                    \
+            for (int part = 0; part < PARTS; part++)                                                               \
+                sum[part] -= (vector_##NAME)(*(const vector_##NAME *)(rank + j + part * LANES) >= value);          \
+        int found = 0;                                                                                             \
+        for (int part = 0; part < PARTS; part++)                                                                   \
+            for (int lane = 0; lane < LANES; lane++) found += sum[part][lane];                                     \
+        return found;                                                                                              \
+    }                                                                                                              \
+                                                                                                                   \
+    /* The largest value that at least K ranks reach, or one that exactly K do. *room: how many of those that are  \
+     * just this value are among the first K. Begins from above, where the largest are near each other, in         \
+     * steps of half an octave that double. */                                                                     \
+    static inline BITS bound_##NAME(const BITS *rank, int length, int K, BITS low, BITS high, int *room) {         \
+        BITS step = (BITS)1 << (MANTISSA - 1);                                                                     \
+        int near = 1;                                                                                              \
+        *room = K; /* less those above, of which none are known yet */                                             \
+        while (high - low > 1) {                                                                                   \
+            near = near && high - low > step;                                                                      \
+            BITS tried = near ? high - step : low + (high - low) / 2;                                              \
+            int found = counted_##NAME(rank, length, tried);                                                       \
+            step *= 2;                                                                                             \
+            if (found == K) {                                                                                      \
+                *room = K;                                                                                         \
+                return tried;                                                                                      \
+            }                                                                                                      \
+            if (found < K) high = tried, *room = K - found;                                                        \
+            else low = tried, near = 0;                                                                            \
+        }                                                                                                          \
+        return low;                                                                                                \
+    }                                                                                                              \
+                                                                                                                   \
+    static inline void many_##NAME(const BITS *rank, const BITS *top, int blocks, int padded, int K, int32_t *column) {\
+        const BITS highest = largest_##NAME(top, padded) + 1;                                                      \
+        BITS low = 1;                                                                                              \
+        int room, k = 0, count = -1; /* not known */                                                               \
+        if (blocks >= 2 * K) { /* K reach the K-th largest of the blocks' best, and mostly few more do */          \
+            low = bound_##NAME(top, padded, K, low, highest, &room);                                               \
+            count = counted_##NAME(rank, blocks * BLOCK, low);                                                     \
+        }                                                                                                          \
+        if (count < 0 || count > 4 * K + BLOCK) {                                                                  \
+            low = bound_##NAME(rank, blocks * BLOCK, K, low, highest, &room);                                      \
+            for (int b = 0; b < blocks && k < K; b++) {                                                            \
+                if (top[b] < low) continue;                                                                        \
+                uint32_t same = same_##NAME(rank + b * BLOCK, low);                                                \
+                uint32_t taken = least_##NAME(rank + b * BLOCK, low) & ~same;                                      \
+                for (; same && room; same &= same - 1, room--) taken |= same & -same;                              \
+                for (; taken; taken &= taken - 1) column[k++] = b * BLOCK + __builtin_ctz(taken);                  \
+            }                                                                                                      \
+            return;                                                                                                \
+        }                                                                                                          \
+        const int length = (count + BLOCK - 1) / BLOCK * BLOCK; /* only these are looked at again */               \
+        BITS held[length] __attribute__((aligned(64)));                                                            \
+        int32_t from[length];                                                                                      \
+        memset(held + count, 0, (size_t)(length - count) * sizeof *held);                                          \
+        for (int b = 0, i = 0; b < blocks; b++) {                                                                  \
+            if (top[b] < low) continue;                                                                            \
+            for (uint32_t left = least_##NAME(rank + b * BLOCK, low); left; left &= left - 1, i++) {               \
+                from[i] = b * BLOCK + __builtin_ctz(left);                                                         \
+                held[i] = rank[from[i]];                                                                           \
+            }                                                                                                      \
+        }                                                                                                          \
+        low = bound_##NAME(held, length, K, low, highest, &room);                                                  \
+        for (int i = 0; k < K; i++)                                                                                \
+            if (held[i] > low || (held[i] == low && room-- > 0)) column[k++] = from[i];                            \
+    }                                                                                                              \
+                                                                                                                   \
+    void top_k_##NAME(const BITS *weight, ptrdiff_t stride, int O, int I, int K, int32_t *index) {                 \
+        const int blocks = (I + BLOCK - 1) / BLOCK, padded = (blocks + BLOCK - 1) / BLOCK * BLOCK;                 \
+        _Pragma("omp parallel for schedule(static)") for (int o = 0; o < O; o++) {                                 \
+            const BITS *row = weight + (ptrdiff_t)o * stride;                                                      \
+            int32_t *column = index + (size_t)o * K;                                                               \
+            BITS rank[blocks * BLOCK] __attribute__((aligned(64)));                                                \
+            BITS top[padded] __attribute__((aligned(64)));                                                         \
+            for (int i = 0; i < I; i++) rank[i] = (BITS)((row[i] & MAGNITUDE) + 1);                                \
+            memset(rank + I, 0, (size_t)(blocks * BLOCK - I) * sizeof *rank);                                      \
+            memset(top, 0, sizeof top);                                                                            \
+            for (int b = 0; b < blocks; b++) top[b] = largest_##NAME(rank + b * BLOCK, BLOCK);                     \
+            if (K > 1) {                                                                                           \
+                many_##NAME(rank, top, blocks, padded, K, column);                                                 \
+            } else {                                                                                               \
+                int b = place_##NAME(top, largest_##NAME(top, padded));                                            \
+                column[0] = b * BLOCK + place_##NAME(rank + b * BLOCK, top[b]);                                    \
+            }                                                                                                      \
+        }                                                                                                          \
     }
 
-DEFINE(16, uint16_t, 0x7FFF)
-DEFINE(32, uint32_t, 0x7FFFFFFFu)
+DEFINE(16, uint16_t, 0x7FFF, 7) /* of bf16; fp16 takes smaller steps */
+DEFINE(32, uint32_t, 0x7FFFFFFFu, 23)
