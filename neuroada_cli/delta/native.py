@@ -69,8 +69,10 @@ def _library() -> ctypes.CDLL | None:
         getattr(loaded, name).argtypes = [pointer, stride, number, number, number, pointer]
     loaded.fold.argtypes = [pointer, number]
     loaded.take.argtypes = [pointer]
-    for name in ("sampled_grad_f32", "sampled_grad_bf16", "top_k_16", "top_k_32", "fold", "take"):
+    for name in ("sampled_grad_f32", "sampled_grad_bf16", "fold", "take"):
         getattr(loaded, name).restype = None
+    for name in ("top_k_16", "top_k_32"):
+        getattr(loaded, name).restype = ctypes.c_uint32
     return loaded
 
 
@@ -194,6 +196,11 @@ def _token_rows(matrix: Tensor) -> Tensor:
 # The largest magnitudes
 
 TOP_K = {torch.float32: "top_k_32", torch.bfloat16: "top_k_16", torch.float16: "top_k_16"}
+INFINITE = {
+    torch.float32: 0x7F800000,
+    torch.bfloat16: 0x7F80,
+    torch.float16: 0x7C00,
+}  # its bits; NaN's are more
 TOP_K_INPUTS = 1 << 17  # a row is held on a thread's stack
 
 
@@ -208,18 +215,18 @@ def top_k_available(weight_OI: Tensor) -> bool:
     )
 
 
-def top_k_magnitude(weight_OI: Tensor, k: int) -> Tensor:
-    """The K columns with the largest |w| per row, int32 `[O, K]`, ascending; of equal ones the lower column.
+def top_k_magnitude(weight_OI: Tensor, k: int) -> tuple[Tensor, bool]:
+    """(the K columns with the largest |w| per row, ascending, int32 `[O, K]`; whether all of it is finite).
 
-    NaN and infinity count as largest. Ask `top_k_available` first.
+    Of equal ones the lower column; NaN and infinity count as largest. Ask `top_k_available` first.
     """
     library = _library()
     assert library is not None
     outputs, inputs = weight_OI.shape
     index_OK = torch.empty(outputs, k, dtype=torch.int32)
     function = getattr(library, TOP_K[weight_OI.dtype])
-    function(weight_OI.data_ptr(), weight_OI.stride(0), outputs, inputs, k, index_OK.data_ptr())
-    return index_OK
+    largest = function(weight_OI.data_ptr(), weight_OI.stride(0), outputs, inputs, k, index_OK.data_ptr())
+    return index_OK, largest < INFINITE[weight_OI.dtype]
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -138,8 +138,8 @@ def choose(
             raise ValueError("a score is NaN or infinite")
         weight_OI, criterion = low_rank(weight_OI, rank), "magnitude"
     if criterion == "magnitude" and native.top_k_available(weight_OI):
-        index_OK = native.top_k_magnitude(weight_OI, k)
-        if not torch.isfinite(weight_OI.gather(1, index_OK.long())).all():
+        index_OK, finite = native.top_k_magnitude(weight_OI, k)
+        if not finite:
             raise ValueError("a score is NaN or infinite")
         return index_OK
     rule = CRITERIA[criterion]

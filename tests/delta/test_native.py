@@ -110,7 +110,9 @@ def test_the_largest_magnitudes_wherever_they_lie(inputs: int, dtype: torch.dtyp
     ):  # fmt: skip
         weight_OI = weight_OI.to(dtype)
         for k in (1, 2, 3, 7, 16, 33, inputs // 2, inputs):
-            assert torch.equal(native.top_k_magnitude(weight_OI, k), by_definition(weight_OI, k))
+            index_OK, finite = native.top_k_magnitude(weight_OI, k)
+            assert torch.equal(index_OK, by_definition(weight_OI, k))
+            assert finite == torch.isfinite(weight_OI).all()
 
 
 # ---------------------------------------------------------------------------------------------------

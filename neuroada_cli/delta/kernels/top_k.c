@@ -85,8 +85,8 @@ typedef uint32_t vector_32 __attribute__((vector_size(BYTES), may_alias));
         return low;                                                                                                \
     }                                                                                                              \
                                                                                                                    \
-    static inline void many_##NAME(const BITS *rank, const BITS *top, int blocks, int padded, int K, int32_t *column) {\
-        const BITS highest = largest_##NAME(top, padded) + 1;                                                      \
+    static inline void many_##NAME(const BITS *rank, const BITS *top, int blocks, int padded, int K, BITS most, int32_t *column) {\
+        const BITS highest = most + 1;                                                                             \
         BITS low = 1;                                                                                              \
         int room, k = 0, count = -1; /* not known */                                                               \
         if (blocks >= 2 * K) { /* K reach the K-th largest of the blocks' best, and mostly few more do */          \
@@ -120,9 +120,11 @@ typedef uint32_t vector_32 __attribute__((vector_size(BYTES), may_alias));
             if (held[i] > low || (held[i] == low && room-- > 0)) column[k++] = from[i];                            \
     }                                                                                                              \
                                                                                                                    \
-    void top_k_##NAME(const BITS *weight, ptrdiff_t stride, int O, int I, int K, int32_t *index) {                 \
+    /* returns the largest magnitude of all, which tells NaN and infinity */                                       \
+    uint32_t top_k_##NAME(const BITS *weight, ptrdiff_t stride, int O, int I, int K, int32_t *index) {             \
         const int blocks = (I + BLOCK - 1) / BLOCK, padded = (blocks + BLOCK - 1) / BLOCK * BLOCK;                 \
-        _Pragma("omp parallel for schedule(static)") for (int o = 0; o < O; o++) {                                 \
+        uint32_t largest = 1;                                                                                      \
+        _Pragma("omp parallel for schedule(static) reduction(max : largest)") for (int o = 0; o < O; o++) {        \
             const BITS *row = weight + (ptrdiff_t)o * stride;                                                      \
             int32_t *column = index + (size_t)o * K;                                                               \
             BITS rank[blocks * BLOCK] __attribute__((aligned(64)));                                                \
@@ -131,13 +133,16 @@ typedef uint32_t vector_32 __attribute__((vector_size(BYTES), may_alias));
             memset(rank + I, 0, (size_t)(blocks * BLOCK - I) * sizeof *rank);                                      \
             memset(top, 0, sizeof top);                                                                            \
             for (int b = 0; b < blocks; b++) top[b] = largest_##NAME(rank + b * BLOCK, BLOCK);                     \
+            const BITS most = largest_##NAME(top, padded);                                                         \
+            largest = most > largest ? most : largest;                                                             \
             if (K > 1) {                                                                                           \
-                many_##NAME(rank, top, blocks, padded, K, column);                                                 \
+                many_##NAME(rank, top, blocks, padded, K, most, column);                                           \
             } else {                                                                                               \
-                int b = place_##NAME(top, largest_##NAME(top, padded));                                            \
+                int b = place_##NAME(top, most);                                                                   \
                 column[0] = b * BLOCK + place_##NAME(rank + b * BLOCK, top[b]);                                    \
             }                                                                                                      \
         }                                                                                                          \
+        return largest - 1;                                                                                        \
     }
 
 DEFINE(16, uint16_t, 0x7FFF, 7) /* of bf16; fp16 takes smaller steps */
