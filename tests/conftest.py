@@ -48,6 +48,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(os.environ["NEUROADA_CACHE"], ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest begins, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_suites.py")
+
+
 def pico_llama(tied: bool = False, vocabulary: int = 96, **changes: object) -> LlamaForCausalLM:
     settings: dict[str, object] = {
         "vocab_size": vocabulary,
