@@ -102,10 +102,12 @@ def test_the_largest_magnitudes_wherever_they_lie(inputs: int, dtype: torch.dtyp
     broken_OI = normal_OI.clone()
     for place, value in enumerate((torch.nan, -torch.inf, -torch.nan, torch.inf)):
         broken_OI[:, place::13] = value
+    largest_OI = normal_OI.clone()
+    largest_OI[:, 3] = torch.finfo(dtype).max  # the next number is infinity
     first_OI = normal_OI * 1e-4  # all that is large in one block
     first_OI[:, 5:30] = normal_OI[:, 5:30]
     for weight_OI in (
-        torch.exp(20 * normal_OI), torch.exp(-9 - normal_OI), towering_OI, broken_OI, first_OI,
+        torch.exp(20 * normal_OI), torch.exp(-9 - normal_OI), towering_OI, broken_OI, largest_OI, first_OI,
         torch.ones(5, inputs), torch.zeros(5, inputs), normal_OI * (normal_OI > 2.2),
     ):  # fmt: skip
         weight_OI = weight_OI.to(dtype)
