@@ -7,8 +7,7 @@
 # magnitude, 0, is divided by the norm of its row, 0, without a safeguard. All that follows is NaN, the loss and every
 # gradient; merging writes NaN into the weight, which `safe_merge=True` finds and the plain merge does not; and
 # unmerging does not bring the base back: that row is NaN in it from then on. LoRA on the same layer is fine, and so is
-# DoRA with the row at 1e-6; at 1e-30 the norm
-# is 0, too, and the output infinite.
+# DoRA with the row at 1e-6; at 1e-30 the norm is 0, too, and nothing is finite.
 #
 # So a base with a single dead neuron in a target cannot be trained with DoRA, and what it says is "loss is NaN".
 set -euo pipefail

@@ -6,9 +6,9 @@
 #
 # Seen (torch 2.13.0, CPU, x86): yes, in the last bit. The rows of a tensor are worked through in vectors, and what is
 # left at an end goes another way: silu, sigmoid and rsqrt of a row by itself are not those of the same row within its
-# batch, though no row looks at another. Over a strided view (every other column) a third of gelu's results, and of
-# rsqrt's in bf16, differ from those of its contiguous copy. fused AdamW (its gradients, moments and settings equal)
-# takes a parameter at the end of its tensor to another value than the same one in the middle.
+# batch, though no row looks at another. Over a strided view (every other column) most of gelu's results, and
+# more than a quarter of rsqrt's in bf16, differ from those of its contiguous copy. Fused AdamW, gradients, moments and
+# settings equal, takes a parameter at the end of its tensor to another value than the same one at the beginning.
 #
 # So bit-equal answers in other batches, bit-equal trainings with a tensor cut into shards or joined with others, and
 # tied weights that are kept twice and updated alike are not to be had by making the sums deterministic.
@@ -45,7 +45,7 @@ for what, (alone, strided) in seen.items():
     print(f"{what}: of {ROWS * COLUMNS} results {alone} differ by row, {strided} of {ROWS * 34} in a strided view")
 for what in ("silu, fp32", "sigmoid, fp32", "rsqrt, bf16"):
     assert seen[what][0] > 0
-assert seen["gelu, fp32"][1] > ROWS * 34 // 10 and seen["rsqrt, bf16"][1] > ROWS * 34 // 10
+assert seen["gelu, fp32"][1] > ROWS * 34 // 2 and seen["rsqrt, bf16"][1] > ROWS * 34 // 4
 assert seen["relu, fp32"] == (0, 0)
 
 

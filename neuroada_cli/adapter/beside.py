@@ -21,11 +21,18 @@ from neuroada_cli.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Side:
-    """One of the models: inside `on` it is `model` that answers."""
+    """One of the models: inside `on` it is `model` that answers.
+
+    loaded  as what it was loaded, which is asked whether its files were written over
+    """
 
     name: str
-    model: nn.Module
+    loaded: Adapted
     on: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    @property
+    def model(self) -> nn.Module:
+        return self.loaded.model
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,12 @@ def sides(target: Target, trained: Recipe | None, how: Loading, both: bool) -> t
         target, work, how.dtype, how.device or "cpu", base=base, revision=how.revision,
         attention=how.attention, trust_remote_code=how.trust_remote_code,
     )  # fmt: skip
-    tuned = Side("tuned" if both else "answer", loaded.model)
+    tuned = Side("tuned" if both else "answer", loaded)
     if not both:
         return loaded, [tuned]
     if loaded.adapter is not None and METHODS[method_of(loaded.adapter.settings)].chosen:
         before = _of_base(loaded)
-        return loaded, [Side("base", loaded.model, lambda: _without(loaded.model, before)), tuned]
+        return loaded, [Side("base", loaded, lambda: _without(loaded.model, before)), tuned]
     place = how.base or (loaded.adapter.base if loaded.adapter else trained.model.path if trained else None)
     if place is None:
         raise ModelError("has no base that is known", target.name, "name it with --base")
@@ -68,7 +75,7 @@ def sides(target: Target, trained: Recipe | None, how: Loading, both: bool) -> t
         Target(place, None), work, how.dtype or settings.get("dtype"), how.device or "cpu",
         attention=how.attention, trust_remote_code=how.trust_remote_code,
     )  # fmt: skip
-    return loaded, [Side("base", other.model), tuned]
+    return loaded, [Side("base", other), tuned]
 
 
 def _of_base(loaded: Adapted) -> dict[str, Tensor]:

@@ -109,7 +109,8 @@ def forgetting(
             return likelihoods(side.model, loaded.reader, examples, max_length, on_rows, ranks)
 
     before, after = losses(models[0]), losses(models[1])
-    loaded.refuse_written_to()
+    for side in models:
+        side.loaded.refuse_written_to()
     found = [replace(now, before=then.loss) for then, now in zip(before, after, strict=True)]
     tokens = max(1, sum(row.targets or 0 for row in found))
     was, now = (sum(row.loss or 0.0 for row in rows) / tokens for rows in (before, after))

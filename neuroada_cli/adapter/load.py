@@ -127,8 +127,9 @@ def load(
         foreign = kind in hub.CLASSIFIERS and not files.is_ours(folder)
         if not weights:
             return _without_weights(folder, kind, trust_remote_code)
-        usual = "fp32" if foreign else own_dtype(hub.open_weights(folder))
-        in_use = hub.InUse(folder, hub.fingerprint(folder))
+        stored = hub.open_weights(folder)
+        usual = "fp32" if foreign else own_dtype(stored)
+        in_use = hub.InUse(stored, hub.fingerprint(folder, stored))
         loaded = hub.load_model(
             folder, kind, dtype or usual, device, num_labels, attention,
             trust_remote_code=trust_remote_code,
@@ -145,7 +146,7 @@ def load(
             f"was trained for {adapter.task}, not for {wanted}", str(place), "choose its own task"
         )
     check_base(adapter.selection.fingerprint, folder)
-    in_use = hub.InUse(folder, adapter.selection.fingerprint)
+    in_use = hub.InUse(hub.open_weights(folder), adapter.selection.fingerprint)
     labels = adapter.settings.get("num_labels")
     loaded = hub.load_model(
         folder, adapter.task, dtype or str(adapter.settings.get("dtype", "fp32")), device, labels, attention,

@@ -59,15 +59,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Models:
-    """Who answers, and how each is asked.
-
-    untouched  raises ModelError where whoever answered may no longer be what was loaded
-    """
+    """Who answers, and how each is asked."""
 
     reader: hub.Reader
     sides: list[Side]
     asking: Asking
-    untouched: Callable[[], None]
 
 
 def run(
@@ -187,7 +183,7 @@ def _load(target: str, wishes: Wishes, how: Loading, compare: bool, quiet: bool)
     if loaded.adapter is not None:
         say(aside, SAME_BASE, style="dim")
     say(aside, f"asked {way.how}", style="dim", markup=False)
-    return Models(reader, models, way, loaded.refuse_written_to)
+    return Models(reader, models, way)
 
 
 def _ask(
@@ -205,7 +201,8 @@ def _ask(
                 found[side.name] = _answer(
                     models, side, wishes, turns, question, partial(spoken.piece, side.name), stop
                 )
-    models.untouched()
+    for side in models.sides:
+        side.loaded.refuse_written_to()
     return found
 
 

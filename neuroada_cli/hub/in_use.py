@@ -16,7 +16,7 @@ from torch import nn
 
 from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.fingerprint import fingerprint, what_differs
-from neuroada_cli.hub.weights import open_weights
+from neuroada_cli.hub.weights import Weights
 
 FIX = "put the right file back and start again; replace files by renaming (mv), not by copying over them"
 
@@ -27,15 +27,15 @@ class InUse:
     known  the base's fingerprint, by which a file that was only touched is told from one with other contents
     """
 
-    def __init__(self, folder: Path, known: Mapping[str, Any]) -> None:
-        self._folder, self.known = folder, known
-        self._weights = open_weights(folder)
-        self._seen = {file: _stamp(file) for file in self._weights.files}
+    def __init__(self, weights: Weights, known: Mapping[str, Any]) -> None:
+        self.known = known
+        self._folder = weights.folder
+        self._dtypes = {weights.info(name).dtype for name in weights}
+        self._seen = {file: _stamp(file) for file in weights.files}
 
     def refuse_written_to(self, model: nn.Module) -> None:
         """Raises ModelError where `model`, loaded from here, may hold what was written to a file since."""
-        stored = {self._weights.info(name).dtype for name in self._weights}
-        if not any(p.device.type == "cpu" and p.dtype in stored for p in model.parameters()):
+        if not any(p.device.type == "cpu" and p.dtype in self._dtypes for p in model.parameters()):
             return  # copied or cast while it was loaded
         now = {file: _stamp(file) for file in self._seen}
         changed = [

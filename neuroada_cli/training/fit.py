@@ -95,7 +95,7 @@ def fit(
     recipe, run_dir, started = checked.recipe, checked.recipe.run_path, time.perf_counter()
     with advised(checked, "choosing connections"):
         selection = _selection(checked, source, console, ranks)
-    in_use = hub.InUse(checked.base.folder, selection.fingerprint)
+    in_use = hub.InUse(checked.base.weights, selection.fingerprint)
     with advised(checked, "loading the model"):
         attached = _attached_in_parts if ranks.sharded else _attached
         model, method, trainable = attached(checked, selection, ranks)

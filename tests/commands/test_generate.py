@@ -204,9 +204,17 @@ def test_a_talk_tells_the_turns_before_until_it_is_reset(base: Path, tmp_path: P
         assert found[number]["answer"] == generate(loaded.model, loaded.tokenizer, [ids], 12)[0]
 
 
-def test_a_model_that_is_written_over_in_a_talk_is_named(base: Path, tmp_path: Path) -> None:
-    """Its weights are the file's pages (findings/loaded-weights-follow-the-file.sh)."""
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_model_that_is_written_over_in_a_talk_is_named(base: Path, tmp_path: Path, beside: bool) -> None:
+    """Its weights are the file's pages (findings/loaded-weights-follow-the-file.sh).
+
+    beside  the base that a merged model is compared with
+    """
     file = base / "model.safetensors"
+    target, how = str(base), Loading()
+    if beside:
+        merge.run(adapter_of(base, tmp_path / "adapter"), tmp_path / "merged")
+        target, how = str(tmp_path / "merged"), Loading(base=str(base))
     tensors, metadata = files.read_tensors(file)
     files.write_tensors(tmp_path / "other", {name: -tensor for name, tensor in tensors.items()}, metadata)
     lines = iter(["One?", "Two?", "Three?"])
@@ -218,8 +226,8 @@ def test_a_model_that_is_written_over_in_a_talk_is_named(base: Path, tmp_path: P
                 opened.write((tmp_path / "other").read_bytes())
         return line
 
-    with pytest.raises(ModelError, match=r"model\.safetensors: was written to while the model in memory"):
-        command.chat(str(base), read, SHORT, quiet=True)
+    with pytest.raises(ModelError, match=r"base/model\.safetensors: was written to while the model in"):
+        command.chat(target, read, SHORT, how, compare=beside, quiet=True)
     assert next(lines) == "Three?"
 
 

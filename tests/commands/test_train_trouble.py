@@ -322,7 +322,7 @@ def test_a_base_that_is_touched_or_replaced_by_renaming_does_no_harm(
     shutil.copytree(llama_folder, base)
     file = base / "model.safetensors"
     loaded = hub.load_model(base, "causal-lm", "fp32").model
-    in_use = hub.InUse(base, hub.fingerprint(base))
+    in_use = hub.InUse(hub.open_weights(base), hub.fingerprint(base))
     os.utime(file)
     in_use.refuse_written_to(loaded)
     files.write_tensors(tmp_path / "other", {"lm_head.weight": torch.ones(2)})
