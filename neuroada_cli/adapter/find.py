@@ -10,7 +10,7 @@ from pathlib import Path
 from neuroada_cli import files, hub
 from neuroada_cli.adapter.folder import AdapterFolder, open_adapter
 from neuroada_cli.errors import ModelError
-from neuroada_cli.files.folders import ADAPTER_CONFIG, LINKS, is_adapter, is_model
+from neuroada_cli.files.folders import ADAPTER_CONFIG, LINKS, holds_anything, is_adapter, is_model
 from neuroada_cli.hub.resolve import refuse_dangling
 
 # As a save names it: no other digits, no leading zero, no number that is none of a run's steps.
@@ -25,7 +25,7 @@ def checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
     """
     for entry in folder.glob("checkpoint-*"):
         number = CHECKPOINT.fullmatch(entry.name)
-        if number and entry.is_dir() and not entry.is_symlink() and any(os.scandir(entry)):
+        if number and not entry.is_symlink() and holds_anything(entry):
             yield int(number[1]), entry
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from neuroada_cli.files.folders import files_beneath
 from neuroada_cli.machine import environment
 from neuroada_cli.machine.cache import cache_folder
 from neuroada_cli.show.notes import say
@@ -26,7 +27,7 @@ def _cache() -> str:
     folder = cache_folder()
     home = Path.home()
     shown = f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
-    sizes = [_taken(file.lstat()) for file in folder.rglob("*") if file.is_file()]
+    sizes = [_taken(about) for _, about in files_beneath(folder)]
     taken = f"{sum(sizes) / 1e6:,.1f} MB in {counted(len(sizes), 'file')}"
     return f"{shown}: {taken}, which may be removed at any time"
 

@@ -21,6 +21,7 @@ from neuroada_cli import stopping
 from neuroada_cli.errors import OutputError, ResourceError
 from neuroada_cli.files import system
 from neuroada_cli.files.disk import explained
+from neuroada_cli.files.folders import holds_anything
 from neuroada_cli.files.manifest import MANIFEST, seal
 from neuroada_cli.files.system import fsync
 
@@ -95,7 +96,7 @@ def _checked_target(path: Path, overwrite: bool) -> Path:
         raise OutputError("is a file", str(path), "name a folder")
     if os.path.ismount(path):
         raise OutputError("is a mount point, which nothing can replace", str(path), "name a folder inside it")
-    if os.path.isdir(path) and any(path.iterdir()):
+    if holds_anything(path):
         if not overwrite:
             raise OutputError(
                 "exists and is not empty", str(path), "choose another folder, or add --overwrite"
@@ -197,7 +198,7 @@ def _take_place(temporary: Path, target: Path, overwrite: bool) -> None:
 
     Raises OSError, OutputError; then `target` is as before.
     """
-    if not (overwrite and os.path.isdir(target) and any(target.iterdir())):
+    if not (overwrite and holds_anything(target)):
         system.make_way(target)
         try:
             os.rename(temporary, target)  # POSIX renames over an empty folder, and only over an empty one

@@ -13,7 +13,7 @@ from neuroada_cli import files
 from neuroada_cli.adapter.folder import Adapter, read_adapter
 from neuroada_cli.delta.names import block_number
 from neuroada_cli.evaluation.places import EVALUATIONS, scores_of
-from neuroada_cli.files.folders import LINKS
+from neuroada_cli.files.folders import LINKS, files_beneath
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.show import page
 from neuroada_cli.show.blocks import kinds_of, rows_of
@@ -56,8 +56,17 @@ def write(path: Path, checked: Checked, entries: Sequence[dict[str, Any]], train
 
 def _scores_of(run_dir: Path) -> dict[str, str]:
     """Evaluations of this run that are there already: page -> what it is called there."""
-    found = sorted(run_dir.glob(f"**/{EVALUATIONS}/**/{run_folder.REPORT}"))
-    return {place.relative_to(run_dir).as_posix(): scores_of(place, run_dir) for place in found}
+    inside = sorted(file.relative_to(run_dir) for file, _ in files_beneath(run_dir))
+    return {
+        place.as_posix(): scores_of(run_dir / place, run_dir)
+        for place in inside
+        if place.name == run_folder.REPORT and EVALUATIONS in place.parts[:-1] and not _is_hidden(place)
+    }
+
+
+def _is_hidden(place: Path) -> bool:
+    """In a folder that is being written."""
+    return any(part.startswith(".") for part in place.parts)
 
 
 def _numbers(

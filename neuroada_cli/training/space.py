@@ -10,6 +10,7 @@ from pathlib import Path
 
 from neuroada_cli import files
 from neuroada_cli.adapter.find import checkpoints
+from neuroada_cli.files.folders import files_beneath
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.settings import dtype_of
 
@@ -26,10 +27,9 @@ def require(checked: Checked) -> None:
     recipe = checked.recipe
     copies = min(recipe.train.keep + 2, checked.plan.steps)
     there = sum(
-        file.stat().st_size
+        about.st_size
         for _, checkpoint in checkpoints(recipe.run_path)
-        for file in checkpoint.rglob("*")
-        if file.is_file()
+        for _, about in files_beneath(checkpoint)
     )
     files.require_space(recipe.run_path, max(0, copies * checkpoint_bytes(checked) - there))
 

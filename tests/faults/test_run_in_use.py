@@ -153,6 +153,22 @@ def test_a_checkpoint_that_goes_while_it_is_opened_is_looked_for_again(
     assert open_found(tmp_path).folder.name == "checkpoint-3"
 
 
+def test_a_checkpoint_that_goes_once_it_is_listed_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 2)
+    going, is_symlink = write(tmp_path / "checkpoint-1"), Path.is_symlink
+
+    def remove_then_look(path: Path) -> bool:
+        if path == going:
+            shutil.rmtree(going, ignore_errors=True)
+        return is_symlink(path)
+
+    monkeypatch.setattr(Path, "is_symlink", remove_then_look)
+    assert dict(checkpoints(tmp_path)) == {2: tmp_path / "checkpoint-2"}
+    assert not going.exists()
+
+
 def test_a_damaged_one_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 2)
     (tmp_path / "checkpoint-2" / "recipe.yaml").write_text("x", encoding="utf-8")
