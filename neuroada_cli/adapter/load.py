@@ -14,20 +14,19 @@ from neuroada_cli import files, hub
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter.config import OWN_TASKS, method_of, method_problem
 from neuroada_cli.adapter.find import find_adapter, open_found
+from neuroada_cli.adapter.finite import refuse_overflow
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
-from neuroada_cli.delta.finite import all_finite, broken_row
 from neuroada_cli.delta.layout import layout_of
 from neuroada_cli.delta.model import attach
 from neuroada_cli.delta.names import blocks_of
 from neuroada_cli.delta.quantized import round_trip
 from neuroada_cli.delta.targets import shapes_of, targets_of
-from neuroada_cli.errors import ModelError, NumericsError
+from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.stored import own_dtype
 from neuroada_cli.methods import METHODS
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.file import check_base, check_shapes, check_ties
-from neuroada_cli.show.numbers import describe_dtype
 from neuroada_cli.tasks.registry import TASKS
 
 
@@ -203,13 +202,7 @@ def with_merged_layers(
         layer: Any = loaded.model.get_submodule(name)
         layer.merge()  # PEFT's own check rounds to 16 bits twice (findings/peft-safe-merge-rounds-twice.sh)
         merged = whole[f"{name}.weight"] = layer.base_layer.weight.detach()
-        if not all_finite(merged):
-            raise NumericsError(
-                f"{name}, row {broken_row(merged)}: the merged weight is not finite in "
-                f"{describe_dtype(merged.dtype)}",
-                where,
-                "train with a lower optim.lr",
-            )
+        refuse_overflow(merged, name, merged.dtype, where, "train with a lower optim.lr")
     selection = replace(adapter.selection, indices={})
     return replace(adapter, selection=selection, deltas={}, whole=whole)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from neuroada_cli import hub
+from neuroada_cli.adapter.finite import finite_cast, refuse_broken, refuse_overflow
 from neuroada_cli.adapter.folder import Adapter
 from neuroada_cli.delta.fold import fold_entries
 from neuroada_cli.delta.index import filled, size
@@ -28,7 +29,6 @@ from neuroada_cli.hub.fingerprint import WHOLE_BYTES
 from neuroada_cli.hub.loading import packed_layers
 from neuroada_cli.hub.places import Run
 from neuroada_cli.hub.stored import main_dtype
-from neuroada_cli.merging.finite import _finite_cast, _refuse_broken, _refuse_overflow
 from neuroada_cli.merging.plan import Planned, make_plan
 from neuroada_cli.selection.file import check_read
 
@@ -140,7 +140,7 @@ class Merge:
             return self._whole(entry, entry.whole)
         assert entry.source is not None  # a tensor comes from the base or was trained whole
         weight = self._read(entry.source)
-        _refuse_broken(weight, entry.source)
+        refuse_broken(weight, entry.source)
         if entry.source in self._packed:
             weight = self._round_trip(weight, self._packed[entry.source])
         if entry.parts:
@@ -156,7 +156,7 @@ class Merge:
         return weight
 
     def _whole(self, entry: Planned, tensor: Tensor) -> Tensor:
-        cast = _finite_cast(tensor, entry.dtype, entry.name)
+        cast = finite_cast(tensor, entry.dtype, entry.name)
         before = None if entry.source is None else self._read(entry.source)
         self.stats.whole += 1
         self.stats.replaced += before is None or not torch.equal(before.to(entry.dtype), cast)
@@ -164,9 +164,9 @@ class Merge:
 
     def _with_parts(self, entry: Planned, weight: Tensor) -> Tensor:
         """The tensor with the rows of parameters that were trained whole and lie in it beside others."""
-        out = _finite_cast(weight, entry.dtype, entry.name).clone()
+        out = finite_cast(weight, entry.dtype, entry.name).clone()
         for name, run in entry.parts:
-            trained = _finite_cast(self.adapter.whole[name], entry.dtype, name)
+            trained = finite_cast(self.adapter.whole[name], entry.dtype, name)
             inputs = trained.numel() // max(1, self._rows(name))
             run.rows(out, inputs).copy_(trained.reshape(-1, inputs)[run.neurons])
         self.stats.whole += 1
@@ -195,7 +195,7 @@ class Merge:
 
     def _fold(self, entry: Planned, weight: Tensor) -> Tensor:
         values = [(run, *self._folded(entry, target, run, weight)) for target, run in entry.folds]
-        out = _finite_cast(weight, entry.dtype, entry.name)
+        out = finite_cast(weight, entry.dtype, entry.name)
         for _, flat_OK, folded_OK in values:
             out.put_(flat_OK, folded_OK)
         self.stats.tensors += bool(entry.folds)
@@ -213,7 +213,7 @@ class Merge:
             folded_OK = fold_entries(base_OK, delta_OK, entry.dtype)
             weight_OI = run.rows(weight, self._targets[target].layout.inputs)
             self._note_difference(weight_OI, trained, trained_OK, folded_OK, entry.dtype)
-        _refuse_overflow(folded_OK, target, entry.dtype, run.first)
+        refuse_overflow(folded_OK, target, entry.dtype, first=run.first)
         self.stats.entries += size(chosen_OK)
         self._count(base_OK.to(entry.dtype), folded_OK, delta_OK)
         return flat_OK, folded_OK
