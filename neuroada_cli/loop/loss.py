@@ -123,9 +123,13 @@ def order_of(batch: Batch) -> dict[str, Tensor | None]:
     return {"attention_mask": None, "position_ids": batch.positions_BS}
 
 
-def logits_are_final(model: nn.Module, tokens_BS: Tensor) -> bool:
-    """Whether the model hands out its output embedding's result untouched. Tried once, on one token."""
-    if model not in _FINAL:
+def logits_are_final(model: nn.Module, tokens_BS: Tensor, original: nn.Module | None = None) -> bool:
+    """Whether the model hands out its output embedding's result untouched. Tried once, on one token.
+
+    original  what the model is a copy of: one answer holds for all copies
+    """
+    asked = model if original is None else original
+    if asked not in _FINAL:
         made: list[Tensor] = []
         head = model.get_output_embeddings()  # type: ignore[operator]
         handle = head.register_forward_hook(lambda _, __, logits: made.append(logits))
@@ -137,8 +141,8 @@ def logits_are_final(model: nn.Module, tokens_BS: Tensor) -> bool:
                 logits = model(input_ids=one_11, use_cache=False, **begun).logits
         finally:
             handle.remove()
-        _FINAL[model] = len(made) == 1 and logits is made[0]
-    return _FINAL[model]
+        _FINAL[asked] = len(made) == 1 and logits is made[0]
+    return _FINAL[asked]
 
 
 _FINAL: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

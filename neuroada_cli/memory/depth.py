@@ -1,17 +1,20 @@
 """The step of a deep model from those of shallow ones, where its blocks are alike.
 
 What lives in a part of a step (forward pass, backward pass, update) grows by the same bytes with every block
-of one kind. So steps of two, three and four blocks say what a step of all of them takes, exactly. Where they
-do not (the growth is uneven, or a part that is not the peak grows faster than the one that is), nothing is
-said and the whole model has to be stepped through.
+of one kind. So steps of two, three and four blocks say what a step of all of them takes, exactly; and once
+that is seen of a model, the last two do for other batches. Where they do not (the growth is uneven,
+or a part that is not the peak grows faster than the one that is), nothing is said and the whole model has to
+be stepped through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -78,33 +81,45 @@ def by_depth(
     stack: Stack | None,
     copied: Callable[[], nn.Module],
     step_of: Callable[[nn.Module, Iterable[str]], StepBytes],
+    kind: Hashable,
 ) -> StepBytes | None:
     """The step of the whole stack, or None where shallow ones do not tell it.
 
     copied  a copy of the stack's model as it is now;  step_of  (a copy, its targets) -> one step
+    kind    all that a step follows from but for the model and the size of its batch: where three steps of one
+            size grew evenly, two of another size are taken to do so
     """
     if stack is None:
         return None
+    even = _EVEN.setdefault(stack.model, set())
+    tried = TRIED[1:] if kind in even else TRIED
     found = []
-    for count in TRIED:
+    for count in tried:
         with stack.cut(count) as targets:
             model = copied()
         try:
             found.append(step_of(model, targets))
         except Exception:  # a model that relies on having all of its blocks
             return None
-    first, second, third = found
-    growth = [b - a for a, b in zip(_of(first), _of(second), strict=True)]
-    latest = [b - a for a, b in zip(_of(second), _of(third), strict=True)]
-    _, _, _, grown = growth
-    parts = [b - a for a, b in zip(second.parts, third.parts, strict=True)]
-    if growth != latest or max(parts) > grown:  # another part of the step would become the peak
+    *_, before, latest = found
+    grown = _growth(before, latest)
+    if any(_growth(a, b) != grown for a, b in pairwise(found)):
         return None
-    more = len(stack.blocks) - TRIED[0]
-    weights, gradients, left, peak = (n + more * g for n, g in zip(_of(first), growth, strict=True))
-    last = len(stack.blocks) - TRIED[-1]
-    grown_parts = (n + last * g for n, g in zip(third.parts, parts, strict=True))
+    parts = [b - a for a, b in zip(before.parts, latest.parts, strict=True)]
+    if max(parts) > grown[-1]:  # another part of the step would become the peak
+        return None
+    even.add(kind)
+    more = len(stack.blocks) - tried[-1]
+    weights, gradients, left, peak = (n + more * g for n, g in zip(_of(latest), grown, strict=True))
+    grown_parts = (n + more * g for n, g in zip(latest.parts, parts, strict=True))
     return StepBytes(weights, gradients, left, tuple(min(part, peak) for part in grown_parts))
+
+
+_EVEN: WeakKeyDictionary[nn.Module, set[Hashable]] = WeakKeyDictionary()  # model -> kinds of steps
+
+
+def _growth(before: StepBytes, after: StepBytes) -> list[int]:
+    return [b - a for a, b in zip(_of(before), _of(after), strict=True)]
 
 
 def _of(step: StepBytes) -> tuple[int, int, int, int]:

@@ -87,11 +87,16 @@ def predict_step(
     """As `predict`: what lives in each part of the step."""
     counts = {name: k if isinstance(k, int) else k[name] for name in targets}
 
+    def forward_of(model: nn.Module) -> Callable[[], Tensor]:
+        given = {
+            name: torch.empty(value.shape, dtype=dtype if value.is_floating_point() else value.dtype)
+            for name, value in (also or {}).items()
+        }
+        return lambda: _fake_loss(model, skeleton, batch, sequence, learnt, given)
+
     def step_of(model: nn.Module, names: Iterable[str]) -> StepBytes:
         here = {name: counts[name] for name in names}
-        return _step(
-            model, method, here, whole, prepare, gradient_checkpointing, batch, sequence, learnt, also or {}
-        )
+        return _step(model, method, here, whole, prepare, gradient_checkpointing, forward_of)
 
     with _fake_tensors(device, padded):
 
@@ -104,10 +109,10 @@ def predict_step(
                 ),
             )
 
-        stack = alike_blocks(
-            skeleton, {name: k if isinstance(k, int) else k[name] for name in targets}, whole
-        )
-        return by_depth(stack, copied, step_of) or step_of(copied(), targets)
+        stack = alike_blocks(skeleton, counts, whole)
+        settings = (dtype, gradient_checkpointing, device, padded, learnt is None)
+        kind = (type(method), *counts.items(), *whole, *settings, *(also or {}))
+        return by_depth(stack, copied, step_of, kind) or step_of(copied(), counts)
 
 
 def _step(
@@ -117,10 +122,7 @@ def _step(
     whole: Sequence[str],
     prepare: Callable[[nn.Module], None] | None,
     gradient_checkpointing: bool,
-    batch: int,
-    sequence: int,
-    learnt: int | None,
-    also: Mapping[str, Tensor],
+    forward_of: Callable[[nn.Module], Callable[[], Tensor]],
 ) -> StepBytes:
     """One step of a model of fake tensors, the optimizer's moments being there already."""
     model.train()
@@ -143,12 +145,7 @@ def _step(
 
     step = StepMemory(model, method, attach, _FakeBytes())
     step.make_moments()
-    dtype = next(model.parameters()).dtype
-    more = {
-        name: torch.empty(value.shape, dtype=dtype if value.is_floating_point() else value.dtype)
-        for name, value in also.items()
-    }
-    return step.step(lambda: _fake_loss(model, batch, sequence, learnt, more))
+    return step.step(forward_of(model))
 
 
 class _Never:
@@ -162,9 +159,17 @@ class _Never:
 
 
 def _fake_loss(
-    model: nn.Module, batch: int, sequence: int, learnt: int | None, also: Mapping[str, Tensor]
+    model: nn.Module,
+    original: nn.Module,
+    batch: int,
+    sequence: int,
+    learnt: int | None,
+    also: Mapping[str, Tensor],
 ) -> Tensor:
-    """As `loop.loss.token_loss` on whole rows; a classifier's loss where there is no output embedding."""
+    """As `loop.loss.token_loss` on whole rows; a classifier's loss where there is no output embedding.
+
+    original  what `model` is a copy of
+    """
     tokens_BS = torch.zeros(batch, sequence, dtype=torch.int64)
     head = cast(Any, model).get_output_embeddings()
     if head is None:
@@ -175,7 +180,7 @@ def _fake_loss(
     most = batch * (answers_BS.shape[1] - 1)
     count = min(learnt or most, most)
     targets_N = torch.zeros(count, dtype=torch.int64)
-    sliced = is_frozen_linear(head) and logits_are_final(model, tokens_BS)
+    sliced = is_frozen_linear(head) and logits_are_final(model, tokens_BS, original)
     kept: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +14,7 @@ from torch import nn
 from neuroada_cli.benchmarking.measure import all_targets
 from neuroada_cli.benchmarking.peers import make as make_peer
 from neuroada_cli.memory import Breakdown, depth, predict, prediction
+from neuroada_cli.memory.tracker import StepBytes
 
 DEEP = 5  # blocks are enough here
 
@@ -102,3 +105,41 @@ def test_the_model_is_left_as_it_was() -> None:
     before = [(name, id(module)) for name, module in model.named_modules()]
     predicted(model)
     assert [(name, id(module)) for name, module in model.named_modules()] == before
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "settings"),
+    [
+        ("llama", "neuroada", {}),
+        ("tied llama", "full", {"learnt": 5}),
+        ("gpt2", "mask", {"gradient_checkpointing": True}),
+    ],
+)
+def test_other_batches_of_a_model_that_is_known_to_be_even_take_two_steps(
+    name: str, method: str, settings: dict[str, object], told: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, steps, one_step = MODELS[name](), Counter[str](), prediction._step
+    monkeypatch.setattr(prediction, "_step", lambda *given: steps.update(["run"]) or one_step(*given))
+    predicted(model, method, **settings)
+    assert (steps.pop("run"), told) == (3, [True])
+    for batch, sequence in ((1, 2), (64, 48), (300, 16)):
+        given = settings | {"batch": batch, "sequence": sequence}
+        assert predicted(model, method, **given) == stepped(model, monkeypatch, method=method, **given)
+        assert (steps.pop("run"), told[-1]) == (3, True)  # two, and the whole one that it is compared with
+    predicted(model, method, **settings | {"k": 2})  # of another kind
+    assert steps.pop("run") == 3
+
+
+@pytest.mark.parametrize(("fourth", "tried"), [(200, [2, 3, 4, 3, 4]), (201, [2, 3, 4, 2, 3, 4])])
+def test_only_what_grew_evenly_takes_two_steps(fourth: int, tried: list[int]) -> None:
+    model, made = pico_llama(num_hidden_layers=DEEP), []
+    stack = depth.alike_blocks(model, {}, ())
+
+    def step_of(shallow: nn.Module, _: object) -> StepBytes:
+        made.append(count := len(shallow.model.layers))  # type: ignore[union-attr,arg-type]
+        return StepBytes(10 * count, count, 11 * count, ({2: 100, 3: 150, 4: fourth}[count], 80, 0))
+
+    for _ in range(2):
+        found = depth.by_depth(stack, lambda: copy.deepcopy(model), step_of, "kind")
+        assert (found is None) == (fourth != 200)
+    assert made == tried
