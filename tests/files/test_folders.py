@@ -64,9 +64,9 @@ def test_files_beneath_are_those_that_are_still_there(
     }
     lstat = os.lstat
 
-    def remove_then_look(path: Path) -> os.stat_result:
-        if path.name == "a":
-            path.unlink()
+    def remove_then_look(path: str | Path) -> os.stat_result:
+        if path == tmp_path / "a":
+            (tmp_path / "a").unlink()
             (tmp_path / "in/deep/c").unlink()
             (tmp_path / "in/deep").rmdir()
         return lstat(path)
