@@ -20,7 +20,7 @@ from neuroada_cli.delta.layout import layout_of
 from neuroada_cli.delta.model import attach
 from neuroada_cli.delta.names import blocks_of
 from neuroada_cli.delta.quantized import round_trip
-from neuroada_cli.delta.targets import shapes_of, targets_of
+from neuroada_cli.delta.targets import added_apart, shapes_of, targets_of
 from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.stored import own_dtype
 from neuroada_cli.methods import METHODS
@@ -175,21 +175,26 @@ def _class_of(folder: Path, task: hub.ModelTask | hub.Work, trust_remote_code: b
 
 
 def with_merged_layers(
-    adapter: Adapter,
-    where: str,
-    base: Path,
-    trust_remote_code: bool = False,
-    requantize: str | None = None,
+    adapter: Adapter, where: str, base: hub.Base, requantize: str | None = None
 ) -> Adapter:
     """A LoRA or DoRA adapter as whole weights: PEFT merges its layers, in memory, at the trained type.
 
     requantize  merge into the weights as a quantised base has them, as training saw them: their 4 or 8 bits
-    Raises ModelError for an adapter that does not fit its base, NumericsError where a sum is not finite.
+    Raises ModelError for an adapter that does not fit its base, or that sits on one user of a shared weight;
+    NumericsError where a sum is not finite.
     """
     settings = adapter.settings
+    apart = next(iter(added_apart(base.graph, adapter.selection.indices).items()), None)
+    if apart is not None:
+        raise ModelError(
+            f"{method_of(settings)} changed {apart[0]} and not {apart[1]}, whose weight is the same one: no "
+            "plain checkpoint can hold both",
+            where,
+            "use it as it is (neuroada eval takes it), or train without that layer",
+        )
     loaded = hub.load_model(
-        base, adapter.task, str(settings.get("dtype", "fp32")), "cpu", settings.get("num_labels"),
-        trust_remote_code=trust_remote_code,
+        base.folder, adapter.task, str(settings.get("dtype", "fp32")), "cpu", settings.get("num_labels"),
+        trust_remote_code=base.trust_remote_code,
     )  # fmt: skip
     if requantize is not None:
         for name in adapter.selection.indices:
