@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +38,7 @@ class Adapted:
     identity  what a result file says the model was: fingerprint of the base, hash of the adapter
     fresh     parameters that are in none of the files, so they are random: a head that nobody trained
     in_use    the base's files, on which the weights may lie; None where they were not loaded
+    before    the base's values of what the adapter trained whole, where `load` was to keep them
     """
 
     model: nn.Module
@@ -47,6 +48,7 @@ class Adapted:
     identity: dict[str, Any]
     fresh: tuple[str, ...] = ()
     in_use: hub.InUse | None = None
+    before: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def tokenizer(self) -> Any:
@@ -109,6 +111,7 @@ def load(
     attention: str | None = None,
     trust_remote_code: bool = False,
     weights: bool = True,
+    keep_base: bool = False,
 ) -> Adapted:
     """Load `target` ready to answer.
 
@@ -117,6 +120,7 @@ def load(
     dtype   default: what training saw, else the files' own; fp32 for a classifier that we did not write
     base    where an adapter's base lies now; default: where training found it
     weights  False: only what is known of a plain model without them, for whoever else loads it
+    keep_base  what the adapter trained whole beside its connections is kept as it was, too
     Raises ModelError for anything missing, broken, or a base that is not the adapter's.
     """
     target = target if isinstance(target, Target) else find_target(str(target))
@@ -151,6 +155,9 @@ def load(
         folder, adapter.task, dtype or str(adapter.settings.get("dtype", "fp32")), device, labels, attention,
         trust_remote_code=trust_remote_code, quantization=adapter.settings.get("quantization"),
     )  # fmt: skip
+    # from the model and not from its files, whose names for it may be others, in other numbers or pieces
+    kept = adapter.whole.keys() - loaded.fresh if keep_base and _chosen(adapter) else ()
+    before = {n: p.detach().clone() for n, p in loaded.model.named_parameters() if n in kept}
     put_on(loaded.model, adapter, str(place))
     reader = _reader(target.adapter, folder, adapter, trust_remote_code)
     manifest = target.adapter.manifest["files"]
@@ -161,7 +168,11 @@ def load(
         "adapter_sha256": manifest[adapters.TENSORS]["sha256"],
     }
     fresh = tuple(name for name in loaded.fresh if name not in adapter.whole)
-    return Adapted(loaded.model.eval(), reader, folder, adapter, identity, fresh, in_use)
+    return Adapted(loaded.model.eval(), reader, folder, adapter, identity, fresh, in_use, before)
+
+
+def _chosen(adapter: Adapter) -> bool:
+    return METHODS[method_of(adapter.settings)].chosen
 
 
 def _without_weights(folder: Path, kind: hub.ModelTask, trust_remote_code: bool) -> Adapted:
