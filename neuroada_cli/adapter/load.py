@@ -16,6 +16,7 @@ from neuroada_cli.adapter.config import OWN_TASKS, method_of, method_problem
 from neuroada_cli.adapter.find import find_adapter, open_found
 from neuroada_cli.adapter.finite import refuse_overflow
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
+from neuroada_cli.adapter.whole import refuse_whole
 from neuroada_cli.delta.layout import layout_of
 from neuroada_cli.delta.model import attach
 from neuroada_cli.delta.names import blocks_of
@@ -281,10 +282,9 @@ def put_on(model: nn.Module, adapter: Adapter, where: str) -> None:
             attach(model, adapter.selection.indices, adapter.deltas)
     except (TypeError, ValueError) as error:
         raise ModelError(f"does not fit its base: {error}", where) from None
-    parameters = dict(model.named_parameters())
+    refuse_whole(model, adapter, where)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, tensor in adapter.whole.items():
-        if name not in parameters or parameters[name].shape != tensor.shape:
-            raise ModelError(f"does not fit its base: {name}", where)
         parameters[name].copy_(tensor)
 
 

@@ -14,12 +14,13 @@ from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import Tensor, nn
 
 from neuroada_cli.adapter.folder import PREFIX as IN_FILE
+from neuroada_cli.adapter.folder import is_frozen
 from neuroada_cli.delta.layout import layer_shape
 from neuroada_cli.delta.mixtures import fused_experts
 from neuroada_cli.delta.quantized import is_quantized, keep_layout
 from neuroada_cli.delta.targets import Target, is_linear, is_plain, matrices_of
 from neuroada_cli.errors import UserError
-from neuroada_cli.peft_plugin.base import facts_of_model, local_base
+from neuroada_cli.peft_plugin.base import facts_of_model, has_tokens_of_base, local_base
 from neuroada_cli.peft_plugin.config import NeuroAdaConfig
 from neuroada_cli.peft_plugin.layer import NeuroAdaLinear
 from neuroada_cli.selection.criteria import choose, stream
@@ -61,6 +62,7 @@ class NeuroAdaModel(BaseTuner):
             _refuse_homeless(peft_config, model)
         else:
             _say_left_out(peft_config, model)
+            _say_apart(peft_config, model)
             peft_config.settings = facts_of_model(model, peft_config.task_type)
             peft_config.base_folder = folder
             if peft_config.selection is not None:
@@ -141,9 +143,22 @@ class NeuroAdaModel(BaseTuner):
             super()._replace_module(parent, child_name, new_module, child)
 
     @classmethod
-    def _get_adapter_state_dict(cls, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Values in fp32 whatever the model was cast to, as the file has them."""
-        found = super()._get_adapter_state_dict(*args, **kwargs)
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: NeuroAdaConfig, adapter_name: str, state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Values in fp32 whatever the model was cast to, as the file has them.
+
+        The base's own weight under an adapted head goes from `state_dict`, a dict of PEFT's own: PEFT would
+        add it afterwards. It stays where the base's files may lack it: of a resized model, or one in memory.
+        """
+        found = super()._get_adapter_state_dict(
+            model, config, adapter_name, state_dict, unwanted_adapter_names
+        )
+        layers = {name for name, module in model.named_modules() if isinstance(module, NeuroAdaLinear)}
+        if has_tokens_of_base(model):
+            for name in [name for name in state_dict if is_frozen(name, layers)]:
+                del state_dict[name]
         return {n: tensor.float() if ".neuroada_values" in n else tensor for n, tensor in found.items()}
 
     @classmethod
@@ -218,6 +233,23 @@ def _say_left_out(config: NeuroAdaConfig, model: nn.Module) -> None:
             f"{counted(len(experts), 'tensor')} ({experts[0]}) and in no layer; `neuroada train` adapts them",
             stacklevel=2,
         )
+
+
+def _say_apart(config: NeuroAdaConfig, model: nn.Module) -> None:
+    """PEFT gives modules that are saved whole a weight of their own, so a tied one is no longer tied."""
+    shared = _users_of_weights(model)
+    for name, module in model.named_modules():
+        if not any(name == own or name.endswith(f".{own}") for own in config.modules_to_save or ()):
+            continue
+        users = shared.get(id(getattr(module, "weight", None)), [])
+        other = next((user for user in users if user != name), None)
+        if other is not None:
+            warnings.warn(
+                f"modules_to_save trains {name} apart from {other}, which shares its weight: PEFT keeps both "
+                "and no merged model can, so `neuroada merge` and `neuroada eval` will refuse the adapter",
+                stacklevel=2,
+            )
+            return
 
 
 def _users_of_weights(model: nn.Module) -> dict[int, list[str]]:
