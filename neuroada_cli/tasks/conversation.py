@@ -28,12 +28,14 @@ NOT_LEARNT = ("weight", "train", "training", "loss")  # keys of a message that s
 class Conversation:
     """learnt  numbers of the assistant's messages that are learnt
     values  what else the chat template is given
+    spared  numbers of messages, whoever's, that are marked as not to be learnt
     """
 
     messages: list[Message]
     learnt: list[int]
     tools: list[Any] | None = None
     values: dict[str, Any] = field(default_factory=dict)
+    spared: list[int] = field(default_factory=list)
 
 
 def is_chat(row: Row) -> bool:
@@ -53,13 +55,15 @@ def conversation_of(row: Row, notes: Notes | None = None) -> Conversation:
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError("the last message is not the assistant's")
     learnt = [n for n, (message, learn) in enumerate(pairs) if learn and message["role"] == "assistant"]
+    spared = [n for n, (_, learn) in enumerate(pairs) if not learn]
     system = optional_text(row, "system", notes)
     if system:
         messages, learnt = _with_system(messages, learnt, system)
+        spared = [n + len(messages) - len(pairs) for n in spared]
     values = row.get("chat_template_kwargs") or {}
     if not isinstance(values, dict):
         raise TypeError("chat_template_kwargs is no object")
-    return Conversation(messages, learnt, _tools(row), values)
+    return Conversation(messages, learnt, _tools(row), values, spared)
 
 
 def pair_as_conversation(

@@ -302,6 +302,21 @@ def test_messages_that_are_not_to_be_learnt() -> None:
             made(tokenizer, row)
 
 
+@pytest.mark.parametrize("at", [0, 1], ids=["user", "assistant"])
+@pytest.mark.parametrize("system", [{}, {"system": "Be brief."}], ids=["", "system"])
+def test_what_is_not_to_be_learnt_is_not_where_all_is(at: int, system: dict[str, str]) -> None:
+    rows = chats(chat_tokenizer("GPT-2", "ChatML"), "all")
+    row: dict[str, Any] = talk(*TURNS) | system
+    rows.example(conversation_of(row), 0)
+    row["messages"][at]["weight"] = 0
+    with pytest.raises(
+        ValueError, match=f"message {at + len(system)} is not to be learnt, and with data.learn"
+    ):
+        rows.example(conversation_of(row), 0)
+    row["messages"][at]["weight"] = 1
+    rows.example(conversation_of(row), 0)
+
+
 def test_prompt_and_completion_as_lists_of_messages() -> None:
     tokenizer = chat_tokenizer("GPT-2", "ChatML")
     messages = talk(*TURNS)["messages"]
