@@ -16,7 +16,7 @@ from neuroada_cli.tasks.glue import half_of_validation
 from neuroada_cli.tasks.instruct import habits_of, shaped
 from neuroada_cli.tasks.registry import get_task, recipe_task, scored_tasks
 from neuroada_cli.tasks.task import Protocol, Task, examples_of, under
-from neuroada_cli.tasks.training_set import held_out_of, training_set
+from neuroada_cli.tasks.training_set import columns_of, held_out_of, training_set
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def learnt_by(recipe: Recipe, data_dir: str | None) -> Learnt:
     found = training_set(section, recipe_task(section), recipe.seed, scored)
     rows = found.rows.subset(found.learnt)
     sets = [rows, *(each.rows.subset(each.learnt) for each in found.also)]
-    asked = frozenset().union(*map(leakage.questions, sets))
+    asked = frozenset().union(*(leakage.questions(each, columns_of(section, each)) for each in sets))
     return Learnt(" + ".join(each.label for each in sets), asked)
 
 
@@ -91,7 +91,8 @@ def prepare(
     examples = examples_of(task, rows.rows, rules.name, rows.source, rows.lines, rows.numbers)
     if learnt is None:
         return TaskRows(task, rows, examples, part)
-    leaked = leakage.leaked(rows, learnt.questions)
+    own = data if data is not None and "test" not in task.sets else None
+    leaked = leakage.leaked(rows, learnt.questions, None if own is None else columns_of(own, rows))
     numbers = frozenset(examples[place].row for place in leaked)
     return TaskRows(task, rows, examples, part, numbers, learnt.source)
 

@@ -49,7 +49,7 @@ def conversation_of(row: Row, notes: Notes | None = None) -> Conversation:
 
     Raises KeyError, TypeError and ValueError for what is no conversation that ends with the assistant.
     """
-    raw = _raw(row)
+    raw = raw_messages(row)
     pairs = [_message(number, each, notes) for number, each in enumerate(raw)]
     messages = [message for message, _ in pairs]
     if not messages or messages[-1]["role"] != "assistant":
@@ -110,7 +110,8 @@ def saying(message: Message, text: str) -> Message:
     return message | {"content": [*pictures, {"type": "text", "text": text}]}
 
 
-def _raw(row: Row) -> list[Any]:
+def raw_messages(row: Row) -> list[Any]:
+    """The messages of a row as they stand there. Raises KeyError, TypeError and ValueError."""
     if "messages" in row or "conversations" in row:
         found = row["messages"] if "messages" in row else row["conversations"]
         found = json.loads(found) if isinstance(found, str) else found

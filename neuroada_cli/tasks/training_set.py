@@ -71,7 +71,7 @@ def training_set(
     seen: Collection[str] = ()
     if section.drop_leaked:
         seen = leakage.questions_of_tests(scored, section.data_dir)
-        dropped = leakage.leaked(rows, seen, first)
+        dropped = leakage.teaching(rows, seen, section.columns, first)
     gone = frozenset(dropped)
     kept = [place for place in range(first) if place not in gone] if gone else range(first)
     if not kept:
@@ -94,7 +94,7 @@ def training_set(
 def _further(name: str, weight: float, section: DataSection, seen: Collection[str], seed: int) -> Further:
     """Each row as often as the weight says; of the part of a time a choice by seed."""
     rows = load_rows(name, "train", section.data_dir)  # data.field speaks of the first source
-    dropped = set(leakage.leaked(rows, seen)) if seen else set()
+    dropped = set(leakage.teaching(rows, seen, columns_of(section, rows))) if seen else set()
     kept = [place for place in range(len(rows)) if place not in dropped]
     whole, part = divmod(weight, 1)
     some = take(kept, round(part * len(kept)), seed) if part else []
@@ -102,6 +102,12 @@ def _further(name: str, weight: float, section: DataSection, seen: Collection[st
     if not places:
         raise DataError(f"gives no rows with the weight {weight:g}", rows.source, "raise it in data.also")
     return Further(rows, weight, places, len(dropped))
+
+
+def columns_of(section: DataSection, rows: Rows) -> dict[str, str]:
+    """`data.columns`, which speaks of the first source; of another one only where it has such columns."""
+    first = next(iter(rows.rows), {})
+    return section.columns if set(section.columns.values()) & set(first) else {}
 
 
 def held_out_of(section: DataSection, rows: int) -> int:
