@@ -1,10 +1,8 @@
-"""What files of rows are made of: packed bytes, tables of text, and Arrow tables, each back to plain rows."""
+"""What files of text are made of: packed bytes, lines, and tables of text, each back to plain rows."""
 
 from __future__ import annotations
 
 import csv
-import datetime
-import decimal
 import gzip
 import hashlib
 import io
@@ -12,19 +10,15 @@ import json
 import lzma
 import zlib
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuroada_cli.errors import LIMITS, DataError, unreadable
-from neuroada_cli.files import strict_json
+from neuroada_cli.errors import DataError, unreadable
 
 Row = dict[str, Any]
 PACKED = (".xz", ".gz", ".zst")
 STATE = "state.json"  # of a folder that `datasets` saved: names its Arrow files
 LONGEST_FIELD = 1 << 30
-EXACT = 2.0**53  # floats from here on leave whole numbers out
 
 
 def unpacked(file: Path, name: str, where: str) -> bytes:
@@ -115,113 +109,6 @@ def _names(values: list[str], where: str) -> list[str]:
     if twice:
         raise DataError(f"its first line names {twice[0][:40]!r} twice", f"{where}:1", "rename one")
     return values
-
-
-def parquet(file: Path, where: str) -> list[Row]:
-    """Rows of a parquet file, as plain values."""
-    try:
-        import pyarrow.parquet  # comes with datasets
-
-        return plain_rows(pyarrow.parquet.read_table(file).to_pylist())
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise _arrow_error(error, "a parquet file", where) from None
-
-
-def arrow(file: Path, where: str) -> list[Row]:
-    """Rows of an .arrow file (either of Arrow's two forms), or of what the state.json beside it names."""
-    parts = _parts_of(file, where) if file.name == STATE else [file]
-    of_json = file.name == STATE and _made_of_json(file.with_name("dataset_info.json"))
-    rows: list[Row] = []
-    for part in parts:
-        try:
-            rows += plain_rows(_table(part).to_pylist(), of_json)
-        except (OSError, ValueError) as error:
-            raise _arrow_error(error, "an Arrow file", str(part)) from None
-    return rows
-
-
-def _table(file: Path) -> Any:
-    import pyarrow
-
-    with pyarrow.memory_map(str(file)) as source:
-        try:
-            return pyarrow.ipc.open_stream(source).read_all()  # what `datasets` writes
-        except pyarrow.ArrowInvalid:
-            return pyarrow.ipc.open_file(source).read_all()
-
-
-def _parts_of(state: Path, where: str) -> list[Path]:
-    try:
-        named = [each["filename"] for each in strict_json.parse(state.read_bytes())["_data_files"]]
-    except OSError as error:
-        raise unreadable(error, where, DataError) from None
-    except (ValueError, KeyError, TypeError):
-        raise DataError("names no files of rows", where, "save the data set again") from None
-    for name in named:
-        if not isinstance(name, str) or Path(name).name != name or not (state.parent / name).is_file():
-            raise DataError(f"names a file that is not beside it: {str(name)[:80]!r}", where)
-    return [state.parent / name for name in named]
-
-
-def _made_of_json(about: Path) -> bool:
-    """Whether `datasets` says that it made a folder of JSON."""
-    try:
-        told = strict_json.parse(about.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(told, dict) and told.get("builder_name") == "json"
-
-
-def _arrow_error(error: Exception, kind: str, where: str) -> Exception:
-    if isinstance(error, OSError) and error.errno in LIMITS:
-        return unreadable(error, where)
-    return DataError(f"is not {kind}: {(str(error).splitlines() or ['empty'])[0]}", where)
-
-
-@dataclass(frozen=True)
-class Altered:
-    """A value that is no longer what stood in the file; why: what became of it."""
-
-    value: object
-    why: str
-
-    def __str__(self) -> str:
-        return str(self.value)
-
-
-def refuse_altered(key: str, value: object) -> None:
-    """Raises TypeError for a value of this column that is Altered."""
-    if isinstance(value, Altered):
-        raise TypeError(f"{key} {value.why}")
-
-
-def plain_rows(rows: Iterable[Row], of_json: bool = False) -> list[Row]:
-    """Rows of a typed table with the values that JSON knows: days and times become ISO text.
-
-    of_json  `datasets` made the table of JSON, where there are neither days nor rounded numbers: what it made
-             into such is Altered, which whoever needs the value refuses
-    """
-    return [{key: _plain(value, of_json) for key, value in row.items()} for row in rows]
-
-
-def _plain(value: Any, of_json: bool) -> Any:
-    if of_json and isinstance(value, datetime.date | datetime.time):
-        return Altered(
-            value, "was text that `datasets` made a time of; name the JSON file that it was made of"
-        )
-    if of_json and isinstance(value, float) and value.is_integer() and abs(value) >= EXACT:
-        return Altered(
-            value, "was a whole number that `datasets` rounded; name the JSON file that it was made of"
-        )
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
-    if isinstance(value, decimal.Decimal):
-        return int(value) if value == value.to_integral_value() else str(value)
-    if isinstance(value, dict):
-        return {key: _plain(inner, of_json) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner, of_json) for inner in value]
-    return value
 
 
 def row_bytes(row: Row) -> bytes:

@@ -77,6 +77,7 @@ class Rows:
     partial  the source is named as a part of the split (test_1000 for test)
     key      under which the rows lay in a file that is one JSON object
     spare    columns that stand there for readers, and for no task
+    said     what of the source is not in the rows, or is otherwise there
     """
 
     rows: Sequence[Row]
@@ -87,6 +88,7 @@ class Rows:
     partial: bool = False
     key: str | None = None
     spare: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -98,11 +100,13 @@ class Rows:
         return replace(self, rows=[self.rows[i] for i in chosen], lines=lines, numbers=numbers)
 
     @property
-    def remark(self) -> str | None:
-        """Where rows lay in a file that holds more than rows; None: the file is nothing but rows."""
-        if self.key is None:
-            return None
-        return f"{self.label} is one object: its rows are those under {self.key[:40]!r}"
+    def remarks(self) -> list[str]:
+        """What is to be said once of the source: where rows lay in a file that holds more than rows, and what
+        became of others'."""
+        said = [f"{self.label}: {each}" for each in self.said]
+        if self.key is not None:
+            said.append(f"{self.label} is one object: its rows are those under {self.key[:40]!r}")
+        return said
 
     @property
     def place(self) -> str:
@@ -356,7 +360,7 @@ def _checked(found: FileRows, source: str) -> Rows:
     digest = hashlib.sha256()
     for row in found.rows:
         digest.update(row_bytes(row))
-    return Rows(found.rows, source, digest.hexdigest(), found.lines, key=found.key)
+    return Rows(found.rows, source, digest.hexdigest(), found.lines, key=found.key, said=found.said)
 
 
 def require_source(source: str | None, key: str) -> str:

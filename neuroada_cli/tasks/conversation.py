@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from neuroada_cli.data.reading import Row
+from neuroada_cli.data.typed import require_plain
 from neuroada_cli.tasks.notes import Notes, optional_text
 
 Message = dict[str, Any]
@@ -21,13 +22,14 @@ ROLES = {
     "function_call": "assistant", "tool_call": "assistant",
 }  # fmt: skip
 CALLS = ("function_call", "tool_call")  # roles whose text is the call itself
+BESIDE = ("tools", "functions", "chat_template_kwargs")  # columns that the template is given, too
 NOT_LEARNT = ("weight", "train", "training", "loss")  # keys of a message that say whether it is learnt
 
 
 @dataclass(frozen=True)
 class Conversation:
     """learnt  numbers of the assistant's messages that are learnt
-    values  what else the chat template is given
+    values  what else the chat template is given, before the recipe's
     spared  numbers of messages, whoever's, that are marked as not to be learnt
     """
 
@@ -50,6 +52,8 @@ def conversation_of(row: Row, notes: Notes | None = None) -> Conversation:
     Raises KeyError, TypeError and ValueError for what is no conversation that ends with the assistant.
     """
     raw = raw_messages(row)
+    for name, value in (("messages", raw), *((key, row.get(key)) for key in BESIDE)):
+        require_plain(name, value)
     pairs = [_message(number, each, notes) for number, each in enumerate(raw)]
     messages = [message for message, _ in pairs]
     if not messages or messages[-1]["role"] != "assistant":
@@ -63,7 +67,8 @@ def conversation_of(row: Row, notes: Notes | None = None) -> Conversation:
     values = row.get("chat_template_kwargs") or {}
     if not isinstance(values, dict):
         raise TypeError("chat_template_kwargs is no object")
-    return Conversation(messages, learnt, _tools(row), values, spared)
+    said = {key: value for key, value in values.items() if value is not None}  # null leaves it to the recipe
+    return Conversation(messages, learnt, _tools(row), said, spared)
 
 
 def pair_as_conversation(

@@ -108,15 +108,14 @@ def prepare(
         hashes,
         len(found.dropped) + sum(each.dropped for each in found.also),
         task.published,
-        (*_where_they_lay(rows, *(each.rows for each in found.also), validation_rows), *habits.notes.lines()),
+        (*_said_of(rows, *(each.rows for each in found.also), validation_rows), *habits.notes.lines()),
         habits.day if habits.notes.day else None,
         next(iter(habits.notes.forms)) if len(habits.notes.forms) == 1 else None,
     )
 
 
-def _where_they_lay(*sets: Rows | None) -> list[str]:
-    found = [rows.remark for rows in sets if rows is not None]
-    return list(dict.fromkeys(remark for remark in found if remark is not None))
+def _said_of(*sets: Rows | None) -> list[str]:
+    return list(dict.fromkeys(remark for rows in sets if rows is not None for remark in rows.remarks))
 
 
 @dataclass(frozen=True)
