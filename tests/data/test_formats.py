@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from neuroada_cli.data.finding import find_file
 from neuroada_cli.data.formats import row_bytes
 from neuroada_cli.data.reading import read_file
-from neuroada_cli.data.sources import find_file, load_rows
+from neuroada_cli.data.sources import load_rows
 from neuroada_cli.errors import DataError
 
 ROWS = [{"question": f'wie "viel"?\n{n}, 0{n}; \t\u2028', "answer": str(n)} for n in range(3)]
