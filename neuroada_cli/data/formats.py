@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import lzma
+import re
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,10 @@ Row = dict[str, Any]
 PACKED = (".xz", ".gz", ".zst")
 STATE = "state.json"  # of a folder that `datasets` saved: names its Arrow files
 LONGEST_FIELD = 1 << 30
+MARKS = {",": "commas", ";": "semicolons", "\t": "tabs"}  # what may part columns, the most common first
+# A value in quotes begins and ends where a value may, whatever parts them; a quote elsewhere is text.
+QUOTED_OR_MARK = re.compile(r'(?:\A|(?<=[,;\t\r\n]))"[^"]*(?:""[^"]*)*"(?=[,;\t\r\n]|\Z)|[,;\t\n]')
+LOOKED_AT = 1000  # rows by which columns are told apart
 
 
 def unpacked(file: Path, name: str, where: str) -> bytes:
@@ -62,20 +67,23 @@ def decoded(data: bytes, where: str) -> str:
 
 
 def lines_of_text(data: bytes, where: str) -> tuple[list[Row], list[int]]:
-    """A row with `text` for every line that is not blank, as `datasets` reads such files; their numbers."""
-    lines = [(n, line) for n, line in enumerate(decoded(data, where).splitlines(), 1) if line.strip()]
-    return [{"text": line} for _, line in lines], [number for number, _ in lines]
+    """A row with `text` for every line that is not blank, as `datasets` reads such files; their numbers.
+
+    Lines end at a line feed, as for whoever counts them: form feeds and U+2028 are text.
+    """
+    lines = [(n, line) for n, line in enumerate(decoded(data, where).split("\n"), 1) if line.strip()]
+    return [{"text": line.removesuffix("\r")} for _, line in lines], [number for number, _ in lines]
 
 
 def table_of_text(data: bytes, where: str, tabs: bool) -> tuple[list[Row], list[int]]:
     """(rows of a CSV or TSV file, the lines at which they begin): every value is the text that stands there.
 
-    Semicolons or tabs part the columns where the first line holds them and no comma. Raises DataError for
-    rows of another length than the first line, counting them.
+    tabs: the columns are parted by tabs, as the file's name says; else by what `_parted_by` finds. Raises
+    DataError for rows of another length than the first line, counting them, and for a file whose columns may
+    be parted in two ways.
     """
     text = decoded(data, where)
-    head = text.partition("\n")[0]
-    parted = "\t" if tabs else next((mark for mark in (",", ";", "\t") if mark in head), ",")
+    parted = "\t" if tabs else _parted_by(text, where)
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=parted, strict=True)
     rows: list[Row] = []
@@ -94,14 +102,51 @@ def table_of_text(data: bytes, where: str, tabs: bool) -> tuple[list[Row], list[
                 bad.append(begins)
             begins = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"not valid CSV: {error}", f"{where}:{begins}") from None
+        raise DataError(f"not valid CSV (parted by {MARKS[parted]}): {error}", f"{where}:{begins}") from None
     if bad:
         more = f" ({len(bad)} of {len(bad) + len(rows)} rows)" if len(bad) > 1 else ""
         raise DataError(
-            f"not as many values as the first line has names ({len(names)}){more}", f"{where}:{bad[0]}",
-            "quote values that hold the separator or a line break",
+            f"not as many values as the first line has names ({len(names)}, parted by {MARKS[parted]}){more}",
+            f"{where}:{bad[0]}", "quote values that hold the separator or a line break",
         )  # fmt: skip
     return rows, lines
+
+
+def _parted_by(text: str, where: str) -> str:
+    """The mark that parts columns: the only one in the first line outside quotes; of several the one that
+    stands as often in each of the first rows, of none a comma.
+
+    Raises DataError where several marks do.
+    """
+    counts = _marks_of(text)
+    marks = [mark for mark in MARKS if counts and counts[0][mark]]
+    if len(marks) < 2:
+        return marks[0] if marks else ","
+    fit = [mark for mark in marks if all(each[mark] == counts[0][mark] for each in counts)]
+    if len(fit) > 1 and len(counts) > 1:
+        ways = " or ".join(f"{counts[0][mark] + 1} parted by {MARKS[mark]}" for mark in fit)
+        raise DataError(
+            f"its columns may be {ways}: every row has as many of both", f"{where}:1",
+            "put the names that hold one of them in quotes, and such values, too",
+        )  # fmt: skip
+    return fit[0] if fit else marks[0]
+
+
+def _marks_of(text: str) -> list[Counter[str]]:
+    """How often each mark stands outside quotes in the first rows that are not blank."""
+    rows: list[Counter[str]] = []
+    count, begin = Counter[str](), 0
+    for found in QUOTED_OR_MARK.finditer(text):
+        sign = found[0]
+        if sign in MARKS:
+            count[sign] += 1
+        elif sign == "\n":
+            if text[begin : found.start()].strip():
+                rows.append(count)
+            count, begin = Counter(), found.end()
+            if len(rows) == LOOKED_AT:
+                return rows
+    return [*rows, count] if text[begin:].strip() else rows
 
 
 def _names(values: list[str], where: str) -> list[str]:
