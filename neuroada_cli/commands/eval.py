@@ -134,6 +134,7 @@ def run(
         settings.decoding_of(job.task)
         if job.rows.partial:
             console.print(f"{job.task.name}: {shown(job.rows.label)} is only a part of the published rows")
+    tell(dict.fromkeys(remark for job in jobs for remark in job.rows.remarks), console.quiet)
     display.tell_unscored([job.task for job in jobs], settings.rules.name, console)
 
     with console.status("loading the model"):

@@ -27,13 +27,10 @@ class Found(NamedTuple):
     @property
     def said(self) -> tuple[str, ...]:
         """What is to be said of the choice."""
-        lines = []
-        if self.others:
-            names = _listed(["/".join(other.parts[-2:]) for other in self.others])  # these lines are kept
-            lines.append(f"taken, although there is {names}, too")
-        if self.part:
-            lines.append("by its name only a part of the split")
-        return tuple(lines)
+        if not self.others:
+            return ()
+        names = _listed(["/".join(other.parts[-2:]) for other in self.others])  # these lines are kept
+        return (f"taken, although there is {names}, too",)
 
 
 def find_file(place: Path, split: str) -> Found | None:

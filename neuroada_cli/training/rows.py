@@ -115,7 +115,13 @@ def prepare(
 
 
 def _said_of(*sets: Rows | None) -> list[str]:
-    return list(dict.fromkeys(remark for rows in sets if rows is not None for remark in rows.remarks))
+    found: dict[str, None] = {}
+    for rows in sets:
+        if rows is not None:
+            found |= dict.fromkeys(rows.remarks)
+            if rows.partial:
+                found[f"{rows.label} is by its name only a part of the split"] = None
+    return list(found)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from neuroada_cli.data import sources
 from neuroada_cli.data.lazy import Lazy
 from neuroada_cli.data.sources import load_rows, split_source, take
 from neuroada_cli.errors import DataError
+from neuroada_cli.training.rows import _said_of
 
 ROWS = [{"instruction": f"q{n}", "answer": str(n)} for n in range(6)]
 
@@ -98,7 +99,7 @@ def test_parts_of_a_split_are_not_taken_for_it(tmp_path: Path) -> None:
     write(tmp_path / "set/train_10.jsonl")
     found = load_rows("set", "train", tmp_path)
     assert found.partial
-    assert found.remarks == ["set/train_10.jsonl: by its name only a part of the split"]
+    assert list(_said_of(found, found)) == ["set/train_10.jsonl is by its name only a part of the split"]
     for name in ("train_1.jsonl", "train_2.jsonl.gz"):
         (tmp_path / "set" / name).write_bytes(gzip.compress(b"") if name.endswith("gz") else b"")
     with pytest.raises(
@@ -106,7 +107,8 @@ def test_parts_of_a_split_are_not_taken_for_it(tmp_path: Path) -> None:
     ):
         load_rows("set", "train", tmp_path)
     write(tmp_path / "set/train.jsonl")
-    assert load_rows("set", "train", tmp_path).remarks == []
+    whole = load_rows("set", "train", tmp_path)
+    assert (whole.partial, _said_of(whole)) == (False, [])
 
 
 def test_a_part_of_another_split_is_none_of_this_one(tmp_path: Path) -> None:
