@@ -148,7 +148,8 @@ def run(
         settings = replace(settings, engine=writer, batch_size=batch_size or AT_ONCE)
     if not ranks.alone:
         rows_of = {job.task.name: job.rows.sha256 for job in jobs}
-        ranks.refuse_differences({"model": subject.identity, "set of rows": rows_of})
+        asked = {job.task.name: job.prompts_sha256 for job in jobs}
+        ranks.refuse_differences({"model": subject.identity, "set of rows": rows_of, "set of prompts": asked})
     if subject.fresh:
         console.print(
             f"{shown(', '.join(subject.fresh))}: random, in none of the files, so scores are chance"
@@ -165,7 +166,7 @@ def run(
     with contextlib.ExitStack() as held:
         ranks.first_does(lambda: held.enter_context(files.Lock(records.folder)))
         held.enter_context(_stoppable())
-        abouts = [about(job, settings, subject.model, subject.identity) for job in jobs]
+        abouts = [about(job, settings, subject.model, subject.reader, subject.identity) for job in jobs]
         # every task that was done under other settings is refused before the first one runs
         done = ranks.first_does(
             lambda: [_finished(*pair, records, overwrite) for pair in zip(jobs, abouts, strict=True)]

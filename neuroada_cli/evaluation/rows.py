@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from neuroada_cli.data.batch import Example
 from neuroada_cli.data.sources import Rows, field_for, load_rows, require_source
 from neuroada_cli.errors import RecipeError
+from neuroada_cli.evaluation.asked import prompts_sha256
 from neuroada_cli.hub.reader import Reader
 from neuroada_cli.recipe.schema import DataSection, Recipe
 from neuroada_cli.tasks import image_text, leakage
@@ -33,6 +35,11 @@ class TaskRows:
     part: str
     leaked: frozenset[int] | None = None
     training_set: str | None = None
+
+    @cached_property
+    def prompts_sha256(self) -> str:
+        """Of what is asked and what is right, in the form that the model and the scorer get it."""
+        return prompts_sha256(self.examples, self.task.labels)
 
 
 @dataclass(frozen=True)
