@@ -34,8 +34,9 @@ from neuroada_cli.recipe.schema import DataSection, Recipe
 from neuroada_cli.selection.file import SAME_BASE
 from neuroada_cli.show.notes import say, tell
 from neuroada_cli.tasks import metrics
-from neuroada_cli.tasks.registry import expand, get_protocol, said_of, scored_tasks
-from neuroada_cli.tasks.task import Task
+from neuroada_cli.tasks.loss_mask import loss_mask_of
+from neuroada_cli.tasks.registry import expand, get_protocol, get_task, said_of, scored_tasks
+from neuroada_cli.tasks.task import Protocol, Task
 
 
 def run(
@@ -208,13 +209,24 @@ def _settings(
     rules = get_protocol(protocol or (recipe.data.protocol if recipe else "reft"))
     return Settings(
         rules=rules,
-        loss_mask=(get_protocol(trained.data.protocol) if trained else rules).loss_mask,
+        loss_mask=_loss_mask(trained.data if trained else recipe.data if recipe else None, trained, rules),
         batch_size=batch_size or (recipe.eval.batch_size if recipe else 16),
         new_tokens=new or (recipe.eval.max_new_tokens if recipe else None),
         max_length=(recipe.data.max_length if recipe else None) or rules.max_length,
         decoding=recipe.eval.decoding if recipe else None,
         seed=recipe.seed if recipe else 0,
     )
+
+
+def _loss_mask(section: DataSection | None, trained: Recipe | None, rules: Protocol) -> str:
+    """What the model was trained on; of a base, what training under these settings would be on."""
+    if section is None:
+        return rules.loss_mask
+    under = get_protocol(section.protocol) if trained else rules
+    try:
+        return loss_mask_of(section, get_task(section.task), under)
+    except RecipeError:  # a task that this version does not know
+        return under.loss_mask
 
 
 def _overridden(trained: Recipe | None, overrides: Sequence[str], target: str) -> Recipe | None:

@@ -15,6 +15,7 @@ from neuroada_cli.hub.stored import main_dtype, own_dtype, rounded_by
 from neuroada_cli.methods.facts import facts_of
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.show.numbers import describe_dtype, size
+from neuroada_cli.tasks.loss_mask import learns_prompt
 from neuroada_cli.tasks.registry import get_protocol
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.samples import why_none
@@ -51,8 +52,10 @@ def remarks(checked: Checked) -> Iterator[str]:
     yield from checked.rows.notes
     if (why := why_none(checked)) is not None:
         yield f"eval.samples={checked.recipe.eval.samples} has no effect: {why}"
-    if checked.recipe.train.share_prefix and get_protocol(checked.recipe.data.protocol).loss_on_prompt:
-        yield "train.share_prefix has no effect: data.protocol learns the prompt, too (reft does not)"
+    rules = get_protocol(checked.recipe.data.protocol)
+    if checked.recipe.train.share_prefix and learns_prompt(checked.recipe.data, checked.task, rules):
+        why = "data.learn: all" if checked.recipe.data.learn == "all" else f"data.protocol={rules.name}"
+        yield f"train.share_prefix has no effect: {why} learns the prompt, too"
     for counts, what in (
         (checked.rows.train_report, "rows"),
         (checked.rows.validation_report, "validation rows"),

@@ -24,6 +24,7 @@ from neuroada_cli.recipe.schema import DataSection
 from neuroada_cli.show.progress import counting
 from neuroada_cli.tasks import image_text, instruct, metrics
 from neuroada_cli.tasks.glue import half_of_validation
+from neuroada_cli.tasks.loss_mask import learns_prompt
 from neuroada_cli.tasks.registry import get_protocol
 from neuroada_cli.tasks.task import Task, examples_of, under
 from neuroada_cli.tasks.training_set import TrainingSet, training_set
@@ -83,7 +84,7 @@ def prepare(
     train, validation, validation_rows = _split(section, task, found, seed, reading)
 
     habits = reading.habits
-    on_prompt = habits.learn == "all" if task.name == "instruct" else rules.loss_on_prompt
+    on_prompt = learns_prompt(section, task, rules)
     how = (max_length, task.kind, on_prompt, task.published, section.too_long)
     held: Sequence[Encoded] = []
     held_report = None
