@@ -135,6 +135,9 @@ def run(
         settings.decoding_of(job.task)
         if job.rows.partial:
             console.print(f"{job.task.name}: {shown(job.rows.label)} is only a part of the published rows")
+        if job.chose:
+            count = f"{job.chose:,} of {len(job.rows):,} rows"
+            say(console, f"{job.task.name}: training was validated on {count}, which may flatter the score")
     tell(dict.fromkeys(remark for job in jobs for remark in job.rows.remarks), console.quiet)
     display.tell_unscored([job.task for job in jobs], settings.rules.name, console)
 
@@ -271,11 +274,22 @@ def _learnt(
     recipe = trained or named
     if recipe is None:
         return None
+
+    def allow(source: str | None) -> None:
+        if trained is not None and (named is None or named.data.validation != source):
+            _refuse_foreign(trained, data_dir, "validation", source)
+
     try:
         if trained is not None and (named is None or _sources(named) != _sources(trained)):
             for source in _sources(trained):
                 _refuse_foreign(trained, data_dir, "train", source)
-        return learnt_by(recipe, data_dir)
+        found = learnt_by(recipe, data_dir, allow)
+        if trained is None:  # nothing of a base was chosen by validation rows
+            return replace(found, validated=frozenset(), why_unknown=None)
+        if found.why_unknown is not None:
+            line = f"which rows training was validated on is not known: {found.why_unknown}"
+            say(console, line, markup=False)
+        return found
     except (DataError, RecipeError) as error:
         say(console, f"which rows were trained on is not known: {error}", markup=False)
         return None

@@ -8,10 +8,19 @@ from dataclasses import dataclass, replace
 
 from rich.console import Console
 
-from neuroada_cli.data.sources import Rows, load_rows, require_source, take
+from neuroada_cli.data.sources import (
+    KNOWN_SETS,
+    Rows,
+    field_for,
+    load_rows,
+    require_source,
+    split_source,
+    take,
+)
 from neuroada_cli.errors import DataError
 from neuroada_cli.recipe.schema import DataSection
 from neuroada_cli.tasks import gsm8k, leakage
+from neuroada_cli.tasks.glue import half_of_validation
 from neuroada_cli.tasks.task import Task
 
 
@@ -108,6 +117,38 @@ def columns_of(section: DataSection, rows: Rows) -> dict[str, str]:
     """`data.columns`, which speaks of the first source; of another one only where it has such columns."""
     first = next(iter(rows.rows), {})
     return section.columns if set(section.columns.values()) & set(first) else {}
+
+
+def validation_set(section: DataSection, task: Task) -> tuple[Rows, Sequence[int]] | None:
+    """A validation set beside the training rows, and the places of those of it that choose checkpoints; None
+    where there is none.
+
+    Of GLUE's own set that is one half, since the other one is the test set: also where it is written out.
+    Raises DataError.
+    """
+    own = task.sets.get("validation")
+    source = section.validation or own
+    if source is None:
+        return None
+    rows = load_rows(source, "validation", section.data_dir, field_for(source, section.field))
+    if task.family == "glue" and own is not None and _is_set(rows, source, own, section.data_dir):
+        return rows, half_of_validation(rows.rows, "selection")
+    return rows, range(len(rows))
+
+
+def _is_set(rows: Rows, source: str, own: str, data_dir: str | None) -> bool:
+    """Whether rows are those of the task's own set, by name or by content."""
+    if _named(source) == _named(own):
+        return True
+    try:
+        return load_rows(own, "validation", data_dir).sha256 == rows.sha256
+    except DataError:  # nowhere, so that nothing can be scored on it either
+        return False
+
+
+def _named(source: str) -> tuple[str, str]:
+    name, split = split_source(source, "validation")
+    return KNOWN_SETS.get(name, name), split
 
 
 def held_out_of(section: DataSection, rows: int) -> int:

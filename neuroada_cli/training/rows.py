@@ -23,11 +23,10 @@ from neuroada_cli.loop.validate import Metric
 from neuroada_cli.recipe.schema import DataSection
 from neuroada_cli.show.progress import counting
 from neuroada_cli.tasks import image_text, instruct, metrics
-from neuroada_cli.tasks.glue import half_of_validation
 from neuroada_cli.tasks.loss_mask import learns_prompt
 from neuroada_cli.tasks.registry import get_protocol
 from neuroada_cli.tasks.task import Task, examples_of, under
-from neuroada_cli.tasks.training_set import TrainingSet, training_set
+from neuroada_cli.tasks.training_set import TrainingSet, training_set, validation_set
 
 
 @dataclass(frozen=True)
@@ -197,14 +196,12 @@ def _numbered_from(first: int, examples: Sequence[Example]) -> Sequence[Example]
 def _own_validation(
     section: DataSection, task: Task, reading: _Reading
 ) -> tuple[Sequence[Example], Rows | None]:
-    source = section.validation or task.sets.get("validation")
-    if source is None:
+    found = validation_set(section, task)
+    if found is None:
         return [], None
-    rows = sources.load_rows(source, "validation", section.data_dir, sources.field_for(source, section.field))
+    rows, places = found
     examples = reading.examples(rows)
-    if task.family == "glue" and section.validation is None:
-        examples = chosen(examples, half_of_validation(rows.rows, "selection"))
-    return examples, rows
+    return examples if len(places) == len(rows) else chosen(examples, places), rows
 
 
 def _metric(task: Task) -> Metric | None:
