@@ -65,6 +65,13 @@ def run(
         }
         harness.keep(folder, scores, about)
     console.print(_table(scores, f"{shown(target)}   lm-eval {about['versions']['lm_eval']}"))
+    for name, score in scores.items():
+        if score.cut and name in tasks["tasks"]:
+            say(
+                console,
+                f"{shown(name)}: {score.cut:,} of {score.n:,} prompts, with their answers, are longer than "
+                f"the model's {score.max_length:,} tokens; their beginning was cut",
+            )
     say(console, f"scores and rows: {shown(folder)}")
     return scores
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from neuroada_cli import files
 from neuroada_cli.errors import DataError, OutputError, RecipeError, nearest
+from neuroada_cli.evaluation.harness_model import counting_model
 from neuroada_cli.foreign_text import one_line
 from neuroada_cli.methods.facts import require_package
 
@@ -49,12 +50,17 @@ class Asked:
 class Score:
     """One task or group. metrics: name of a metric -> value, `acc_stderr` beside `acc`; an answer filter
     stands behind a comma where it is not "none". samples: its rows, as the harness tells them.
+
+    cut  rows of which a prompt lost its beginning: with its answer it was longer than the max_length tokens
+         that the model takes
     """
 
     n: int
     fewshot: int | None
     version: str
     metrics: dict[str, float]
+    cut: int
+    max_length: int
     samples: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
@@ -97,7 +103,6 @@ def score(model: nn.Module, tokenizer: Any, tasks: Mapping[str, Any], asked: Ask
     """Task or group -> its scores. The global random states are seeded as lm-eval's own command does."""
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
     from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.utils import set_torch_seed
 
     for task in tasks["tasks"].values():
@@ -107,22 +112,30 @@ def score(model: nn.Module, tokenizer: Any, tasks: Mapping[str, Any], asked: Ask
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     random.seed(DEFAULT_RANDOM_SEED)
     set_torch_seed(DEFAULT_OTHER_SEED)
-    asker = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=asked.batch_size)
+    asker = counting_model(model, tokenizer, asked.batch_size)
     found: Any = evaluate(
         lm=asker, task_dict=tasks, limit=asked.limit, apply_chat_template=asked.chat, log_samples=True
     )
     entries = {**found["results"], **found.get("groups", {})}
     rows, shots = found.get("samples", {}), found["n-shot"]
+    parts = found.get("group_subtasks", {})
     return {
         name: Score(
             n=int(found["n-samples"].get(name, {}).get("effective", entry.get("sample_len", 0))),
             fewshot=shots.get(name) if isinstance(shots.get(name), int) else None,
             version=str(found["versions"].get(name, "")),
             metrics=dict(_metrics(entry)),
+            cut=sum(task in _within(name, parts) for task, _ in asker.cut),
+            max_length=asker.max_length,
             samples=rows.get(name, []),
         )
         for name, entry in entries.items()
     }
+
+
+def _within(name: str, parts: Mapping[str, Sequence[str]]) -> set[str]:
+    """A task, or all those of a group."""
+    return {name}.union(*(_within(part, parts) for part in parts.get(name, ()) if part != name))
 
 
 def _metrics(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
