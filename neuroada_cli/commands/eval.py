@@ -186,7 +186,7 @@ def run(
             )  # fmt: skip
             result.predictions[job.task.name], result.results[job.task.name] = rows, scores
             display.tell_unasked(scores, rows, console)
-            display.tell_cut(scores, settings.max_length, console)
+            display.tell_cut(scores, facts["max_length"] or settings.max_length, settings.max_length, console)
     if ranks.first:
         facts_of = {job.task.name: facts for job, facts in zip(jobs, abouts, strict=True)}
         report.write(records.folder, target, result.results, result.predictions, facts_of)

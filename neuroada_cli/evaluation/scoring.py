@@ -17,7 +17,7 @@ from neuroada_cli.evaluation import asked, display
 from neuroada_cli.evaluation.records import About, Progress, Records
 from neuroada_cli.evaluation.results import Prediction, TaskResult
 from neuroada_cli.evaluation.rows import TaskRows
-from neuroada_cli.evaluation.run import predict, summarise
+from neuroada_cli.evaluation.run import length_for, predict, summarise
 from neuroada_cli.evaluation.vllm_engine import VllmEngine
 from neuroada_cli.hub import Reader
 from neuroada_cli.ranks.group import Ranks
@@ -68,7 +68,7 @@ def about(
             "loss_mask": settings.loss_mask if scoring else None,
             "decoding": f"{decoding}{seed}" if scoring else None,
             "max_new_tokens": settings.new_tokens or scoring.max_new_tokens if scoring else None,
-            "max_length": None if scoring else settings.max_length,
+            "max_length": None if scoring else length_for(model, settings.max_length),
             "batch_size": settings.batch_size,
             "data": {
                 "source": job.rows.label,

@@ -92,6 +92,7 @@ def _loss(folder: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
     from neuroada_cli.data.batch import collate
     from neuroada_cli.data.inputs import encode_for, features_for, padding_for
     from neuroada_cli.evaluation import rows
+    from neuroada_cli.evaluation.run import length_for
     from neuroada_cli.loop.validate import validate
     from neuroada_cli.tasks.loss_mask import learns_prompt, loss_mask_of
     from neuroada_cli.tasks.registry import get_protocol, scored_tasks
@@ -112,7 +113,7 @@ def _loss(folder: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
             lambda: subject.reader,
             learnt,
         )
-        length = recipe.data.max_length or rules.max_length
+        length = length_for(subject.model, recipe.data.max_length or rules.max_length)
         on_prompt = learns_prompt(recipe.data, job.task, rules)
         encoded, report = encode_for(
             subject.reader, job.examples, length, job.task.kind, on_prompt, job.task.published

@@ -27,7 +27,11 @@ EQUAL_PARTS = {"bf16": 2**8, "fp16": 2**11}  # one more is rounded away
 LEAST = 0.01  # share of a model's parameters that is worth a line
 KEPT_BY_CUTTING = "data.too_long: cut keeps what the model takes of them"
 KEPT = "a larger data.max_length or data.too_long: cut keeps them"
-SHORTER = "the model takes no more; data.too_long: cut takes it from their prompt, drop leaves them out"
+FULL = "the model takes no more; data.too_long:"
+SHORTER, DROPPED = (
+    f"{FULL} cut takes it from their prompt, drop leaves them out",
+    f"{FULL} drop leaves them out",
+)
 LONGER, SPACE = "raise data.max_length", "put the space between them before the answer"
 
 
@@ -212,6 +216,14 @@ def _is_raw(graph: nn.Module, parameter: str, tensor: torch.Tensor) -> bool:
     )
 
 
+def _has_prompts(checked: Checked) -> bool:
+    """Whether what is too much can be taken from a prompt: not of texts that get a class or are learnt as a
+    whole, nor of rows with pictures in them, nor where the answer has a decoder of its own.
+    """
+    reader, plain = checked.reader, checked.task.kind == "generation" and not checked.task.pictures
+    return plain and reader.decoder_start is None and checked.rows.form != "text"
+
+
 def _of_rows(checked: Checked, counts: EncodeReport, what: str) -> Iterator[str]:
     limit, total = checked.rows.max_length, counts.rows + counts.dropped
     apart = (
@@ -222,7 +234,7 @@ def _of_rows(checked: Checked, counts: EncodeReport, what: str) -> Iterator[str]
     )
     full = limit == checked.base.positions  # the model takes no longer ones
     cutting = checked.recipe.data.too_long == "cut"
-    longer = LONGER if not full else "" if cutting else SHORTER
+    longer = LONGER if not full else "" if cutting else SHORTER if _has_prompts(checked) else DROPPED
     learnt = "learnt" if checked.task.kind == "generation" else "read"
     known = (
         (counts.dropped, f"longer than {limit} tokens and left out", KEPT_BY_CUTTING if full else KEPT),
