@@ -1,4 +1,4 @@
-"""Texts that are longer than what is read of them, where they get a class: counted, told, advised on truly."""
+"""Texts longer than what is read of them, where they get a class: counted, told, advised on truly."""
 
 from __future__ import annotations
 
