@@ -21,9 +21,11 @@ from neuroada_cli import files
 from neuroada_cli.errors import DataError, OutputError, RecipeError, nearest
 from neuroada_cli.evaluation.harness_model import counting_model
 from neuroada_cli.foreign_text import one_line
+from neuroada_cli.methods import METHODS
 from neuroada_cli.methods.facts import require_package
 
 PACKAGE, EXTRA = "lm_eval", "harness"
+WRITES = "generate_until"  # lm-eval's name of tasks in which the model writes its answer
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,22 @@ def tasks_of(asked: Asked) -> dict[str, Any]:
             "their files come from the hub; name a task of your own with --include-path",
         ) from None
     return loaded
+
+
+def refuse_unwritten(tasks: Mapping[str, Any], method: str) -> None:
+    """A method that edits prompts has to be told where a prompt ends. The harness scores a given answer in
+    one text with its prompt and does not say it, so such a model can only be asked to write.
+
+    Raises RecipeError.
+    """
+    given = sorted(name for name, task in tasks["tasks"].items() if task.OUTPUT_TYPE != WRITES)
+    if METHODS[method].in_prompts and given:
+        raise RecipeError(
+            f"{', '.join(given)[:200]} score given answers, and {method} changes what stands in a prompt, "
+            "whose end lm-eval does not say",
+            "--harness",
+            f"choose tasks in which the model writes its answer ({WRITES})",
+        )
 
 
 def score(model: nn.Module, tokenizer: Any, tasks: Mapping[str, Any], asked: Asked) -> dict[str, Score]:

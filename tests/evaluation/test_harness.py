@@ -118,6 +118,20 @@ def test_an_adapter_and_its_merged_model_get_the_scores_that_their_logits_give(
         tasks_of(Asked(("oposites",), own_tasks))
 
 
+@pytest.mark.slow
+def test_a_model_that_edits_prompts_is_asked_only_to_write(own_tasks: str, tmp_path: Path) -> None:
+    """lm-eval scores a given answer in one text with its prompt, whose end LoReFT would have to know."""
+    rows = Path(own_tasks) / "rows.jsonl"
+    (Path(own_tasks) / "written.yaml").write_text(WRITES.format(rows=rows, most=4))
+    recipe = tiny_recipe(
+        tiny_llama_folder(tmp_path / "model"), tmp_path / "run", train={"epochs": 1, "method": "loreft"}
+    )
+    train.run(recipe, quiet=True)
+    with pytest.raises(RecipeError, match=r"opposites score given answers, and loreft .* \(generate_until\)"):
+        harness.run(recipe.run_path, Asked(("opposites", "written"), own_tasks), quiet=True)
+    assert harness.run(recipe.run_path, Asked(("written",), own_tasks), quiet=True)["written"].n == len(ROWS)
+
+
 def loglikelihood(tuned: adapted.Adapted, prompt: str, choice: str) -> float:
     prompt_ids = tuned.tokenizer(prompt).input_ids
     ids = tuned.tokenizer(prompt + choice).input_ids
