@@ -18,6 +18,7 @@ from neuroada_cli.adapter.folder import AdapterFolder
 from neuroada_cli.adapter.forgetting import general_text
 from neuroada_cli.delta.targets import added_apart, shapes_of, target_of, targets_of
 from neuroada_cli.errors import ModelError, RecipeError
+from neuroada_cli.files.shards import refuse_bare_index
 from neuroada_cli.hub.embeddings import known_tokens, refuse_unknown
 from neuroada_cli.hub.outline import is_outline, resolve_outline
 from neuroada_cli.methods import facts_of
@@ -87,6 +88,7 @@ def check(
     model = recipe.model
     resolve = resolve_outline if outline else hub.resolve_model
     folder = resolve(model.path, model.revision, model.trust_remote_code)
+    refuse_bare_index(folder)
     model_task = hub.model_task(folder, task.work, model.trust_remote_code)
     _check_kind(recipe, task, model_task, str(folder))
     reader = hub.load_reader(folder, model_task, model.trust_remote_code, task.pictures)
