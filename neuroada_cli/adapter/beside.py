@@ -59,14 +59,14 @@ def sides(target: Target, trained: Recipe | None, how: Loading, both: bool) -> t
     base = how.base if target.adapter is not None else None
     loaded = adapted.load(
         target, work, how.dtype, how.device or "cpu", base=base, revision=how.revision,
-        attention=how.attention, trust_remote_code=how.trust_remote_code,
+        attention=how.attention, trust_remote_code=how.trust_remote_code, keep_base=both,
     )  # fmt: skip
     tuned = Side("tuned" if both else "answer", loaded)
     if not both:
         return loaded, [tuned]
     if loaded.adapter is not None and METHODS[method_of(loaded.adapter.settings)].chosen:
-        before = _of_base(loaded)
-        return loaded, [Side("base", loaded, lambda: _without(loaded.model, before)), tuned]
+        _refuse_fresh(loaded)
+        return loaded, [Side("base", loaded, lambda: _without(loaded.model, loaded.before)), tuned]
     place = how.base or (loaded.adapter.base if loaded.adapter else trained.model.path if trained else None)
     if place is None:
         raise ModelError("has no base that is known", target.name, "name it with --base")
@@ -78,20 +78,16 @@ def sides(target: Target, trained: Recipe | None, how: Loading, both: bool) -> t
     return loaded, [Side("base", other), tuned]
 
 
-def _of_base(loaded: Adapted) -> dict[str, Tensor]:
-    """What the parameters that were trained whole are in the base's files."""
+def _refuse_fresh(loaded: Adapted) -> None:
+    """Raises ModelError for a parameter that the base lacks: without it, the base has no answers."""
     whole = loaded.adapter.whole if loaded.adapter is not None else {}
-    if not whole:
-        return {}
-    weights = hub.open_weights(loaded.folder)
-    missing = [name for name in whole if name not in weights]
+    missing = [name for name in whole if name not in loaded.before]
     if missing:
         raise ModelError(
-            f"{missing[0]} is trained whole, and the base's files hold none of that name",
+            f"{missing[0]} is trained whole, and the base has none",
             str(loaded.folder),
             "ask it without its base",
         )
-    return {name: weights.tensor(name) for name in whole}
 
 
 @contextmanager

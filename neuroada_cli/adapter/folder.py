@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,8 @@ def read_adapter(source: str | os.PathLike[str] | AdapterFolder) -> Adapter:
         raise ModelError("has unexpected metadata", f"{where}/{TENSORS}")
     deltas, indices, whole = _sort_tensors(tensors, where)
     _check_names(config, deltas, indices, whole, where)
+    if "peft_version" in config:
+        whole = {name: tensor for name, tensor in whole.items() if not is_frozen(name, indices)}
     selection = checked_selection(indices, config, where)
     for module, delta_OK in deltas.items():
         _check_delta(module, delta_OK, indices[module], where)
@@ -259,6 +261,14 @@ def _sort_tensors(
         else:
             whole[name] = tensor
     return deltas, indices, whole
+
+
+def is_frozen(name: str, modules: Container[str]) -> bool:
+    """Whether a tensor is the base's own under an adapted layer: PEFT saves a head's beside its adapter, and
+    the fingerprint says which base that is.
+    """
+    module, inside, _ = name.rpartition(".base_layer.")
+    return bool(inside) and module in modules
 
 
 def _check_delta(module: str, delta_OK: Tensor, index_OK: Tensor, where: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,11 +16,12 @@ from neuroada_cli.adapter.config import OWN_TASKS, method_of, method_problem
 from neuroada_cli.adapter.find import find_adapter, open_found
 from neuroada_cli.adapter.finite import refuse_overflow
 from neuroada_cli.adapter.folder import Adapter, AdapterFolder
+from neuroada_cli.adapter.whole import refuse_whole
 from neuroada_cli.delta.layout import layout_of
 from neuroada_cli.delta.model import attach
 from neuroada_cli.delta.names import blocks_of
 from neuroada_cli.delta.quantized import round_trip
-from neuroada_cli.delta.targets import shapes_of, targets_of
+from neuroada_cli.delta.targets import added_apart, shapes_of, targets_of
 from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.stored import own_dtype
 from neuroada_cli.methods import METHODS
@@ -38,6 +39,7 @@ class Adapted:
     identity  what a result file says the model was: fingerprint of the base, hash of the adapter
     fresh     parameters that are in none of the files, so they are random: a head that nobody trained
     in_use    the base's files, on which the weights may lie; None where they were not loaded
+    before    the base's values of what the adapter trained whole, where `load` was to keep them
     """
 
     model: nn.Module
@@ -47,6 +49,7 @@ class Adapted:
     identity: dict[str, Any]
     fresh: tuple[str, ...] = ()
     in_use: hub.InUse | None = None
+    before: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def tokenizer(self) -> Any:
@@ -109,6 +112,7 @@ def load(
     attention: str | None = None,
     trust_remote_code: bool = False,
     weights: bool = True,
+    keep_base: bool = False,
 ) -> Adapted:
     """Load `target` ready to answer.
 
@@ -117,6 +121,7 @@ def load(
     dtype   default: what training saw, else the files' own; fp32 for a classifier that we did not write
     base    where an adapter's base lies now; default: where training found it
     weights  False: only what is known of a plain model without them, for whoever else loads it
+    keep_base  what the adapter trained whole beside its connections is kept as it was, too
     Raises ModelError for anything missing, broken, or a base that is not the adapter's.
     """
     target = target if isinstance(target, Target) else find_target(str(target))
@@ -151,6 +156,9 @@ def load(
         folder, adapter.task, dtype or str(adapter.settings.get("dtype", "fp32")), device, labels, attention,
         trust_remote_code=trust_remote_code, quantization=adapter.settings.get("quantization"),
     )  # fmt: skip
+    # from the model and not from its files, whose names for it may be others, in other numbers or pieces
+    kept = adapter.whole.keys() - loaded.fresh if keep_base and _chosen(adapter) else ()
+    before = {n: p.detach().clone() for n, p in loaded.model.named_parameters() if n in kept}
     put_on(loaded.model, adapter, str(place))
     reader = _reader(target.adapter, folder, adapter, trust_remote_code)
     manifest = target.adapter.manifest["files"]
@@ -161,7 +169,11 @@ def load(
         "adapter_sha256": manifest[adapters.TENSORS]["sha256"],
     }
     fresh = tuple(name for name in loaded.fresh if name not in adapter.whole)
-    return Adapted(loaded.model.eval(), reader, folder, adapter, identity, fresh, in_use)
+    return Adapted(loaded.model.eval(), reader, folder, adapter, identity, fresh, in_use, before)
+
+
+def _chosen(adapter: Adapter) -> bool:
+    return METHODS[method_of(adapter.settings)].chosen
 
 
 def _without_weights(folder: Path, kind: hub.ModelTask, trust_remote_code: bool) -> Adapted:
@@ -175,21 +187,26 @@ def _class_of(folder: Path, task: hub.ModelTask | hub.Work, trust_remote_code: b
 
 
 def with_merged_layers(
-    adapter: Adapter,
-    where: str,
-    base: Path,
-    trust_remote_code: bool = False,
-    requantize: str | None = None,
+    adapter: Adapter, where: str, base: hub.Base, requantize: str | None = None
 ) -> Adapter:
     """A LoRA or DoRA adapter as whole weights: PEFT merges its layers, in memory, at the trained type.
 
     requantize  merge into the weights as a quantised base has them, as training saw them: their 4 or 8 bits
-    Raises ModelError for an adapter that does not fit its base, NumericsError where a sum is not finite.
+    Raises ModelError for an adapter that does not fit its base, or that sits on one user of a shared weight;
+    NumericsError where a sum is not finite.
     """
     settings = adapter.settings
+    apart = next(iter(added_apart(base.graph, adapter.selection.indices).items()), None)
+    if apart is not None:
+        raise ModelError(
+            f"{method_of(settings)} changed {apart[0]} and not {apart[1]}, whose weight is the same one: no "
+            "plain checkpoint can hold both",
+            where,
+            "use it as it is (neuroada eval takes it), or train without that layer",
+        )
     loaded = hub.load_model(
-        base, adapter.task, str(settings.get("dtype", "fp32")), "cpu", settings.get("num_labels"),
-        trust_remote_code=trust_remote_code,
+        base.folder, adapter.task, str(settings.get("dtype", "fp32")), "cpu", settings.get("num_labels"),
+        trust_remote_code=base.trust_remote_code,
     )  # fmt: skip
     if requantize is not None:
         for name in adapter.selection.indices:
@@ -265,10 +282,9 @@ def put_on(model: nn.Module, adapter: Adapter, where: str) -> None:
             attach(model, adapter.selection.indices, adapter.deltas)
     except (TypeError, ValueError) as error:
         raise ModelError(f"does not fit its base: {error}", where) from None
-    parameters = dict(model.named_parameters())
+    refuse_whole(model, adapter, where)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, tensor in adapter.whole.items():
-        if name not in parameters or parameters[name].shape != tensor.shape:
-            raise ModelError(f"does not fit its base: {name}", where)
         parameters[name].copy_(tensor)
 
 

@@ -200,6 +200,24 @@ def sharing_modules(model: nn.Module, names: Iterable[str]) -> dict[str, list[st
     return {name: [other for other in users.get(key, ()) if other != name] for name, key in weights.items()}
 
 
+def added_apart(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Target -> another module with the same weight, which a layer put beside the target does not reach.
+
+    One that hangs in the same place under another name is the target itself.
+    """
+
+    def place(name: str) -> tuple[nn.Module, str]:
+        owner, _, own = name.rpartition(".")
+        return model.get_submodule(owner), own
+
+    found: dict[str, str] = {}
+    for name, others in sharing_modules(model, names).items():
+        apart = [other for other in others if place(other) != place(name)]
+        if apart:
+            found[name] = apart[0]
+    return found
+
+
 def shapes_of(targets: Mapping[str, Target]) -> dict[str, tuple[int, int]]:
     """Target -> (O, I)."""
     return {name: target.shape for name, target in targets.items()}

@@ -49,6 +49,22 @@ def _sharded(folder: Path, index: Path) -> tuple[dict[str, TensorInfo], dict[str
     return infos, metadata
 
 
+def refuse_bare_index(folder: Path) -> None:
+    """Raises ModelError for shards whose index has no metadata: transformers loads no such model. Merging
+    reads the files itself and needs none.
+    """
+    index = folder / INDEX
+    if (folder / SINGLE).is_file() or not index.is_file():
+        return
+    read_index(index)
+    if not isinstance(json.loads(index.read_text(encoding="utf-8")).get("metadata"), dict):
+        raise ModelError(
+            "has no metadata, without which transformers loads no model",
+            str(index),
+            'add "metadata": {} to it',
+        )
+
+
 def read_index(index: Path, ending: str = ".safetensors") -> dict[str, str]:
     """Tensor -> the file beside the index that holds it. Raises ModelError for what is not such an index."""
     try:

@@ -15,6 +15,7 @@ from neuroada_cli.delta.quantized import keep_layout
 from neuroada_cli.delta.targets import is_linear
 from neuroada_cli.errors import ModelError, ResourceError, UserError, limit_reached
 from neuroada_cli.files.claims import MEND
+from neuroada_cli.files.shards import refuse_bare_index
 from neuroada_cli.hub.endings import settle
 from neuroada_cli.hub.kinds import CLASSES, CLASSIFIERS, ModelTask, Work, as_task, task_of
 from neuroada_cli.hub.known import known
@@ -103,6 +104,7 @@ def load_model(
     of memory, or a package that the attention implementation needs).
     """
     check_folder(folder, trust_remote_code)
+    refuse_bare_index(folder)
     torch_dtype = TORCH_DTYPES[dtype] if isinstance(dtype, str) else dtype
     narrow_products.prepare(device, torch_dtype)
     packed: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Whether what an adapter trained whole fits a base; refused before a merge writes anything."""
+"""Whether a merged classifier has a head; refused before a merge writes anything."""
 
 from __future__ import annotations
 
@@ -8,16 +8,6 @@ from torch import Tensor
 
 from neuroada_cli import hub
 from neuroada_cli.errors import ModelError
-
-
-def check_whole(base: hub.Base, whole: Mapping[str, Tensor]) -> None:
-    """Raises ModelError for a tensor that is no parameter of the model, or of another shape."""
-    parameters = dict(base.graph.named_parameters(remove_duplicate=False))
-    for name, tensor in whole.items():
-        wanted = parameters.get(name)
-        if wanted is None or wanted.shape != tensor.shape:
-            here = "this model has none" if wanted is None else f"this model's is {list(wanted.shape)}"
-            raise ModelError(f"the adapter's {name} is {list(tensor.shape)}, {here}", str(base.folder))
 
 
 def refuse_headless(base: hub.Base, whole: Mapping[str, Tensor]) -> None:

@@ -152,9 +152,9 @@ def prepare(
         _refuse_empty(adapter, folder)
     packed = _quantization(adapter, onto, folder)
     requantize = packed if onto == "dequantized" else None
-    if facts.merged_layers:
-        adapter = adapted.with_merged_layers(adapter, str(folder), base_folder, trust_remote_code, requantize)
     whole = hub.open_base(base_folder, adapter.task, num_labels(adapter), trust_remote_code)
+    if facts.merged_layers:
+        adapter = adapted.with_merged_layers(adapter, str(folder), whole, requantize)
     seen = _trained_dtype(adapter, whole.weights)
     target = hub.TORCH_DTYPES[dtype] if dtype else seen
     rename = rename and adapter.task in hub.CLASSIFIERS

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from neuroada_cli import hub
 from neuroada_cli.adapter.folder import Adapter
+from neuroada_cli.adapter.whole import refuse_whole
 from neuroada_cli.delta.targets import shapes_of, targets_of
 from neuroada_cli.hub.places import Run
 from neuroada_cli.hub.stored import WEIGHT_DTYPES, main_dtype
-from neuroada_cli.merging.fit import check_whole, refuse_headless
+from neuroada_cli.merging.fit import refuse_headless
 from neuroada_cli.selection.file import check_shapes
 
 
@@ -58,6 +59,7 @@ def make_plan(base: hub.Base, adapter: Adapter, target: torch.dtype, rename: boo
     """
     changes: dict[str, _Changes] = {}
     _plan_folds(base, adapter, changes)
+    refuse_whole(base.graph, adapter, str(base.folder))
     fresh = _plan_whole(base, adapter.whole, changes)
     if rename:
         refuse_headless(base, adapter.whole)
@@ -100,7 +102,6 @@ def _plan_whole(
 ) -> dict[str, Tensor]:
     """What was trained whole, where the base stores it (a tied weight may be there twice); what it lacks."""
     fresh: dict[str, Tensor] = {}
-    check_whole(base, whole)
     for name, tensor in whole.items():
         held = base.places.names(name)
         if not held:

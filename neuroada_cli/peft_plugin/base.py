@@ -25,6 +25,17 @@ def local_base(model: nn.Module) -> Path | None:
     return folder if folder is not None and hub.holds_weights(folder) else None
 
 
+def has_tokens_of_base(model: nn.Module) -> bool:
+    """Whether the folder that a model was loaded from is known, and says that it has as many tokens."""
+    folder = local_base(model)
+    if folder is None:
+        return False
+    stored = hub.read_config(folder)
+    known = (stored.get("text_config") or stored).get("vocab_size")
+    config: Any = model.config
+    return known is not None and known == getattr(config.get_text_config(), "vocab_size", None)
+
+
 def facts_of_model(model: nn.Module, task_type: str | None) -> dict[str, Any]:
     """The settings of an adapter that merging and evaluating act upon (`adapter.config.SETTINGS`)."""
     config: Any = getattr(model, "config", None)

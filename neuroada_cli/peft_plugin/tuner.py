@@ -10,19 +10,25 @@ from typing import Any, ClassVar, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import Tensor, nn
 
+from neuroada_cli.adapter.folder import PREFIX as IN_FILE
+from neuroada_cli.adapter.folder import is_frozen
 from neuroada_cli.delta.layout import layer_shape
+from neuroada_cli.delta.mixtures import fused_experts
 from neuroada_cli.delta.quantized import is_quantized, keep_layout
 from neuroada_cli.delta.targets import Target, is_linear, is_plain, matrices_of
 from neuroada_cli.errors import UserError
-from neuroada_cli.peft_plugin.base import facts_of_model, local_base
+from neuroada_cli.peft_plugin.base import facts_of_model, has_tokens_of_base, local_base
 from neuroada_cli.peft_plugin.config import NeuroAdaConfig
 from neuroada_cli.peft_plugin.layer import NeuroAdaLinear
 from neuroada_cli.selection.criteria import choose, stream
 from neuroada_cli.selection.file import check_base, read_selection
+from neuroada_cli.show.numbers import counted
 
 PREFIX = "neuroada_"
+MERGED = "`neuroada merge` folds all of it into a plain checkpoint"
 
 
 class NeuroAdaModel(BaseTuner):
@@ -52,7 +58,11 @@ class NeuroAdaModel(BaseTuner):
                 check_base(peft_config.fingerprint, folder)
             except UserError as error:
                 raise ValueError(error.line()) from None
-        if not peft_config.stored:
+        if peft_config.stored:
+            _refuse_homeless(peft_config, model)
+        else:
+            _say_left_out(peft_config, model)
+            _say_apart(peft_config, model)
             peft_config.settings = facts_of_model(model, peft_config.task_type)
             peft_config.base_folder = folder
             if peft_config.selection is not None:
@@ -84,7 +94,7 @@ class NeuroAdaModel(BaseTuner):
     def _check_target(self, target: nn.Module, name: str, parent: nn.Module) -> None:
         if isinstance(target, BaseTunerLayer):
             raise ValueError(f"{name} is adapted by another PEFT method; NeuroAda goes on a plain layer")
-        if not (is_linear(target) or is_quantized(target)) or not is_plain(target):
+        if not _can_be_wrapped(target):
             raise ValueError(f"{name} is a {type(target).__name__}, and NeuroAda adapts linear layers here")
         if isinstance(parent, nn.MultiheadAttention):
             raise ValueError(
@@ -133,9 +143,22 @@ class NeuroAdaModel(BaseTuner):
             super()._replace_module(parent, child_name, new_module, child)
 
     @classmethod
-    def _get_adapter_state_dict(cls, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Values in fp32 whatever the model was cast to, as the file has them."""
-        found = super()._get_adapter_state_dict(*args, **kwargs)
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: NeuroAdaConfig, adapter_name: str, state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Values in fp32 whatever the model was cast to, as the file has them.
+
+        The base's own weight under an adapted head goes from `state_dict`, a dict of PEFT's own: PEFT would
+        add it afterwards. It stays where the base's files may lack it: of a resized model, or one in memory.
+        """
+        found = super()._get_adapter_state_dict(
+            model, config, adapter_name, state_dict, unwanted_adapter_names
+        )
+        layers = {name for name, module in model.named_modules() if isinstance(module, NeuroAdaLinear)}
+        if has_tokens_of_base(model):
+            for name in [name for name in state_dict if is_frozen(name, layers)]:
+                del state_dict[name]
         return {n: tensor.float() if ".neuroada_values" in n else tensor for n, tensor in found.items()}
 
     @classmethod
@@ -148,7 +171,8 @@ class NeuroAdaModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """PEFT's names, after every layer has made room for the shapes that come.
 
-        Raises ValueError for an adapter that lacks a layer of this model's, or does not fit one.
+        Raises ValueError for an adapter that lacks a layer of this model's, does not fit one, or holds
+        tensors that this model has no place for, which PEFT would leave out without a word.
         """
         found: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
@@ -164,7 +188,68 @@ class NeuroAdaModel(BaseTuner):
                 layer.make_room(adapter_name, values, index_OK)
             except ValueError as error:
                 raise ValueError(f"the adapter does not fit this model: {name} {error}") from None
+        places = model.state_dict().keys()
+        homeless = [key for key in found if key not in places and key.removeprefix(IN_FILE) not in places]
+        if homeless:
+            raise ValueError(_no_place_for(homeless[0].removeprefix(IN_FILE)))
         return found
+
+
+def _no_place_for(name: str) -> str:
+    return f"the adapter holds {name}, which has no place under PEFT in this model; {MERGED}"
+
+
+def _refuse_homeless(config: NeuroAdaConfig, model: nn.Module) -> None:
+    """Raises ValueError where a stored adapter changes what is no layer here: PEFT wraps what it finds.
+
+    `neuroada train` also adapts what is no plain layer: experts in one tensor, routers, Falcon's layers.
+    """
+    modules = dict(model.named_modules())
+    for name in sorted(config.target_modules or ()) if isinstance(config.target_modules, set) else ():
+        # PEFT shortens long lists to the ends of names
+        named = [name] if name in modules else [other for other in modules if other.endswith(f".{name}")]
+        if not named:
+            raise ValueError(_no_place_for(name))
+        for module in (modules[other] for other in named):
+            if not isinstance(module, BaseTunerLayer) and not _can_be_wrapped(module):
+                kind = type(module).__name__
+                raise ValueError(f"the adapter holds {name}, a {kind}, which PEFT cannot wrap; {MERGED}")
+
+
+def _can_be_wrapped(module: nn.Module) -> bool:
+    return (is_linear(module) or is_quantized(module)) and is_plain(module)
+
+
+def _say_left_out(config: NeuroAdaConfig, model: nn.Module) -> None:
+    """The experts of a mixture hold most of its numbers, and "all-linear" sounds as if they were taken."""
+    if config.target_modules != INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        return
+    experts = [
+        f"{name}.{attribute}" for name, module in model.named_modules() for attribute in fused_experts(module)
+    ]
+    if experts:
+        warnings.warn(
+            f"target_modules={INCLUDE_LINEAR_LAYERS_SHORTHAND!r} leaves out the experts, whose matrices are "
+            f"{counted(len(experts), 'tensor')} ({experts[0]}) and in no layer; `neuroada train` adapts them",
+            stacklevel=2,
+        )
+
+
+def _say_apart(config: NeuroAdaConfig, model: nn.Module) -> None:
+    """PEFT gives modules that are saved whole a weight of their own, so a tied one is no longer tied."""
+    shared = _users_of_weights(model)
+    for name, module in model.named_modules():
+        if not any(name == own or name.endswith(f".{own}") for own in config.modules_to_save or ()):
+            continue
+        users = shared.get(id(getattr(module, "weight", None)), [])
+        other = next((user for user in users if user != name), None)
+        if other is not None:
+            warnings.warn(
+                f"modules_to_save trains {name} apart from {other}, which shares its weight: PEFT keeps both "
+                "and no merged model can, so `neuroada merge` and `neuroada eval` will refuse the adapter",
+                stacklevel=2,
+            )
+            return
 
 
 def _users_of_weights(model: nn.Module) -> dict[int, list[str]]:

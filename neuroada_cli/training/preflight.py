@@ -16,8 +16,9 @@ from torch import nn
 from neuroada_cli import hub
 from neuroada_cli.adapter.folder import AdapterFolder
 from neuroada_cli.adapter.forgetting import general_text
-from neuroada_cli.delta.targets import shapes_of, target_of, targets_of
+from neuroada_cli.delta.targets import added_apart, shapes_of, target_of, targets_of
 from neuroada_cli.errors import ModelError, RecipeError
+from neuroada_cli.files.shards import refuse_bare_index
 from neuroada_cli.hub.embeddings import known_tokens, refuse_unknown
 from neuroada_cli.hub.outline import is_outline, resolve_outline
 from neuroada_cli.methods import facts_of
@@ -87,6 +88,7 @@ def check(
     model = recipe.model
     resolve = resolve_outline if outline else hub.resolve_model
     folder = resolve(model.path, model.revision, model.trust_remote_code)
+    refuse_bare_index(folder)
     model_task = hub.model_task(folder, task.work, model.trust_remote_code)
     _check_kind(recipe, task, model_task, str(folder))
     reader = hub.load_reader(folder, model_task, model.trust_remote_code, task.pictures)
@@ -119,7 +121,7 @@ def check(
         choice = dataclasses.replace(choice, targets=targets)
         section = recipe.select.model_copy(update={"k": given.k, "criterion": given.criterion})
         recipe = recipe.model_copy(update={"select": section})
-    _check_layers(recipe, choice)
+    _check_layers(recipe, choice, base.graph)
     plan = make_plan(recipe, base, choice, given, rows)
     return Checked(recipe, task, base, reader, choice, rows, given, device, plan, start[0] if start else None)
 
@@ -152,9 +154,17 @@ def _check_kind(recipe: Recipe, task: Task, model_task: hub.ModelTask, where: st
         )
 
 
-def _check_layers(recipe: Recipe, choice: Choice) -> None:
+def _check_layers(recipe: Recipe, choice: Choice, graph: nn.Module) -> None:
     """Raises RecipeError for a method or a criterion that some of the targets are not made for."""
     method, criterion = recipe.train.method, recipe.select.criterion
+    apart = added_apart(graph, choice.targets) if facts_of(method).merged_layers else {}
+    if apart:
+        name, other = next(iter(apart.items()))
+        raise RecipeError(
+            f"train.method={method} would change {name} and not {other}, whose weight is the same one: no "
+            "merged model could hold both",
+            fix=f"set select.exclude: [{', '.join(apart)}], or train.method: neuroada (trains it as one)",
+        )
     experts = [name for name, target in choice.targets.items() if target.layout.experts is not None]
     if not experts:
         return

@@ -142,6 +142,17 @@ def test_merged_is_trained_and_the_rest_is_the_base(tmp_path: Path, build, shard
     assert result.stats.changed + result.stats.lost == result.stats.entries
 
 
+def test_an_index_without_metadata_is_merged_like_any(tmp_path: Path) -> None:
+    """transformers would not load such a base; it loads what is merged."""
+    trained = train(save(pico_llama(), tmp_path / "base", max_shard_size="20KB"))
+    file = trained.base / hub.INDEX
+    index = json.loads(file.read_text())
+    del index["metadata"]
+    file.write_text(json.dumps(index))
+    merge.run(trained.folder, tmp_path / "out", quiet=True)
+    assert_merged_equals_trained(tmp_path / "out", trained, "fp32")
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("encoder_only", [True, False])
 def test_a_classifier_with_a_fresh_head(tmp_path: Path, encoder_only: bool, dtype: str) -> None:

@@ -7,18 +7,24 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_run import tiny_llama_folder, tiny_recipe
+from torch import nn
 
+from neuroada_cli import hub
 from neuroada_cli.adapter import folder as adapters
 from neuroada_cli.adapter import load as adapted
 from neuroada_cli.adapter.find import find_adapter
-from neuroada_cli.commands import merge, select, train
+from neuroada_cli.commands import export, merge, select, train
+from neuroada_cli.delta.targets import added_apart
 from neuroada_cli.errors import ModelError, NumericsError, RecipeError, Stopped
+from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.file import read_selection
+from neuroada_cli.training import preflight
 from neuroada_cli.training.checkpoint import RunCheckpoints
 
 SPREADS = [
@@ -168,7 +174,49 @@ def test_a_merged_lora_is_rounded_once_and_a_broken_one_is_told(tmp_path: Path, 
     changed = dataclasses.replace(adapter, whole=adapter.whole | {broken: adapter.whole[broken].clone()})
     changed.whole[broken][1] = float("inf")
     with pytest.raises(NumericsError, match=f"{name}, row 1: the merged weight is not finite in bfloat16"):
-        adapted.with_merged_layers(changed, "the adapter", model)
+        adapted.with_merged_layers(changed, "the adapter", hub.open_base(model))
+
+
+@pytest.mark.parametrize("method", [name for name, facts in METHODS.items() if facts.merged_layers])
+def test_a_layer_beside_one_user_of_a_shared_weight_is_refused_where_it_cannot_be_merged(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attached it is a model that no merged one can equal: the embedding would change with the head."""
+    pytest.importorskip("peft")
+    tied = tiny_llama_folder(tmp_path / "tied", tie_word_embeddings=True)
+    apart = tiny_llama_folder(tmp_path / "apart")
+    wanted: dict[str, Any] = {
+        "select": {"targets": ["all-linear", "lm_head"]},
+        "train": {"method": method, "epochs": 1},
+        "peer": {"rank": 2},
+    }
+    with pytest.raises(
+        RecipeError, match=r"lm_head and not model.embed_tokens, .* select.exclude: \[lm_head\]"
+    ):
+        train.run(tiny_recipe(tied, tmp_path / "refused", **wanted), quiet=True)
+    assert not (tmp_path / "refused").exists()
+    done = train.run(tiny_recipe(apart, tmp_path / "run", **wanted), quiet=True)
+    out = merge.run(done.run_dir, tmp_path / "merged", quiet=True).out
+    torch.testing.assert_close(logits(out, dtype="fp32"), logits(done.run_dir), rtol=1e-4, atol=1e-5)
+    # an adapter that others trained, or an older version of ours
+    monkeypatch.setattr(preflight, "added_apart", lambda *_: {})
+    run = train.run(tiny_recipe(tied, tmp_path / "older", **wanted), quiet=True).run_dir
+    assert not torch.equal(logits(run), logits(tied, dtype="fp32"))
+    for refused in (
+        lambda out: merge.run(run, out, quiet=True),
+        lambda out: export.run(run, out, to="vllm-sparse", quiet=True),
+    ):
+        with pytest.raises(ModelError, match="no plain checkpoint can hold both; use it as it is"):
+            refused(tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_module_that_hangs_in_one_place_under_two_names_is_not_apart_from_itself() -> None:
+    block, other = nn.ModuleDict({"proj": nn.Linear(4, 4)}), nn.ModuleDict({"proj": nn.Linear(4, 4)})
+    model = nn.ModuleDict({"a": block, "b": block, "c": other})
+    assert added_apart(model, ["a.proj", "c.proj"]) == {}
+    other["proj"].weight = block["proj"].weight
+    assert added_apart(model, ["a.proj"]) == {"a.proj": "c.proj"}
 
 
 def test_an_adapter_of_lora_with_strange_settings_is_refused(tmp_path: Path, model: Path) -> None:

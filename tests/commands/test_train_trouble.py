@@ -26,7 +26,7 @@ from neuroada_cli.loop import loop
 from neuroada_cli.methods.neuroada import NeuroAda
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.recipe.schema import Recipe
-from neuroada_cli.training import advice, picture, space
+from neuroada_cli.training import advice, picture, preflight, space
 from neuroada_cli.training.log import read_metrics
 
 SMALL = {"limit": 8, "validation_limit": 2}
@@ -45,6 +45,22 @@ def failed(recipe: Recipe, error: type[UserError], **options: Any) -> str:
 
 def saved(run_dir: Path) -> set[str]:
     return {entry.name for entry in run_dir.glob("checkpoint-*")}
+
+
+def test_an_index_that_transformers_cannot_use_is_told_before_rows_are_read(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(llama_folder, tmp_path / "bare")
+    (tmp_path / "bare" / "model.safetensors").rename(tmp_path / "bare" / "model-00001-of-00001.safetensors")
+    names = hub.open_weights(llama_folder).names
+    files.write_json(
+        tmp_path / "bare" / hub.INDEX,
+        {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")},
+    )
+    monkeypatch.setattr(preflight, "prepare", None)
+    line = failed(tiny_recipe(tmp_path / "bare", tmp_path / "run", data=SMALL), ModelError)
+    assert "index.json: has no metadata" in line
+    assert not (tmp_path / "run").exists()
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -190,6 +190,22 @@ def test_truncated_shard_is_named(sharded: Path) -> None:
         hub.resolve_model(str(sharded))
 
 
+@pytest.mark.parametrize("metadata", [None, "none"])
+def test_an_index_without_metadata_is_named_where_transformers_needs_it(
+    sharded: Path, metadata: str | None
+) -> None:
+    file = sharded / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    del index["metadata"]
+    file.write_text(json.dumps(index | ({} if metadata is None else {"metadata": metadata})))
+    with pytest.raises(ModelError) as caught:
+        hub.load_model(sharded, "causal-lm", "fp32")
+    told = f'{file}: has no metadata, without which transformers loads no model; add "metadata": {{}} to it'
+    assert caught.value.line() == told
+    file.write_text(json.dumps(index | {"metadata": {}}))
+    assert not hub.load_model(sharded, "causal-lm", "fp32").fresh
+
+
 @pytest.mark.parametrize("change", ["lost", "moved", "unlisted", "outside", "garbage"])
 def test_index_and_shards_must_agree(sharded: Path, change: str) -> None:
     file = sharded / "model.safetensors.index.json"

@@ -5,6 +5,7 @@ A model that ties two weights loads one of their copies, so it cannot tell wheth
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,11 @@ from tiny_merge import write_tiny_adapter
 from torch import Tensor
 from transformers import BertModel
 
-from neuroada_cli import hub
+from neuroada_cli import files, hub
+from neuroada_cli.adapter.folder import write_adapter
+from neuroada_cli.adapter.whole import refuse_whole
 from neuroada_cli.commands import merge
 from neuroada_cli.errors import ModelError, NumericsError
-from neuroada_cli.merging.fit import check_whole
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 WEIGHTS = "model.safetensors"
@@ -53,7 +55,13 @@ def test_both_stored_copies_of_a_tied_weight_that_was_trained_whole_are_replaced
     before = tied_base(tmp_path / "base")
     trained = before[EMBEDDING] + 1
     chosen = selected(tmp_path / "base", ["up_proj"], k=1)
-    write_tiny_adapter(tmp_path / "adapter", tmp_path / "base", chosen, {EMBEDDING: trained})
+    adapter = write_tiny_adapter(tmp_path / "adapter", tmp_path / "base", chosen, {EMBEDDING: trained})
+    with pytest.raises(ModelError, match=r"was trained apart from lm_head\.weight"):  # as PEFT trains one
+        merge.run(tmp_path / "adapter", tmp_path / "out", quiet=True)
+    zero = {name: torch.zeros_like(delta_OK) for name, delta_OK in adapter.deltas.items()}
+    settings = adapter.settings | {"method": "full"}
+    with files.atomic_folder(tmp_path / "adapter", overwrite=True) as folder:
+        write_adapter(folder, dataclasses.replace(adapter, deltas=zero, settings=settings))
     merge.run(tmp_path / "adapter", tmp_path / "out", quiet=True)
     after = load_file(tmp_path / "out" / WEIGHTS)
     for name in (HEAD, EMBEDDING):
@@ -134,9 +142,6 @@ def test_what_rounding_loses_and_what_was_never_learnt_are_told_apart(tmp_path: 
         delta_OK[:, 0] = 0.0  # never learnt
         delta_OK[:, 1] = 1e-9  # too small for bf16
         delta_OK[:, 2] = 1.0
-    from neuroada_cli import files
-    from neuroada_cli.adapter.folder import write_adapter
-
     with files.atomic_folder(tmp_path / "adapter", overwrite=True) as folder:
         write_adapter(folder, adapter)
     stats = merge.run(tmp_path / "adapter", tmp_path / "out", quiet=True).stats
@@ -146,8 +151,12 @@ def test_what_rounding_loses_and_what_was_never_learnt_are_told_apart(tmp_path: 
 
 
 def test_a_head_of_another_size_is_refused(tmp_path: Path) -> None:
-    pico_bert().save_pretrained(tmp_path)
-    base = hub.open_base(tmp_path, "sequence-classification", num_labels=2)
-    check_whole(base, {"classifier.bias": torch.zeros(2)})
-    with pytest.raises(ModelError, match=r"classifier\.bias is \[3\], this model's is \[2\]"):
-        check_whole(base, {"classifier.bias": torch.zeros(3)})
+    pico_bert().save_pretrained(tmp_path / "base")
+    base = hub.open_base(tmp_path / "base", "sequence-classification", num_labels=2)
+    adapter = write_tiny_adapter(
+        tmp_path / "adapter", base.folder, None, None, "sequence-classification", num_labels=2
+    )
+    refuse_whole(base.graph, dataclasses.replace(adapter, whole={"classifier.bias": torch.zeros(2)}), "here")
+    wrong = dataclasses.replace(adapter, whole={"classifier.bias": torch.zeros(3)})
+    with pytest.raises(ModelError, match=r"classifier\.bias is \[3\], this model's is \[2\]$"):
+        refuse_whole(base.graph, wrong, "here")
