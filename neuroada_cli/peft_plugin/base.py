@@ -10,6 +10,7 @@ from torch import nn
 
 from neuroada_cli import hub
 from neuroada_cli.delta.quantized import is_quantized
+from neuroada_cli.errors import UserError
 
 DTYPES = {dtype: name for name, dtype in hub.TORCH_DTYPES.items()}
 
@@ -34,6 +35,23 @@ def has_tokens_of_base(model: nn.Module) -> bool:
     known = (stored.get("text_config") or stored).get("vocab_size")
     config: Any = model.config
     return known is not None and known == getattr(config.get_text_config(), "vocab_size", None)
+
+
+def fresh_modules(model: nn.Module, task_type: str | None) -> list[str]:
+    """Modules of a classifier that its folder holds no weights for, so that each loading draws them anew.
+
+    None for a model that was made in memory, or whose class cannot be told without code of its own.
+    """
+    folder = local_base(model)
+    if folder is None or task_type != "SEQ_CLS":
+        return []
+    labels = getattr(getattr(model, "config", None), "num_labels", None)
+    try:
+        base = hub.open_base(folder, "sequence-classification", labels)
+    except UserError:
+        return []
+    names = (name for name, _ in base.graph.named_parameters())
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in names if not base.places.fits(name)))
 
 
 def facts_of_model(model: nn.Module, task_type: str | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from neuroada_cli.delta.mixtures import fused_experts
 from neuroada_cli.delta.quantized import is_quantized, keep_layout
 from neuroada_cli.delta.targets import Target, is_linear, is_plain, matrices_of
 from neuroada_cli.errors import UserError
-from neuroada_cli.peft_plugin.base import facts_of_model, has_tokens_of_base, local_base
+from neuroada_cli.peft_plugin.base import facts_of_model, fresh_modules, has_tokens_of_base, local_base
 from neuroada_cli.peft_plugin.config import NeuroAdaConfig
 from neuroada_cli.peft_plugin.layer import NeuroAdaLinear
 from neuroada_cli.selection.criteria import choose, stream
@@ -63,6 +63,7 @@ class NeuroAdaModel(BaseTuner):
         else:
             _say_left_out(peft_config, model)
             _say_apart(peft_config, model)
+            _say_unsaved(peft_config, model)
             peft_config.settings = facts_of_model(model, peft_config.task_type)
             peft_config.base_folder = folder
             if peft_config.selection is not None:
@@ -231,6 +232,24 @@ def _say_left_out(config: NeuroAdaConfig, model: nn.Module) -> None:
         warnings.warn(
             f"target_modules={INCLUDE_LINEAR_LAYERS_SHORTHAND!r} leaves out the experts, whose matrices are "
             f"{counted(len(experts), 'tensor')} ({experts[0]}) and in no layer; `neuroada train` adapts them",
+            stacklevel=2,
+        )
+
+
+def _say_unsaved(config: NeuroAdaConfig, model: nn.Module) -> None:
+    """PEFT trains and saves fresh heads by name: `classifier` and `score`, and nothing that lies in front."""
+    kept = tuple(config.modules_to_save or ())
+
+    def is_kept(name: str) -> bool:  # itself, or what it lies in; PEFT compares the ends of names
+        within = [name, *(name[:at] for at, sign in enumerate(name) if sign == ".")]
+        return any(module.endswith(kept) for module in within)
+
+    lost = [name for name in fresh_modules(model, config.task_type) if not is_kept(name)]
+    if lost:
+        warnings.warn(
+            f"{', '.join(lost)} is random, since the base's files hold none of it, and PEFT neither trains "
+            "nor saves it: wherever the adapter is loaded it is drawn anew, and answers are others; name it "
+            "in modules_to_save",
             stacklevel=2,
         )
 

@@ -6,6 +6,7 @@ O = output neurons, K = chosen inputs per neuron
 from __future__ import annotations
 
 import json
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    BertForMaskedLM,
     BertForSequenceClassification,
 )
 from transformers.integrations.peft import MIN_PEFT_VERSION
@@ -181,6 +183,30 @@ def test_a_fresh_head_is_saved_and_read(tmp_path: Path) -> None:
     assert set(adapter.whole) == {"classifier.weight", "classifier.bias"}
     assert adapter.settings["num_labels"] == 3
     assert torch.equal(logits(adapted.load(str(tmp_path / "saved")).model), logits(model))
+
+
+@pytest.mark.parametrize("named", [None, ["pooler"], ["bert.pooler.dense"]])
+def test_a_fresh_pooler_that_is_not_saved_is_said(named: list[str] | None, tmp_path: Path) -> None:
+    """PEFT saves `classifier` and `score` by itself. A masked language model has no pooler."""
+    pico_bert().bert.save_pretrained(tmp_path / "whole")
+    BertForMaskedLM(pico_bert().config).save_pretrained(tmp_path / "mlm")
+    settings = {} if named is None else {"modules_to_save": named}
+
+    def warned(folder: str) -> list[str]:
+        base = BertForSequenceClassification.from_pretrained(tmp_path / folder, num_labels=3)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            model = get_peft_model(base, NeuroAdaConfig(k=1, task_type="SEQ_CLS", **settings))
+        model.save_pretrained(tmp_path / "saved")
+        again = BertForSequenceClassification.from_pretrained(tmp_path / folder, num_labels=3)
+        loaded = PeftModel.from_pretrained(again, tmp_path / "saved")
+        found = [str(each.message) for each in said if "is random" in str(each.message)]
+        assert torch.equal(logits(loaded), logits(model)) == (not found)
+        return found
+
+    assert warned("whole") == []
+    lost = warned("mlm")
+    assert [line.partition(" ")[0] for line in lost] == (["bert.pooler.dense"] if named is None else [])
 
 
 def test_several_adapters_from_folders_and_training_on(llama: Path, tmp_path: Path) -> None:
