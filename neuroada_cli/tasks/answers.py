@@ -13,6 +13,7 @@ import re
 import threading
 from collections.abc import Callable
 
+from neuroada_cli.tasks.letters import letter_in
 from neuroada_cli.tasks.numerals import as_mathematics, without_percent
 
 NUMBER = re.compile(r"-?\d+\.?\d*")
@@ -88,7 +89,7 @@ def same_number(found: str, reference: str) -> bool:
 
 
 NEXT_QUESTION = re.compile(  # that the model goes on to ask itself
-    r"\n\s*(?:#+\s*|\*\*)?(?:question|instruction|problem|exercise|user|human|q)\b\s*\d{0,3}\s*:",
+    r"\n[^\S\n]*(?:#+\s*|\*\*)?(?:question|instruction|problem|exercise|user|human|q)\s*\d{0,3}[*_]{0,2}\s*:",
     re.IGNORECASE,
 )
 
@@ -110,27 +111,9 @@ def exact_option(options: str) -> Callable[[str, str], bool]:
     return strict
 
 
-# Around a letter: brackets, quotes, Markdown's and LaTeX's marks. Then a capital, but not the article or a
-# part of a word or abbreviation; or a small one in front of what ends it.
-MARKS = r"(?:\\(?:boxed|text|mathbf|textbf|mathrm)?|[\s:({\[$*\"'])*"
-ARTICLE = r"A[ \t]+(?!(?:is|as|and|or|but|so|because|since|with|which|where|for)\b)[a-z]"
-CAPITAL = rf"(?!{ARTICLE})[A-E](?![\w'’-]|\.[A-Za-z])"
-SMALL = r"[a-e](?=\s*(?:[)\]}$*\"'\\]|[.,;](?!\w)|$))"
-STATED = re.compile(rf"(?i:\b(?:answer|option|choice)(?:\s*is\b)?){MARKS}({CAPITAL}|{SMALL})", re.MULTILINE)
-ALONE = re.compile(rf"{MARKS}([A-E])[\s)}}\]$*\"'.\\]*")
-LABEL = re.compile(r"(?<!\w)\(?([A-E])(?:\)|\.(?=\s*[$£€]?-?\d))")  # of an option: (C) 15, C) 15, C. 15
-
-
 def strict_letter(completion: str, reference: str) -> bool:
-    """Strict: the letter that is stated as the answer (the last such statement), or that stands alone.
-
-    Alone also with the text of its option, if the completion starts with it and names no other option.
-    """
-    stated = STATED.findall(completion)
-    alone = ALONE.fullmatch(completion)
-    labels = set(LABEL.findall(completion)) if LABEL.match(completion.lstrip("\n *$")) else set()
-    letter = stated[-1].upper() if stated else alone[1] if alone else labels.pop() if len(labels) == 1 else ""
-    return letter == reference.strip()
+    """Strict: the letter that is given as the answer, not any capital (`letters.letter_in`)."""
+    return letter_in(own_answer(completion)) == reference.strip()
 
 
 # "3 or 4" at the end is no answer, though math-verify would take its last number for one.

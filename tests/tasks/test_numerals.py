@@ -41,14 +41,14 @@ def verdicts(text: str, value: str, wrong: tuple[str, ...]) -> list[bool]:
 
 
 @needs_math_verify
-@pytest.mark.parametrize("value", ["40", "-3", "1,250", "2.5"])
 @pytest.mark.parametrize("decoration", DECORATIONS)
-def test_a_decoration_changes_no_verdict(decoration: str, value: str) -> None:
+def test_a_decoration_changes_no_verdict(decoration: str) -> None:
     wrong = ("41", "4", "0", "3", "1", "250", "5", "2", "7")
-    text = decoration.format(value)
-    if decoration.startswith("\\(") and value.startswith("-"):
-        pytest.skip("a sign behind a bracket is math-verify's own to read")
-    assert verdicts(text, value, wrong) == [True, *[False] * len(wrong)], as_mathematics(text)
+    for value in ("40", "-3", "1,250", "2.5"):
+        if decoration.startswith("\\(") and value.startswith("-"):
+            continue  # a sign behind a bracket is math-verify's own to read
+        text = decoration.format(value)
+        assert verdicts(text, value, wrong) == [True, *[False] * len(wrong)], as_mathematics(text)
 
 
 @needs_math_verify
@@ -56,7 +56,7 @@ def test_a_decoration_changes_no_verdict(decoration: str, value: str) -> None:
 def test_a_decoration_within_a_statement_changes_no_verdict(statement: str) -> None:
     for decoration in (each for each in DECORATIONS if not each.startswith(("<<", "1+1", "####"))):
         text = statement.format(decoration.format("40"))
-        assert verdicts(text, "40", ("41", "4", "0", "7", "9")) == [True, *[False] * 5], text
+        assert verdicts(text, "40", ("41", "4", "7")) == [True, *[False] * 3], text
 
 
 @needs_math_verify
@@ -140,3 +140,19 @@ def test_a_reference_is_read_as_a_completion_is() -> None:
 def test_words_without_numbers_stay_as_they_are() -> None:
     for text in ("", "nothing: at all", r"\text{words} and *more*", "a -> b", "minus one", "#### none"):
         assert as_mathematics(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "answer " + "1+" * 5000,
+        "answer " + "1=1=" * 3000,
+        "#" * 9000,
+        "\n" * 9000,
+        "1.234" * 3000,
+        "answer " * 4000,
+    ],
+)
+def test_a_model_that_repeats_itself_is_rewritten(text: str) -> None:
+    """Would take minutes with patterns that try every way to part a run of signs."""
+    assert as_mathematics(text) is not None
