@@ -17,6 +17,7 @@ from rich.text import Text
 
 from neuroada_cli.data.batch import IGNORED, Encoded, Example
 from neuroada_cli.data.seams import Coder, Cut
+from neuroada_cli.data.thoughts import without_thought
 from neuroada_cli.errors import DataError, ModelError
 from neuroada_cli.foreign_text import printable
 from neuroada_cli.hub.endings import endings
@@ -289,10 +290,8 @@ def answer_in(example: Example, written: str) -> str:
         bare = text.rstrip()
         text = bare.removesuffix(end) if bare.endswith(end) else text.partition(end)[0]
     if lead:
-        # a thought of the model's own ends like the one in the row, which may be empty
-        mark = lead.split()[-1]
         bare = text.lstrip()
-        text = bare.removeprefix(lead) if bare.startswith(lead) else text.partition(mark)[2] or text
+        text = bare.removeprefix(lead) if bare.startswith(lead) else without_thought(text, lead)
     return text
 
 

@@ -13,7 +13,8 @@ import re
 import threading
 from collections.abc import Callable
 
-from neuroada_cli.tasks.numerals import as_mathematics
+from neuroada_cli.tasks.letters import letter_in
+from neuroada_cli.tasks.numerals import as_mathematics, without_percent
 
 NUMBER = re.compile(r"-?\d+\.?\d*")
 LETTERS = re.compile(r"[A-E]")
@@ -87,38 +88,32 @@ def same_number(found: str, reference: str) -> bool:
     return math.isfinite(difference) and abs(difference) <= CLOSE
 
 
+NEXT_QUESTION = re.compile(  # that the model goes on to ask itself
+    r"\n[^\S\n]*(?:#+\s*|\*\*)?(?:question|instruction|problem|exercise|user|human|q)\s*\d{0,3}[*_]{0,2}\s*:",
+    re.IGNORECASE,
+)
+
+
+def own_answer(completion: str) -> str:
+    """A completion up to the next question that it makes up for itself: what every strict scorer reads."""
+    said = NEXT_QUESTION.split(completion, maxsplit=1)[0]
+    return said if said.strip() else completion
+
+
 def exact_option(options: str) -> Callable[[str, str], bool]:
     """Strict: the completion is one option, give or take "the correct answer is" and a final full stop."""
     form = re.compile(rf"\s*(?:the correct answer is\s+)?({options})\s*\.?\s*", re.IGNORECASE)
 
     def strict(completion: str, reference: str) -> bool:
-        found = form.fullmatch(completion)
+        found = form.fullmatch(own_answer(completion))
         return found is not None and found[1].lower() == reference.strip().lower()
 
     return strict
 
 
-# Around a letter: brackets, quotes, Markdown's and LaTeX's marks. Then a capital, but not the article or a
-# part of a word or abbreviation; or a small one in front of what ends it.
-MARKS = r"(?:\\(?:boxed|text|mathbf|textbf|mathrm)?|[\s:({\[$*\"'])*"
-ARTICLE = r"A[ \t]+(?!(?:is|as|and|or|but|so|because|since|with|which|where|for)\b)[a-z]"
-CAPITAL = rf"(?!{ARTICLE})[A-E](?![\w'’-]|\.[A-Za-z])"
-SMALL = r"[a-e](?=\s*(?:[)\]}$*\"'\\]|[.,;](?!\w)|$))"
-STATED = re.compile(rf"(?i:\b(?:answer|option|choice)(?:\s*is\b)?){MARKS}({CAPITAL}|{SMALL})", re.MULTILINE)
-ALONE = re.compile(rf"{MARKS}([A-E])[\s)}}\]$*\"'.\\]*")
-LABEL = re.compile(r"(?<!\w)\(?([A-E])(?:\)|\.(?=\s*[$£€]?-?\d))")  # of an option: (C) 15, C) 15, C. 15
-
-
 def strict_letter(completion: str, reference: str) -> bool:
-    """Strict: the letter that is stated as the answer (the last such statement), or that stands alone.
-
-    Alone also with the text of its option, if the completion starts with it and names no other option.
-    """
-    stated = STATED.findall(completion)
-    alone = ALONE.fullmatch(completion)
-    labels = set(LABEL.findall(completion)) if LABEL.match(completion.lstrip("\n *$")) else set()
-    letter = stated[-1].upper() if stated else alone[1] if alone else labels.pop() if len(labels) == 1 else ""
-    return letter == reference.strip()
+    """Strict: the letter that is given as the answer, not any capital (`letters.letter_in`)."""
+    return letter_in(own_answer(completion)) == reference.strip()
 
 
 # "3 or 4" at the end is no answer, though math-verify would take its last number for one.
@@ -133,17 +128,23 @@ def can_verify() -> bool:
 def strict_number(completion: str, reference: str) -> bool:
     """Strict: math-verify finds the reference's value in the completion.
 
-    A choice between two numbers is wrong. Raises ImportError without the extra `strict`; `evaluation.run`
-    then leaves the column out.
+    A choice between two numbers is wrong. A percentage is right by its number, or by its hundredth part.
+    Raises ImportError without the extra `strict`; `evaluation.run` then leaves the column out.
     """
     from math_verify import parse, verify
 
-    completion = as_mathematics(completion)
+    completion = as_mathematics(own_answer(completion))
     if HEDGE.search(completion):
         return False
     # A model may write 9^9^9^9: without a limit that would be worked out. The limit is an alarm signal, which
     # only the main thread gets.
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would tell of every answer it gave up
     limit = VERIFY_SECONDS if threading.current_thread() is threading.main_thread() else None
-    gold = parse(as_mathematics(reference), parsing_timeout=limit)
-    return bool(verify(gold, parse(completion, parsing_timeout=limit), timeout_seconds=limit))
+
+    def same(gold: str, found: str) -> bool:
+        wanted, read = parse(gold, parsing_timeout=limit), parse(found, parsing_timeout=limit)
+        return bool(verify(wanted, read, timeout_seconds=limit))
+
+    gold = as_mathematics(reference)
+    bare = without_percent(gold), without_percent(completion)
+    return same(gold, completion) or (bare != (gold, completion) and same(*bare))

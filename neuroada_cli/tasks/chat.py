@@ -6,13 +6,13 @@ for it: what it puts in front of the answer (an empty thought, say) is learnt wi
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from neuroada_cli.data.batch import Example
+from neuroada_cli.data.thoughts import thought_before
 from neuroada_cli.tasks.chat_template import ChatTemplate
 from neuroada_cli.tasks.conversation import Conversation, Message, saying, text_of, texts_of
 from neuroada_cli.tasks.notes import Notes
@@ -21,9 +21,6 @@ Learn = Literal["last", "assistant", "all"]
 MARK = "QanswerZ"  # stands for an answer, to find what a template writes around it
 LEFT_OUT = "the chat template leaves the assistant's message out, or rewrites it"
 TRIES = 20  # rows in which a field may make no difference before the template counts as leaving it out
-THOUGHT = re.compile(  # in front of an answer, as models write it
-    r"\s*(?:<(think|thinking|thought|reasoning)>|\[THINK\])(.*?)(?(1)</\1>|\[/THINK\])\s*(?=\S)", re.S
-)
 
 
 @dataclass(frozen=True)
@@ -118,33 +115,37 @@ class ChatRows:
         asked = self._text(talk, before, ask=True) if at else ""
         whole = self._text(talk, talk.messages[: at + 1])
         content = text_of(message)
-        thought = THOUGHT.match(content)
+        lead_in, thought = thought_before(content) or ("", "")
         marked = {k: v for k, v in message.items() if k != "tool_calls"}
-        marked = saying(marked, f"{thought[0] if thought else ''}{MARK}")
+        marked = saying(marked, f"{lead_in}{MARK}")
         opening, found, tail = self._text(talk, [*before, marked]).rpartition(MARK)
         if not found:
             raise ValueError(LEFT_OUT)
         prompt = self._asked_and_written(asked, opening) if at else opening
-        self._note_changed(content, thought, whole)
+        self._note_changed(content[len(lead_in) :], thought, whole)
         said = text_of(before[-1]).strip() if before else ""
         if not whole.startswith(prompt) or (said in opening and said not in prompt):
             raise ValueError("the chat template asks for the answer otherwise than it writes it")
         lead = opening[len(prompt) :] if whole.startswith(opening) else ""
         target = whole[len(prompt) :]
+        answer = content[len(lead_in) :]
         if "tool_calls" in message or not target.endswith(tail) or len(lead) + len(tail) > len(target):
             target, tail = target.rstrip(), ""
+        else:
+            answer = _as_learnt(answer, target[len(lead) : len(target) - len(tail)])
         kept, end = self._end(tail)
         target = target[: len(target) - len(tail)] + kept
-        answer = content[thought.end() :] if thought else content
         if "tool_calls" in message:
             answer = target[len(lead) :]
         return Turn(prompt, target, lead, end, answer)
 
-    def _note_changed(self, content: str, thought: re.Match[str] | None, whole: str) -> None:
-        """Count an answer of which the template writes less, or something else."""
-        if thought and thought[2].strip() not in whole:
+    def _note_changed(self, answer: str, thought: str, whole: str) -> None:
+        """Count an answer, or the thought in front of it, of which the template writes less, or something
+        else.
+        """
+        if thought not in whole:
             self._notes.say("the chat template leaves out the thought in front of the answer")
-        if (content[thought.end() :] if thought else content).strip() not in whole:
+        if answer.strip() not in whole:
             self._notes.say("the chat template writes the answer otherwise than it stands in the row")
 
     def _end(self, tail: str) -> tuple[str, str]:
@@ -211,3 +212,10 @@ class ChatRows:
     def unwritten(self) -> list[str]:
         """Fields that the template leaves out of every row that was looked at."""
         return sorted(set(self._tried) - self._written)
+
+
+def _as_learnt(answer: str, written: str) -> str:
+    """The reference of an answer: the row's own, but where a template writes it otherwise, what it writes. A
+    model that has learnt the row can write nothing else.
+    """
+    return answer if answer.strip() in ("", written.strip()) else written

@@ -121,10 +121,12 @@ def test_chats(template: str, tmp_path: Path) -> None:
     assert samples == [list(ANSWERS[:2])] * 2
 
 
-def with_thought(asked: str, answer: str, inline: bool) -> dict[str, Any]:
+def with_thought(asked: str, answer: str, inline: bool, opened: bool = False) -> dict[str, Any]:
     row = chat(asked, answer)
     thought = f"Of {asked}."
-    if inline:
+    if opened:  # by the template of the server that wrote the row
+        row["messages"][1]["content"] = f"{thought}</think>\n\n{answer}"
+    elif inline:
         row["messages"][1]["content"] = f"<think>\n{thought}\n</think>\n\n{answer}"
     else:
         row["messages"][1]["reasoning_content"] = thought
@@ -142,6 +144,7 @@ def with_call(asked: str, answer: str) -> dict[str, Any]:
 THOUGHTS: dict[str, Any] = {
     "beside": ("Qwen3", lambda a, b: with_thought(a, b, inline=False)),
     "in the content": ("Qwen3", lambda a, b: with_thought(a, b, inline=True)),
+    "opened by a template": ("Qwen3", lambda a, b: with_thought(a, b, inline=True, opened=True)),
     "dropped by the template": ("DeepSeek R1", lambda a, b: with_thought(a, b, inline=True)),
     "a call of a tool": ("Qwen3", with_call),
 }

@@ -67,6 +67,7 @@ PIECES = [
     "</s>",
     "<|im_end|>",
     "<think>",
+    "</think>",
     "{{ x }}",
     ":",
 ]
@@ -85,8 +86,9 @@ def test_what_is_learnt_is_the_answer_as_the_template_writes_it_and_its_end(
     tokenizer = chat_tokenizer(name, template)
     coder = Coder(tokenizer)
     row = made(tokenizer, talk(asked, answer))
-    left = coder.as_written(answer).replace("</s>", "").strip()
-    if not answer.replace("</s>", "").strip() or (name not in EXACT and not left):
+    assert isinstance(row.answer, str)
+    left = coder.as_written(row.answer).replace("</s>", "").strip()
+    if not row.answer.replace("</s>", "").strip() or (name not in EXACT and not left):
         with pytest.raises(DataError, match="no answer to learn"):
             encode([row], tokenizer, 10_000)
         return
@@ -102,8 +104,10 @@ def test_what_is_learnt_is_the_answer_as_the_template_writes_it_and_its_end(
     # a model that has learnt the row by heart writes just these tokens, up to the end
     end = next(n for n, token in enumerate(encoded.input_ids[len(ids) :]) if token == tokenizer.eos_token_id)
     written = coder.decode(encoded.input_ids[len(ids) :][:end])
-    if not report.ended and "</think>" not in answer:
-        found, bare = answer_in(row, written).strip(), answer.strip().removesuffix("</s>")
+    if "</think>" not in answer:
+        assert row.answer == answer, "a template that writes it with other spaces changes no reference"
+    if not report.ended:
+        found, bare = answer_in(row, written).strip(), row.answer.strip().removesuffix("</s>")
         assert found in (bare.strip(), coder.as_written(bare).strip()) or name not in EXACT
 
 
@@ -175,6 +179,72 @@ def test_the_thought_beside_an_answer_is_learnt_where_the_template_writes_it(key
     rows = chats(chat_tokenizer("GPT-2", "ChatML"))
     assert rows.example(conversation_of(row), 0).target == "4<|im_end|>"
     assert rows.unwritten() == [f"messages' {key}"]
+
+
+# template -> how it may write a thought in front of an answer
+OPENS = (
+    "{% for m in messages %}[{{ m['role'] }}]{% if m['role'] == 'assistant' %}<think>\n{% endif %}"
+    "{{ m['content'] }}[end]{% endfor %}{% if add_generation_prompt %}[assistant]<think>\n{% endif %}"
+)
+THOUGHTS = [
+    "adding</think>\n\n{}", "a </think> {}", "</think>\n{}", "two\nlines\n</think>{}", "adding[/THINK]{}",
+    "adding</thought>{}", "<think>adding</think>{}", "\n<think>\nadding\n</think>\n\n{}",
+    "[THINK]adding[/THINK]{}", "<reasoning>adding</reasoning> {}",
+    "adding `</think>`, \"</think>\" and </think>.\n</think>\n\n{}", "a lone ` of adding\n</think>\n{}",
+]  # fmt: skip
+# answers that speak of the tag
+SPEAK = [
+    "Close it with `</think>` first.", "It ends in `adding</think>` here.", 'Write "</think>" and go on.',
+    "Write “</think>” and go on.", "Behind the tag </think>, the answer.", "There is </think>. Then go on.",
+    "(as in </think>) 4", "```\nadding\n</think>\n\n4\n```\nshows it.", "Here: <think>a</think> b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("thought", THOUGHTS)
+@pytest.mark.parametrize("template", [*TEMPLATES, OPENS])
+def test_the_answer_behind_a_thought_is_the_reference(template: str, thought: str) -> None:
+    """With or without an opening tag, which servers leave out whose template opens the thought."""
+    tokenizer = chat_tokenizer("GPT-2", template)
+    row = made(tokenizer, talk("2 and 2?", thought.format("4")))
+    assert isinstance(row.answer, str)
+    assert row.answer == "4"
+    assert answer_in(row, row.target).strip().removesuffix("</s>").strip() == "4"
+    lead = row.lead.strip()
+    closing = lead[max(lead.rfind("<"), lead.rfind("[")) :]
+    for said, right in (("4", True), ("5", False)):
+        own = row.target.replace("adding", "else", 1) if said == "4" else f"{lead}{said}{row.end}"
+        assert (answer_in(row, own).strip().removesuffix("</s>").strip() == row.answer) is right
+        if lead:
+            other = f"of my own{closing}\n{said}{row.end}"
+            assert (answer_in(row, other).strip() == row.answer) is right
+
+
+@pytest.mark.parametrize("content", SPEAK)
+def test_an_answer_that_speaks_of_the_closing_tag_is_the_reference_as_a_whole(content: str) -> None:
+    row = made(chat_tokenizer("GPT-2", "ChatML"), talk("Hi?", content))
+    assert (row.answer, row.lead) == (content, "")
+    assert answer_in(row, row.target) == content
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize(
+    "content",
+    [*SPEAK, "a </think> b </think> c", "x <think>a</think> b", "see </think>", "<think>a", "hi  </think>  "],
+)
+def test_whatever_a_template_makes_of_an_answer_its_reproduction_is_right(
+    template: str, content: str
+) -> None:
+    row = made(chat_tokenizer("GPT-2", template), talk("Hi?", content))
+    assert isinstance(row.answer, str)
+    written = row.target.removesuffix("</s>")
+    assert answer_in(row, written).strip() == row.answer.strip()
+
+
+def test_an_answer_that_a_template_writes_otherwise_is_compared_as_it_writes_it() -> None:
+    other = '{% for m in messages %}[{{ m.role }}]{{ m.content | replace("i", "y") }}[end]{% endfor %}'
+    row = made(chat_tokenizer("GPT-2", other), talk("Hi?", "hi."))
+    assert row.answer == "hy."
+    assert answer_in(row, row.target) == "hy."
 
 
 def test_a_prompt_that_opens_a_thought_is_said_once() -> None:
