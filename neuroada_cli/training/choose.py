@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TypeVar
 
 from neuroada_cli import hub
-from neuroada_cli.data.batch import Batch
+from neuroada_cli.data.batch import Batch, unpadded
 from neuroada_cli.data.inputs import aligned_padding
 from neuroada_cli.hub.embeddings import refuse_unknown
 from neuroada_cli.loop.loop import Schedule, TrainData
@@ -22,6 +23,8 @@ from neuroada_cli.tasks.chat_template import use_template
 from neuroada_cli.tasks.registry import recipe_task
 from neuroada_cli.training.rows import prepare
 from neuroada_cli.training.settings import dtype_of, loop_settings, with_own_dtype
+
+T = TypeVar("T")
 
 
 def select(
@@ -58,7 +61,7 @@ def select(
     model = load(recipe, base, device or hub.choose_device(recipe.device)).model
     if data.kind != "generation":
         data = dataclasses.replace(data, pad_id=aligned_padding(model, reader))
-    batches = first_batches(Schedule(data, loop_settings(recipe)), recipe.select.calibration_batches)
+    batches = calibration(recipe, data, choice.criterion)
     recompute = recipe.train.gradient_checkpointing
     fingerprint = base.fingerprint_as_read(everything=True)  # loading has just read it all
     return select_from_rows(
@@ -75,13 +78,28 @@ def load(recipe: Recipe, base: hub.Base, device: str) -> hub.LoadedModel:
     )  # fmt: skip
 
 
-def first_batches(schedule: Schedule, wanted: int | None) -> list[Batch]:
+def calibration(recipe: Recipe, data: TrainData, criterion: str) -> list[Batch]:
+    """What a criterion looks at: the first micro-batches of training, as training has them. `activation`
+    counts inputs, whatever is learnt at them, so its batches hold every row's tokens once and nothing else:
+    no padding, which some layers get in a layout that does not tell it from tokens, and no shared prefix.
+    """
+    schedule, wanted = Schedule(data, loop_settings(recipe)), recipe.select.calibration_batches
+    if criterion != "activation":
+        return first_batches(schedule.micro_batches, schedule, wanted)
+    rows = [row for batch in first_batches(schedule.micro_rows, schedule, wanted) for row in batch]
+    most = recipe.train.micro_batch_size or recipe.train.batch_size
+    return list(unpadded(rows, data.pad_id, data.features, most))
+
+
+def first_batches(made: Callable[[int], list[T]], schedule: Schedule, wanted: int | None) -> list[T]:
     """The first `wanted` micro-batches of a run (fewer of a shorter one); None: one pass over its rows,
     however long the run is.
+
+    made  step -> its micro-batches, or their rows
     """
-    batches: list[Batch] = []
+    batches: list[T] = []
     for step in range(schedule.per_epoch if wanted is None else schedule.total):
         if wanted is not None and len(batches) >= wanted:
             break
-        batches += schedule.micro_batches(step)
+        batches += made(step)
     return batches[:wanted]
