@@ -185,6 +185,13 @@ def _saved_by_peft(folder: Path) -> bool:
     return isinstance(config, dict) and isinstance(config.get("peft_version"), str)
 
 
+def method_in(source: AdapterFolder) -> str:
+    """What an opened folder's adapter was trained by. Raises ModelError for a config that is none."""
+    config = files.read_json(source.folder / ADAPTER_CONFIG)
+    check_config(config, str(source.folder / ADAPTER_CONFIG))
+    return method_of(config["settings"])
+
+
 def read_adapter(source: str | os.PathLike[str] | AdapterFolder) -> Adapter:
     """The adapter in a folder, which is opened for it where that was not done already.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 
@@ -16,7 +17,7 @@ from neuroada_cli.errors import DataError
 from neuroada_cli.evaluation import display
 from neuroada_cli.evaluation.records import Records
 from neuroada_cli.evaluation.results import Prediction, TaskResult
-from neuroada_cli.evaluation.run import OnRows, likelihoods
+from neuroada_cli.evaluation.run import OnRows, length_for, likelihoods
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.methods import METHODS
 from neuroada_cli.ranks.group import ALONE, Ranks
@@ -70,7 +71,6 @@ def measure(
             target, trained, how, examples, max_length, lambda batch, _: bar.advance(batch), ranks
         )
     about = identity | {
-        "max_length": max_length,
         "data": {"source": rows.label, "rows": len(rows), "sha256": rows.sha256},
         "device": how.device,
         "dtype": how.dtype,
@@ -81,7 +81,7 @@ def measure(
             records.finish(NAME, found, result, about)
 
     ranks.first_does(keep)
-    display.tell_cut(result, max_length, console)
+    display.tell_cut(result, about["max_length"], max_length, console)
     in_prompts = trained is not None and METHODS[trained.train.method].in_prompts
     display.tell_forgetting(result, rows.label, console, in_prompts)
     say(console, f"rows and results: {shown(records.folder)}")
@@ -96,10 +96,11 @@ def forgetting(
     max_length: int,
     on_rows: OnRows | None = None,
     ranks: Ranks = ALONE,
-) -> tuple[list[Prediction], TaskResult, dict[str, object]]:
-    """(every row, the loss per token before and after with their difference, what the model is).
+) -> tuple[list[Prediction], TaskResult, dict[str, Any]]:
+    """(every row, the loss per token before and after with their difference, what the model is and how many
+    tokens of a row were looked at).
 
-    A row is cut at max_length tokens. Raises ModelError as `sides` does.
+    A row is cut at max_length tokens, or where the model takes no more. Raises ModelError as `sides` does.
     """
     loaded, models = sides(target, trained, how, both=True)
     started = time.perf_counter()
@@ -127,4 +128,4 @@ def forgetting(
         metrics={NAME: now - was, "loss_before": was, "loss_after": now},
         cut=sum(bool(row.cut) for row in found),
     )
-    return found, result, loaded.identity
+    return found, result, loaded.identity | {"max_length": length_for(models[0].model, max_length)}

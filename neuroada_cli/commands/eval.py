@@ -34,8 +34,9 @@ from neuroada_cli.recipe.schema import DataSection, Recipe
 from neuroada_cli.selection.file import SAME_BASE
 from neuroada_cli.show.notes import say, tell
 from neuroada_cli.tasks import metrics
-from neuroada_cli.tasks.registry import expand, get_protocol, said_of, scored_tasks
-from neuroada_cli.tasks.task import Task
+from neuroada_cli.tasks.loss_mask import loss_mask_of
+from neuroada_cli.tasks.registry import expand, get_protocol, get_task, said_of, scored_tasks
+from neuroada_cli.tasks.task import Protocol, Task
 
 
 def run(
@@ -134,6 +135,10 @@ def run(
         settings.decoding_of(job.task)
         if job.rows.partial:
             console.print(f"{job.task.name}: {shown(job.rows.label)} is only a part of the published rows")
+        if job.chose:
+            count = f"{job.chose:,} of {len(job.rows):,} rows"
+            say(console, f"{job.task.name}: training was validated on {count}, which may flatter the score")
+    tell(dict.fromkeys(remark for job in jobs for remark in job.rows.remarks), console.quiet)
     display.tell_unscored([job.task for job in jobs], settings.rules.name, console)
 
     with console.status("loading the model"):
@@ -147,7 +152,8 @@ def run(
         settings = replace(settings, engine=writer, batch_size=batch_size or AT_ONCE)
     if not ranks.alone:
         rows_of = {job.task.name: job.rows.sha256 for job in jobs}
-        ranks.refuse_differences({"model": subject.identity, "set of rows": rows_of})
+        asked = {job.task.name: job.prompts_sha256 for job in jobs}
+        ranks.refuse_differences({"model": subject.identity, "set of rows": rows_of, "set of prompts": asked})
     if subject.fresh:
         console.print(
             f"{shown(', '.join(subject.fresh))}: random, in none of the files, so scores are chance"
@@ -164,7 +170,7 @@ def run(
     with contextlib.ExitStack() as held:
         ranks.first_does(lambda: held.enter_context(files.Lock(records.folder)))
         held.enter_context(_stoppable())
-        abouts = [about(job, settings, subject.model, subject.identity) for job in jobs]
+        abouts = [about(job, settings, subject.model, subject.reader, subject.identity) for job in jobs]
         # every task that was done under other settings is refused before the first one runs
         done = ranks.first_does(
             lambda: [_finished(*pair, records, overwrite) for pair in zip(jobs, abouts, strict=True)]
@@ -180,7 +186,7 @@ def run(
             )  # fmt: skip
             result.predictions[job.task.name], result.results[job.task.name] = rows, scores
             display.tell_unasked(scores, rows, console)
-            display.tell_cut(scores, settings.max_length, console)
+            display.tell_cut(scores, facts["max_length"] or settings.max_length, settings.max_length, console)
     if ranks.first:
         facts_of = {job.task.name: facts for job, facts in zip(jobs, abouts, strict=True)}
         report.write(records.folder, target, result.results, result.predictions, facts_of)
@@ -206,13 +212,24 @@ def _settings(
     rules = get_protocol(protocol or (recipe.data.protocol if recipe else "reft"))
     return Settings(
         rules=rules,
-        loss_mask=(get_protocol(trained.data.protocol) if trained else rules).loss_mask,
+        loss_mask=_loss_mask(trained.data if trained else recipe.data if recipe else None, trained, rules),
         batch_size=batch_size or (recipe.eval.batch_size if recipe else 16),
         new_tokens=new or (recipe.eval.max_new_tokens if recipe else None),
         max_length=(recipe.data.max_length if recipe else None) or rules.max_length,
         decoding=recipe.eval.decoding if recipe else None,
         seed=recipe.seed if recipe else 0,
     )
+
+
+def _loss_mask(section: DataSection | None, trained: Recipe | None, rules: Protocol) -> str:
+    """What the model was trained on; of a base, what training under these settings would be on."""
+    if section is None:
+        return rules.loss_mask
+    under = get_protocol(section.protocol) if trained else rules
+    try:
+        return loss_mask_of(section, get_task(section.task), under)
+    except RecipeError:  # a task that this version does not know
+        return under.loss_mask
 
 
 def _overridden(trained: Recipe | None, overrides: Sequence[str], target: str) -> Recipe | None:
@@ -257,11 +274,22 @@ def _learnt(
     recipe = trained or named
     if recipe is None:
         return None
+
+    def allow(source: str | None) -> None:
+        if trained is not None and (named is None or named.data.validation != source):
+            _refuse_foreign(trained, data_dir, "validation", source)
+
     try:
         if trained is not None and (named is None or _sources(named) != _sources(trained)):
             for source in _sources(trained):
                 _refuse_foreign(trained, data_dir, "train", source)
-        return learnt_by(recipe, data_dir)
+        found = learnt_by(recipe, data_dir, allow)
+        if trained is None:  # nothing of a base was chosen by validation rows
+            return replace(found, validated=frozenset(), why_unknown=None)
+        if found.why_unknown is not None:
+            line = f"which rows training was validated on is not known: {found.why_unknown}"
+            say(console, line, markup=False)
+        return found
     except (DataError, RecipeError) as error:
         say(console, f"which rows were trained on is not known: {error}", markup=False)
         return None

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from neuroada_cli import __version__, files, hub
 from neuroada_cli.adapter import load as adapted
+from neuroada_cli.adapter.folder import method_in
 from neuroada_cli.adapter.results import results_folder
 from neuroada_cli.evaluation import harness
 from neuroada_cli.evaluation.harness import Asked, Score
@@ -36,8 +37,8 @@ def run(
     """Score `target` (base, adapter, run or merged folder, hub id); the other settings are those of `eval`.
 
     Scores and rows go to `harness/` in the results folder.
-    Raises ResourceError where lm-eval is not installed; RecipeError, DataError and OutputError before the
-    model loads; ModelError.
+    Raises ResourceError where lm-eval is not installed; RecipeError (also for tasks that the method's model
+    cannot be asked), DataError and OutputError before the model loads; ModelError.
     """
     harness.require()
     console = Console(quiet=quiet)
@@ -49,6 +50,8 @@ def run(
         tasks = harness.tasks_of(asked)
     if not overwrite:
         harness.refuse_finished(folder, list(tasks["tasks"]))
+    if found.adapter is not None:
+        harness.refuse_unwritten(tasks, method_in(found.adapter))
     device = hub.choose_device(device)
     with console.status("loading the model"):
         subject = adapted.load(
@@ -65,6 +68,13 @@ def run(
         }
         harness.keep(folder, scores, about)
     console.print(_table(scores, f"{shown(target)}   lm-eval {about['versions']['lm_eval']}"))
+    for name, score in scores.items():
+        if score.cut and name in tasks["tasks"]:
+            say(
+                console,
+                f"{shown(name)}: {score.cut:,} of {score.n:,} prompts, with their answers, are longer than "
+                f"the model's {score.max_length:,} tokens; their beginning was cut",
+            )
     say(console, f"scores and rows: {shown(folder)}")
     return scores
 

@@ -20,6 +20,7 @@ from neuroada_cli.selection.choice import check_criterion
 from neuroada_cli.selection.file import read_selection
 from neuroada_cli.show.notes import say, tell
 from neuroada_cli.show.numbers import counted
+from neuroada_cli.tasks.loss_mask import loss_mask_of
 from neuroada_cli.tasks.registry import get_protocol, recipe_task, scored_tasks
 from neuroada_cli.tasks.task import Task
 from neuroada_cli.tasks.training_set import training_set
@@ -39,6 +40,7 @@ def run(recipe: Recipe, show_rows: int = 0) -> None:
     """
     task = recipe_task(recipe.data)
     protocol = get_protocol(recipe.data.protocol)
+    mask = loss_mask_of(recipe.data, task, protocol)
     scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
     check_criterion(recipe.select.criterion)
     source = recipe.data.train or task.sets.get("train")
@@ -56,7 +58,7 @@ def run(recipe: Recipe, show_rows: int = 0) -> None:
     for line in (
         f"{recipe.name}: {fine}",
         f"  model  {recipe.model.path} ({recipe.model.dtype or 'in its own data type'}), {model}",
-        f"  data   {source} as {task.name}, protocol {protocol.name} (loss on {protocol.loss_mask})",
+        f"  data   {source} as {task.name}, protocol {protocol.name} (loss on {mask})",
         f"  train  {train.method}, lr {recipe.optim.lr:g} ({recipe.optim.schedule}), "
         f"{train.batch_size} rows a step, {_length(train)}, into {recipe.run_path}",
         f"  eval   {', '.join(each.name for each in scored)}",

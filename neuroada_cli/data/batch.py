@@ -60,6 +60,7 @@ class Encoded:
     pictures the row's, opened again for every batch, since their pixels would fill the memory;
              seen: sha256 of each;  asked: the prompt that they stand in
     told     what the model's processor says of every token, by the names that the model takes
+    cut      of a row of classes or scores: it is longer than this
     """
 
     input_ids: list[int]
@@ -72,6 +73,7 @@ class Encoded:
     seen: tuple[str, ...] = ()
     asked: str | None = None
     told: dict[str, list[int]] = field(default_factory=dict)
+    cut: bool = False
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -342,21 +342,22 @@ def _encode_labels(
     examples: Sequence[Example], tokenizer: Any, max_length: int, kind: str, too_long: TooLong
 ) -> tuple[list[Encoded], EncodeReport]:
     made = [_encode_label(e, tokenizer, max_length, kind) for e in examples]
-    pairs = [(row, cut) for row, cut in made if not (cut and too_long == "drop")]
-    if not pairs:
-        raise DataError(f"all {len(made)} rows are longer than data.max_length={max_length}", fix="raise it")
-    rows = [row for row, _ in pairs]
+    rows = [row for row in made if not (row.cut and too_long == "drop")]
+    if not rows:
+        raise DataError(
+            f"all {len(made)} rows are longer than data.max_length={max_length}", fix=NOTHING_LEFT
+        )
     return rows, EncodeReport(
         rows=len(rows),
         tokens=sum(map(len, rows)),
         targets=len(rows),
-        truncated=sum(cut for _, cut in pairs),
+        truncated=sum(row.cut for row in rows),
         longest=max(map(len, rows)),
         dropped=len(made) - len(rows),
     )
 
 
-def _encode_label(example: Example, tokenizer: Any, max_length: int, kind: str) -> tuple[Encoded, bool]:
+def _encode_label(example: Example, tokenizer: Any, max_length: int, kind: str) -> Encoded:
     whole = tokenizer(example.prompt, example.pair, verbose=False)
     cut = len(whole["input_ids"]) > max_length
     # cutting is the tokenizer's: it shortens the longer text and keeps the end markers
@@ -364,7 +365,7 @@ def _encode_label(example: Example, tokenizer: Any, max_length: int, kind: str) 
         tokenizer(example.prompt, example.pair, truncation=True, max_length=max_length) if cut else whole
     )
     label = float(example.answer) if kind == "regression" else int(example.answer)
-    return Encoded(list(encoded["input_ids"]), label, example.row, encoded.get("token_type_ids")), cut
+    return Encoded(list(encoded["input_ids"]), label, example.row, encoded.get("token_type_ids"), cut=cut)
 
 
 # ---------------------------------------------------------------------------------------------------

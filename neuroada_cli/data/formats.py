@@ -1,30 +1,29 @@
-"""What files of rows are made of: packed bytes, tables of text, and Arrow tables, each back to plain rows."""
+"""What files of text are made of: packed bytes, lines, and tables of text, each back to plain rows."""
 
 from __future__ import annotations
 
 import csv
-import datetime
-import decimal
 import gzip
 import hashlib
 import io
 import json
 import lzma
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuroada_cli.errors import LIMITS, DataError, unreadable
-from neuroada_cli.files import strict_json
+from neuroada_cli.errors import DataError, unreadable
 
 Row = dict[str, Any]
 PACKED = (".xz", ".gz", ".zst")
 STATE = "state.json"  # of a folder that `datasets` saved: names its Arrow files
 LONGEST_FIELD = 1 << 30
-EXACT = 2.0**53  # floats from here on leave whole numbers out
+MARKS = {",": "commas", ";": "semicolons", "\t": "tabs"}  # what may part columns, the most common first
+# A value in quotes begins and ends where a value may, whatever parts them; a quote elsewhere is text.
+QUOTED_OR_MARK = re.compile(r'(?:\A|(?<=[,;\t\r\n]))"[^"]*(?:""[^"]*)*"(?=[,;\t\r\n]|\Z)|[,;\t\n]')
+LOOKED_AT = 1000  # rows by which columns are told apart
 
 
 def unpacked(file: Path, name: str, where: str) -> bytes:
@@ -68,20 +67,23 @@ def decoded(data: bytes, where: str) -> str:
 
 
 def lines_of_text(data: bytes, where: str) -> tuple[list[Row], list[int]]:
-    """A row with `text` for every line that is not blank, as `datasets` reads such files; their numbers."""
-    lines = [(n, line) for n, line in enumerate(decoded(data, where).splitlines(), 1) if line.strip()]
-    return [{"text": line} for _, line in lines], [number for number, _ in lines]
+    """A row with `text` for every line that is not blank, as `datasets` reads such files; their numbers.
+
+    Lines end at a line feed, as for whoever counts them: form feeds and U+2028 are text.
+    """
+    lines = [(n, line) for n, line in enumerate(decoded(data, where).split("\n"), 1) if line.strip()]
+    return [{"text": line.removesuffix("\r")} for _, line in lines], [number for number, _ in lines]
 
 
 def table_of_text(data: bytes, where: str, tabs: bool) -> tuple[list[Row], list[int]]:
     """(rows of a CSV or TSV file, the lines at which they begin): every value is the text that stands there.
 
-    Semicolons or tabs part the columns where the first line holds them and no comma. Raises DataError for
-    rows of another length than the first line, counting them.
+    tabs: the columns are parted by tabs, as the file's name says; else by what `_parted_by` finds. Raises
+    DataError for rows of another length than the first line, counting them, and for a file whose columns may
+    be parted in two ways.
     """
     text = decoded(data, where)
-    head = text.partition("\n")[0]
-    parted = "\t" if tabs else next((mark for mark in (",", ";", "\t") if mark in head), ",")
+    parted = "\t" if tabs else _parted_by(text, where)
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=parted, strict=True)
     rows: list[Row] = []
@@ -100,14 +102,51 @@ def table_of_text(data: bytes, where: str, tabs: bool) -> tuple[list[Row], list[
                 bad.append(begins)
             begins = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"not valid CSV: {error}", f"{where}:{begins}") from None
+        raise DataError(f"not valid CSV (parted by {MARKS[parted]}): {error}", f"{where}:{begins}") from None
     if bad:
         more = f" ({len(bad)} of {len(bad) + len(rows)} rows)" if len(bad) > 1 else ""
         raise DataError(
-            f"not as many values as the first line has names ({len(names)}){more}", f"{where}:{bad[0]}",
-            "quote values that hold the separator or a line break",
+            f"not as many values as the first line has names ({len(names)}, parted by {MARKS[parted]}){more}",
+            f"{where}:{bad[0]}", "quote values that hold the separator or a line break",
         )  # fmt: skip
     return rows, lines
+
+
+def _parted_by(text: str, where: str) -> str:
+    """The mark that parts columns: the only one in the first line outside quotes; of several the one that
+    stands as often in each of the first rows, of none a comma.
+
+    Raises DataError where several marks do.
+    """
+    counts = _marks_of(text)
+    marks = [mark for mark in MARKS if counts and counts[0][mark]]
+    if len(marks) < 2:
+        return marks[0] if marks else ","
+    fit = [mark for mark in marks if all(each[mark] == counts[0][mark] for each in counts)]
+    if len(fit) > 1 and len(counts) > 1:
+        ways = " or ".join(f"{counts[0][mark] + 1} parted by {MARKS[mark]}" for mark in fit)
+        raise DataError(
+            f"its columns may be {ways}: every row has as many of both", f"{where}:1",
+            "put the names that hold one of them in quotes, and such values, too",
+        )  # fmt: skip
+    return fit[0] if fit else marks[0]
+
+
+def _marks_of(text: str) -> list[Counter[str]]:
+    """How often each mark stands outside quotes in the first rows that are not blank."""
+    rows: list[Counter[str]] = []
+    count, begin = Counter[str](), 0
+    for found in QUOTED_OR_MARK.finditer(text):
+        sign = found[0]
+        if sign in MARKS:
+            count[sign] += 1
+        elif sign == "\n":
+            if text[begin : found.start()].strip():
+                rows.append(count)
+            count, begin = Counter(), found.end()
+            if len(rows) == LOOKED_AT:
+                return rows
+    return [*rows, count] if text[begin:].strip() else rows
 
 
 def _names(values: list[str], where: str) -> list[str]:
@@ -115,113 +154,6 @@ def _names(values: list[str], where: str) -> list[str]:
     if twice:
         raise DataError(f"its first line names {twice[0][:40]!r} twice", f"{where}:1", "rename one")
     return values
-
-
-def parquet(file: Path, where: str) -> list[Row]:
-    """Rows of a parquet file, as plain values."""
-    try:
-        import pyarrow.parquet  # comes with datasets
-
-        return plain_rows(pyarrow.parquet.read_table(file).to_pylist())
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise _arrow_error(error, "a parquet file", where) from None
-
-
-def arrow(file: Path, where: str) -> list[Row]:
-    """Rows of an .arrow file (either of Arrow's two forms), or of what the state.json beside it names."""
-    parts = _parts_of(file, where) if file.name == STATE else [file]
-    of_json = file.name == STATE and _made_of_json(file.with_name("dataset_info.json"))
-    rows: list[Row] = []
-    for part in parts:
-        try:
-            rows += plain_rows(_table(part).to_pylist(), of_json)
-        except (OSError, ValueError) as error:
-            raise _arrow_error(error, "an Arrow file", str(part)) from None
-    return rows
-
-
-def _table(file: Path) -> Any:
-    import pyarrow
-
-    with pyarrow.memory_map(str(file)) as source:
-        try:
-            return pyarrow.ipc.open_stream(source).read_all()  # what `datasets` writes
-        except pyarrow.ArrowInvalid:
-            return pyarrow.ipc.open_file(source).read_all()
-
-
-def _parts_of(state: Path, where: str) -> list[Path]:
-    try:
-        named = [each["filename"] for each in strict_json.parse(state.read_bytes())["_data_files"]]
-    except OSError as error:
-        raise unreadable(error, where, DataError) from None
-    except (ValueError, KeyError, TypeError):
-        raise DataError("names no files of rows", where, "save the data set again") from None
-    for name in named:
-        if not isinstance(name, str) or Path(name).name != name or not (state.parent / name).is_file():
-            raise DataError(f"names a file that is not beside it: {str(name)[:80]!r}", where)
-    return [state.parent / name for name in named]
-
-
-def _made_of_json(about: Path) -> bool:
-    """Whether `datasets` says that it made a folder of JSON."""
-    try:
-        told = strict_json.parse(about.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(told, dict) and told.get("builder_name") == "json"
-
-
-def _arrow_error(error: Exception, kind: str, where: str) -> Exception:
-    if isinstance(error, OSError) and error.errno in LIMITS:
-        return unreadable(error, where)
-    return DataError(f"is not {kind}: {(str(error).splitlines() or ['empty'])[0]}", where)
-
-
-@dataclass(frozen=True)
-class Altered:
-    """A value that is no longer what stood in the file; why: what became of it."""
-
-    value: object
-    why: str
-
-    def __str__(self) -> str:
-        return str(self.value)
-
-
-def refuse_altered(key: str, value: object) -> None:
-    """Raises TypeError for a value of this column that is Altered."""
-    if isinstance(value, Altered):
-        raise TypeError(f"{key} {value.why}")
-
-
-def plain_rows(rows: Iterable[Row], of_json: bool = False) -> list[Row]:
-    """Rows of a typed table with the values that JSON knows: days and times become ISO text.
-
-    of_json  `datasets` made the table of JSON, where there are neither days nor rounded numbers: what it made
-             into such is Altered, which whoever needs the value refuses
-    """
-    return [{key: _plain(value, of_json) for key, value in row.items()} for row in rows]
-
-
-def _plain(value: Any, of_json: bool) -> Any:
-    if of_json and isinstance(value, datetime.date | datetime.time):
-        return Altered(
-            value, "was text that `datasets` made a time of; name the JSON file that it was made of"
-        )
-    if of_json and isinstance(value, float) and value.is_integer() and abs(value) >= EXACT:
-        return Altered(
-            value, "was a whole number that `datasets` rounded; name the JSON file that it was made of"
-        )
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
-    if isinstance(value, decimal.Decimal):
-        return int(value) if value == value.to_integral_value() else str(value)
-    if isinstance(value, dict):
-        return {key: _plain(inner, of_json) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner, of_json) for inner in value]
-    return value
 
 
 def row_bytes(row: Row) -> bytes:

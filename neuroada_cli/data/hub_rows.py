@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neuroada_cli.data.formats import PACKED, Row, plain_rows
+from neuroada_cli.data.formats import PACKED
 from neuroada_cli.data.reading import PLAIN, FileRows, read_as
+from neuroada_cli.data.typed import TypedRows
 
 OURS = {"json": (".jsonl", ".json"), "csv": (".csv", ".tsv"), "text": (".txt",)}  # of its readers
 
@@ -34,14 +35,8 @@ def hub_rows(name: str, config: str | None, split: str, key: str | None = None) 
         ]
         return parts[0] if len(parts) == 1 else FileRows([row for part in parts for row in part.rows])
     found = datasets.load_dataset(name, config, split=split)
-    for column, feature in found.features.items():
-        if isinstance(feature, datasets.Image):  # its bytes, which are opened as all pictures are
-            found = found.cast_column(column, datasets.Image(decode=False))
-    return FileRows(_plain(found, builder.info.builder_name))
-
-
-def _plain(found: Any, builder: str | None) -> list[Row]:
-    return plain_rows(found.to_list(), of_json=builder == "json")
+    made = TypedRows(f"{name} {split}", of_json=builder.info.builder_name == "json")
+    return FileRows(made.rows(found.with_format("arrow")[:]), said=made.said)
 
 
 def _text_files(builder: Any, split: str) -> Sequence[str]:

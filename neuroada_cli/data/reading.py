@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from neuroada_cli.data import formats
+from neuroada_cli.data import formats, typed
 from neuroada_cli.data.formats import PACKED, STATE, Row, row_bytes
 from neuroada_cli.data.lazy import JsonLines
 from neuroada_cli.data.one_object import rows_of
@@ -36,11 +36,13 @@ class FileRows(NamedTuple):
 
     lines  their line numbers, where rows are lines
     key    under which they lay, where the file is one object
+    said   what of the file is not in them, or is otherwise there
     """
 
     rows: Sequence[Row]
     lines: Sequence[int] | None = None
     key: str | None = None
+    said: tuple[str, ...] = ()
 
 
 def read_file(file: Path, key: str | None = None) -> FileRows:
@@ -63,9 +65,11 @@ def read_as(file: Path, name: str, where: str, key: str | None = None) -> FileRo
 
 def _read_as(file: Path, name: str, where: str, key: str | None) -> FileRows:
     if name.endswith(".parquet"):
-        return FileRows(formats.parquet(file, where))
+        rows, said = typed.parquet(file, where)
+        return FileRows(rows, said=said)
     if name.endswith(".arrow") or name == STATE:
-        return FileRows(formats.arrow(file, where))
+        rows, said = typed.arrow(file, where)
+        return FileRows(rows, said=said)
     data = formats.unpacked(file, name, where).removeprefix(BOM)
     for packed in PACKED:
         name = name.removesuffix(packed)

@@ -19,13 +19,14 @@ import torch
 from rich.console import Console
 
 from neuroada_cli.data.fetching import Unreachable, fetched
-from neuroada_cli.data.formats import PACKED, STATE, row_bytes
+from neuroada_cli.data.finding import Found, find_file
+from neuroada_cli.data.formats import PACKED, row_bytes
 from neuroada_cli.data.hub_rows import hub_rows
 from neuroada_cli.data.lazy import Lazy
 from neuroada_cli.data.made_pictures import make_pictures
 from neuroada_cli.data.made_rows import FOR_READERS, make_rows
 from neuroada_cli.data.picture_folders import class_folders, rows_of_classes
-from neuroada_cli.data.reading import ENDINGS, FileRows, Row, read_as, streamed
+from neuroada_cli.data.reading import FileRows, Row, read_as, streamed
 from neuroada_cli.errors import DataError, RecipeError, UserError, unreadable
 from neuroada_cli.foreign_text import HAS_SECRETS, INSTEAD, has_secrets
 from neuroada_cli.machine.network import hub_answers
@@ -59,8 +60,6 @@ GENERATED: dict[str, Callable[[str, int], list[Row]]] = {"due_dates": make_rows,
 GENERATED_ROWS = {"train": 4000, "validation": 400, "test": 800}
 
 STREAMED_FROM = 256 << 20  # bytes; rows in memory and their tokens take ten to thirty times as many
-LISTED = tuple(ending for ending in ENDINGS if ".txt" not in ending)  # any folder may hold texts
-PART = re.compile(r"^\w+_\d+\.")  # test_1000.jsonl.xz: so many rows of a split
 LINES = (".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 ENVIRONMENT = "NEUROADA_DATA"
@@ -77,6 +76,7 @@ class Rows:
     partial  the source is named as a part of the split (test_1000 for test)
     key      under which the rows lay in a file that is one JSON object
     spare    columns that stand there for readers, and for no task
+    said     what of the source is not in the rows, or is otherwise there
     """
 
     rows: Sequence[Row]
@@ -87,6 +87,7 @@ class Rows:
     partial: bool = False
     key: str | None = None
     spare: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -98,11 +99,13 @@ class Rows:
         return replace(self, rows=[self.rows[i] for i in chosen], lines=lines, numbers=numbers)
 
     @property
-    def remark(self) -> str | None:
-        """Where rows lay in a file that holds more than rows; None: the file is nothing but rows."""
-        if self.key is None:
-            return None
-        return f"{self.label} is one object: its rows are those under {self.key[:40]!r}"
+    def remarks(self) -> list[str]:
+        """What is to be said once of the source: where rows lay in a file that holds more than rows, and what
+        became of others'."""
+        said = [f"{self.label}: {each}" for each in self.said]
+        if self.key is not None:
+            said.append(f"{self.label} is one object: its rows are those under {self.key[:40]!r}")
+        return said
 
     @property
     def place(self) -> str:
@@ -140,12 +143,13 @@ def load_rows(
     if has_secrets(source):
         raise DataError(f"a data set {HAS_SECRETS}", fix=INSTEAD)
     name, split = split_source(source, split)
-    file, places = _find_here(name, split, data_dir)
-    if file is not None:
+    here, places = _find_here(name, split, data_dir)
+    if here is not None:
+        file = here.file
         if source != name and file in places:  # rows.json:test, the rows of a file that are under test
             key = split
-        partial = file not in places and bool(PART.match(file.name))
-        return replace(_checked(_read(file, key, streaming, console), str(file)), partial=partial)
+        rows = _checked(_read(file, key, streaming, console), str(file))
+        return replace(rows, partial=here.part, said=(*here.said, *rows.said))
     for place in places:
         if (folder := class_folders(place, split)) is not None:
             if streaming:
@@ -158,8 +162,8 @@ def load_rows(
     if name in GENERATED:
         if split not in GENERATED_ROWS:
             raise DataError(f"has no split {split}", name, f"choose {', '.join(GENERATED_ROWS)}")
-        rows = [dict(row) for row in _made(name, split)]
-        made = _checked(FileRows(rows), f"{name} ({split}, made by neuroada)")
+        copies = [dict(row) for row in _made(name, split)]
+        made = _checked(FileRows(copies), f"{name} ({split}, made by neuroada)")
         return replace(made, spare=FOR_READERS)
     if is_url:
         if name in KNOWN_SETS and "{split}" not in address and split != "train":
@@ -234,7 +238,7 @@ def refuse_foreign(source: str, split: str, data_dir: str | os.PathLike[str] | N
 
 def _find_here(
     name: str, split: str, data_dir: str | os.PathLike[str] | None
-) -> tuple[Path | None, list[Path]]:
+) -> tuple[Found | None, list[Path]]:
     """(the file on this machine that holds a split, the places that were looked at)."""
     folder = data_dir or os.environ.get(ENVIRONMENT)
     places = [Path(folder) / name] if folder else []
@@ -243,11 +247,11 @@ def _find_here(
     places.append(Path(os.path.expanduser(name)))
     for place in places:
         try:
-            file = find_file(place, split)
+            found = find_file(place, split)
         except OSError as error:
             raise unreadable(error, place, DataError) from None
-        if file is not None:
-            return file, places
+        if found is not None:
+            return found, places
     return None, places
 
 
@@ -265,35 +269,6 @@ def split_source(source: str, split: str) -> tuple[str, str]:
     if HUB_ID.match(name):  # owner/name:config is the hub's way of naming a part
         return source, split
     return name, named
-
-
-def find_file(place: Path, split: str) -> Path | None:
-    """The file that holds a split: `place` itself, place.<ending> (training rows), place/<split>.<ending>, or
-    a part of the split. Raises DataError for a folder of other splits.
-    """
-    if place.is_file():
-        return place
-    if place.name and split == "train":
-        for ending in ENDINGS:
-            if (file := place.with_name(place.name + ending)).is_file():
-                return file
-    if not place.is_dir():
-        return None
-    for state in (place / STATE, place / split / STATE):  # folders that `datasets` saved
-        if state.is_file() and (state.parent / "dataset_info.json").is_file():
-            return state
-    for ending in ENDINGS:
-        if (file := place / f"{split}{ending}").is_file():
-            return file
-    there = sorted(file.name for file in place.iterdir() if file.name.endswith(LISTED))
-    parts = [name for name in there if name.startswith(f"{split}_") and PART.match(name)]
-    if parts:
-        return place / parts[0]
-    if not there:
-        return None  # some folder that happens to have the set's name
-    raise DataError(
-        f"has no split {split} (it holds {', '.join(there)})", str(place), "name one as SET:SPLIT"
-    )
 
 
 def take(rows: Sized, limit: int | None, seed: int) -> list[int]:
@@ -356,7 +331,7 @@ def _checked(found: FileRows, source: str) -> Rows:
     digest = hashlib.sha256()
     for row in found.rows:
         digest.update(row_bytes(row))
-    return Rows(found.rows, source, digest.hexdigest(), found.lines, key=found.key)
+    return Rows(found.rows, source, digest.hexdigest(), found.lines, key=found.key, said=found.said)
 
 
 def require_source(source: str | None, key: str) -> str:

@@ -57,14 +57,15 @@ def tell_unscored(tasks: Sequence[Task], protocol: str, console: Console) -> Non
         console.print("no ROUGE columns: pip install 'neuroada-cli[rouge]'", markup=False)
 
 
-def tell_cut(result: TaskResult, max_length: int, console: Console) -> None:
-    """One line where texts are longer than what is scored of them."""
+def tell_cut(result: TaskResult, length: int, max_length: int, console: Console) -> None:
+    """One line where texts are longer than what is scored of them.
+
+    length  tokens of that; max_length: what the recipe allows, of which the model may take less
+    """
     if result.cut:
-        say(
-            console,
-            f"{result.task}: {result.cut:,} of {result.n:,} rows are longer than data.max_length="
-            f"{max_length}, and scored up to there",
-        )
+        most = f"data.max_length={length}" if length == max_length else f"the {length} tokens of the model"
+        line = f"{result.task}: {result.cut:,} of {result.n:,} rows are longer than {most}"
+        say(console, f"{line}, and scored without the rest")
 
 
 def tell_forgetting(result: TaskResult, source: str, console: Console, in_prompts: bool = False) -> None:

@@ -1,8 +1,8 @@
 """Predictions of other tools, scored by a protocol's rules.
 
 A row holds `instruction`, `prediction` and `answer`. Tools differ in whether a prediction repeats its prompt:
-one leading copy (the protocol's prompt around the instruction, or the instruction alone) is taken off, so
-that no answer is found in the question.
+one leading copy (the protocol's prompt around the instruction, Alpaca's, or the instruction alone) is taken
+off with the special tokens around it, so that no answer is found in the question (`repeated`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from neuroada_cli.data.batch import Example
 from neuroada_cli.data.reading import Row, read_file
 from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.evaluation.records import Records
+from neuroada_cli.evaluation.repeated import without_prompt
 from neuroada_cli.evaluation.results import Prediction, TaskResult
 from neuroada_cli.evaluation.run import score_one
 from neuroada_cli.tasks import commonsense, gsm8k
 from neuroada_cli.tasks.answers import is_number
 from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.tasks.task import Protocol, Task, under
+from neuroada_cli.tasks.templates import alpaca
 
 FIELDS = ("instruction", "prediction", "answer")
+AS_ASKED = ("instruct", "image-text")  # families whose prompts are those of the rows, not the protocol's
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ def score(found: ForeignRows, task: Task, rules: Protocol) -> list[Prediction]:
     scored = []
     for number, (row, answer) in enumerate(zip(found.rows, found.answers, strict=True)):
         example = _example(task, row, answer, number, rules.name)
-        text = without_prompt(row["prediction"], example.prompt, row["instruction"])
+        asked = (example.prompt, alpaca(row["instruction"]), row["instruction"])
+        text = without_prompt(row["prediction"], asked)
         scored.append(score_one(task.scoring[rules.name], example, text))
     return scored
 
@@ -139,15 +143,6 @@ def keep(
         records.refuse_finished([scores.task])
     with files.Lock(records.folder):
         records.finish(scores.task, found, scores, about)
-
-
-def without_prompt(prediction: str, *prompts: str) -> str:
-    """`prediction` without one leading copy of the first of `prompts` that it starts with."""
-    text = prediction.lstrip()
-    for prompt in (prompt.strip() for prompt in prompts):
-        if prompt and text.startswith(prompt):
-            return text[len(prompt) :]
-    return prediction
 
 
 def _problem(row: Row) -> str | None:
@@ -185,9 +180,13 @@ def _wanted(task: Task) -> tuple[str, Callable[[str], bool]]:
 
 def _example(task: Task, row: Row, answer: str, number: int, protocol: str) -> Example:
     """Extraction looks at prompt + completion, so the protocol's prompt is put around the instruction."""
-    if task.family == "gsm8k" and gsm8k.MARK not in answer:
+    asked = row["instruction"]
+    if task.family in AS_ASKED:
+        return Example(asked, "", answer, number)
+    if task.family in ("gsm8k", "metamath") and gsm8k.MARK not in answer:
         answer = f"{gsm8k.MARK} {answer}"
+    names = dict.fromkeys(("question", "message"), asked) | dict.fromkeys(("answer", "date"), answer)
     try:
-        return task.example(row | {"question": row["instruction"], "answer": answer}, number, protocol)
+        return task.example(row | names, number, protocol)
     except (KeyError, ValueError, TypeError):  # a task whose rows have other fields: its rule needs no prompt
-        return Example(row["instruction"], "", answer, number)
+        return Example(asked, "", answer, number)

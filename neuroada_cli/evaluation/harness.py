@@ -19,10 +19,13 @@ from torch import nn
 
 from neuroada_cli import files
 from neuroada_cli.errors import DataError, OutputError, RecipeError, nearest
+from neuroada_cli.evaluation.harness_model import counting_model
 from neuroada_cli.foreign_text import one_line
+from neuroada_cli.methods import METHODS
 from neuroada_cli.methods.facts import require_package
 
 PACKAGE, EXTRA = "lm_eval", "harness"
+WRITES = "generate_until"  # lm-eval's name of tasks in which the model writes its answer
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,17 @@ class Asked:
 class Score:
     """One task or group. metrics: name of a metric -> value, `acc_stderr` beside `acc`; an answer filter
     stands behind a comma where it is not "none". samples: its rows, as the harness tells them.
+
+    cut  rows of which a prompt lost its beginning: with its answer it was longer than the max_length tokens
+         that the model takes
     """
 
     n: int
     fewshot: int | None
     version: str
     metrics: dict[str, float]
+    cut: int
+    max_length: int
     samples: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
@@ -93,11 +101,26 @@ def tasks_of(asked: Asked) -> dict[str, Any]:
     return loaded
 
 
+def refuse_unwritten(tasks: Mapping[str, Any], method: str) -> None:
+    """A method that edits prompts has to be told where a prompt ends. The harness scores a given answer in
+    one text with its prompt and does not say it, so such a model can only be asked to write.
+
+    Raises RecipeError.
+    """
+    given = sorted(name for name, task in tasks["tasks"].items() if task.OUTPUT_TYPE != WRITES)
+    if METHODS[method].in_prompts and given:
+        raise RecipeError(
+            f"{', '.join(given)[:200]} score given answers, and {method} changes what stands in a prompt, "
+            "whose end lm-eval does not say",
+            "--harness",
+            f"choose tasks in which the model writes its answer ({WRITES})",
+        )
+
+
 def score(model: nn.Module, tokenizer: Any, tasks: Mapping[str, Any], asked: Asked) -> dict[str, Score]:
     """Task or group -> its scores. The global random states are seeded as lm-eval's own command does."""
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
     from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.utils import set_torch_seed
 
     for task in tasks["tasks"].values():
@@ -107,22 +130,30 @@ def score(model: nn.Module, tokenizer: Any, tasks: Mapping[str, Any], asked: Ask
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     random.seed(DEFAULT_RANDOM_SEED)
     set_torch_seed(DEFAULT_OTHER_SEED)
-    asker = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=asked.batch_size)
+    asker = counting_model(model, tokenizer, asked.batch_size)
     found: Any = evaluate(
         lm=asker, task_dict=tasks, limit=asked.limit, apply_chat_template=asked.chat, log_samples=True
     )
     entries = {**found["results"], **found.get("groups", {})}
     rows, shots = found.get("samples", {}), found["n-shot"]
+    parts = found.get("group_subtasks", {})
     return {
         name: Score(
             n=int(found["n-samples"].get(name, {}).get("effective", entry.get("sample_len", 0))),
             fewshot=shots.get(name) if isinstance(shots.get(name), int) else None,
             version=str(found["versions"].get(name, "")),
             metrics=dict(_metrics(entry)),
+            cut=sum(task in _within(name, parts) for task, _ in asker.cut),
+            max_length=asker.max_length,
             samples=rows.get(name, []),
         )
         for name, entry in entries.items()
     }
+
+
+def _within(name: str, parts: Mapping[str, Sequence[str]]) -> set[str]:
+    """A task, or all those of a group."""
+    return {name}.union(*(_within(part, parts) for part in parts.get(name, ()) if part != name))
 
 
 def _metrics(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

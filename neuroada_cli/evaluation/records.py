@@ -24,11 +24,16 @@ About = dict[str, Any]  # all settings, model and data behind a score; what diff
 
 @dataclass
 class Progress:
-    """What is done of a task: row number -> prediction, seconds spent, tokens generated."""
+    """What is done of a task: row number -> prediction, seconds spent, tokens generated.
+
+    left  rows that were done under other settings, and are not used; other: which settings these are
+    """
 
     done: dict[int, Prediction] = field(default_factory=dict)
     seconds: float = 0.0
     tokens: int = 0
+    left: int = 0
+    other: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return {**vars(self), "done": [row.as_json() for row in self.done.values()]}
@@ -37,7 +42,9 @@ class Progress:
     def of(cls, told: dict[str, Any]) -> Progress:
         """What `as_json` gave."""
         rows = [Prediction(**row) for row in told["done"]]
-        return cls({row.row: row for row in rows}, told["seconds"], told["tokens"])
+        return cls(
+            {row.row: row for row in rows}, told["seconds"], told["tokens"], told["left"], told["other"]
+        )
 
 
 class Records:
@@ -71,8 +78,11 @@ class Records:
             return None
         entry = self._results().get(task, {})
         if entry.get("settings") != _key(about):
+            other = _differences(entry, about)
             raise OutputError(
-                "exists, made under other settings", str(file), "add --overwrite, or choose another --out"
+                f"exists, made under other settings{f' ({other})' if other else ''}",
+                str(file),
+                "add --overwrite, or choose another --out",
             )
         names = {f.name for f in dataclasses.fields(TaskResult)}
         try:
@@ -83,18 +93,22 @@ class Records:
             raise OutputError("is not what eval wrote", str(file), "add --overwrite") from None
 
     def resume(self, task: str, about: About) -> Progress:
-        """What an interrupted evaluation under the same settings has done; else a new work file.
+        """What an interrupted evaluation under the same settings has done; else a new work file, and how many
+        rows had been done under which other ones.
 
         Call it, and what writes below, while holding the folder's Lock.
         """
         self._clean()
         file = self._partial_file(task)
-        head = json.dumps({"settings": _key(about)})
-        progress = Progress()
+        head = json.dumps({"settings": _key(about), "about": about}, sort_keys=True)
+        progress, left = Progress(), Progress()
         if file.is_file():
             text = file.read_text(encoding="utf-8", errors="replace")
             lines = text.split("\n")[:-1]  # what follows the last line break was cut off by a kill
-            whole = _read_batches(lines[1:], progress) if lines[:1] == [head] else 0
+            same = lines[:1] == [head]
+            whole = _read_batches(lines[1:], progress) if same else 0
+            if not same and _read_batches(lines[1:], before := Progress()):
+                left = Progress(left=len(before.done), other=_differences(_about_of(lines[0]), about))
             if whole:
                 kept = "\n".join(lines[: 1 + whole]) + "\n"
                 if kept != text:
@@ -103,7 +117,7 @@ class Records:
         with files.explained(file):
             file.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(file, head + "\n")
-        return Progress()
+        return left
 
     def add(self, task: str, batch: Sequence[Prediction], seconds: float, tokens: int) -> None:
         """Keep a batch; seconds and tokens count from the task's start.
@@ -147,6 +161,29 @@ class Records:
 
 def _key(about: About) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _about_of(head: str) -> About:
+    """What the first line of a work file says of its settings; older ones say nothing."""
+    try:
+        about = json.loads(head)["about"]
+    except (ValueError, TypeError, KeyError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _differences(was: About, now: About, above: str = "") -> str:
+    """The names of settings that are not as they were; "" where it is not known what they were."""
+    if not was:
+        return ""
+    found = []
+    for name, value in json.loads(json.dumps(now)).items():
+        before = was.get(name)
+        if before == value:
+            continue
+        inner = _differences(before, value, f"{above}{name}.") if isinstance(before, dict) else ""
+        found.append(inner if inner and isinstance(value, dict) else f"{above}{name}")
+    return ", ".join(found)
 
 
 def _read_batches(lines: Sequence[str], progress: Progress) -> int:

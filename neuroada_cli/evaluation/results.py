@@ -19,7 +19,7 @@ class Prediction:
     asked      False: its prompt alone fills the model's context, so it was not answered
     credit     the share of a point that it gets, under rules that give parts of one
     loss       of a row that is scored by it: summed over its `targets` tokens; before: the same of its base
-    cut        of such a row: only its first tokens were looked at
+    cut        of such a row, and of one that gets a class or score: only a part of its tokens was looked at
     """
 
     row: int
@@ -51,7 +51,7 @@ class TaskResult:
     majority  accuracy of always giving the most frequent reference (not for free numbers)
     leaked    rows whose question was trained on, by training_set; both None where that is not known
     unasked   rows whose prompt alone fills the model's context: they count as wrong
-    cut       rows that are scored by their loss, and longer than what was looked at
+    cut       rows that were not written about but looked at, and are longer than what was looked at
     """
 
     task: str

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from neuroada_cli.data.batch import Example
-from neuroada_cli.data.sources import Rows, field_for, load_rows, require_source
-from neuroada_cli.errors import RecipeError
+from neuroada_cli.data.formats import row_bytes
+from neuroada_cli.data.reading import Row
+from neuroada_cli.data.sources import Rows, field_for, load_rows, require_source, take
+from neuroada_cli.errors import DataError, RecipeError
+from neuroada_cli.evaluation.asked import prompts_sha256
 from neuroada_cli.hub.reader import Reader
 from neuroada_cli.recipe.schema import DataSection, Recipe
 from neuroada_cli.tasks import image_text, leakage
@@ -16,7 +21,16 @@ from neuroada_cli.tasks.glue import half_of_validation
 from neuroada_cli.tasks.instruct import habits_of, shaped
 from neuroada_cli.tasks.registry import get_task, recipe_task, scored_tasks
 from neuroada_cli.tasks.task import Protocol, Task, examples_of, under
-from neuroada_cli.tasks.training_set import held_out_of, training_set
+from neuroada_cli.tasks.training_set import (
+    TrainingSet,
+    columns_of,
+    held_out_of,
+    training_set,
+    validation_set,
+)
+
+# GLUE's test rows: where training was validated by the protocol's rule, and where it may not have been
+UNUSED, HALF = "the validation rows that chose no checkpoint", "half of the validation rows"
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,7 @@ class TaskRows:
 
     part    says in words which rows of the published ones they are
     leaked  numbers of those that ask what a row of training_set asks; both None where that set is not known
+    chose   how many of them are validation rows of the training, too: they may have chosen what is scored
     """
 
     task: Task
@@ -33,29 +48,65 @@ class TaskRows:
     part: str
     leaked: frozenset[int] | None = None
     training_set: str | None = None
+    chose: int = 0
+
+    @cached_property
+    def prompts_sha256(self) -> str:
+        """Of what is asked and what is right, in the form that the model and the scorer get it."""
+        return prompts_sha256(self.examples, self.task.labels)
 
 
 @dataclass(frozen=True)
 class Learnt:
-    """What a model was trained on: the set's name for readers, and its rows' normalised questions."""
+    """What a model was trained on: the set's name for readers, and its rows' normalised questions.
+
+    validated    hashes of the rows that it was validated on
+    why_unknown  what is wrong where these are not known
+    """
 
     source: str
     questions: Collection[str]
+    validated: Collection[bytes] = frozenset()
+    why_unknown: str | None = None
 
 
-def learnt_by(recipe: Recipe, data_dir: str | None) -> Learnt:
+def learnt_by(
+    recipe: Recipe, data_dir: str | None, allow: Callable[[str | None], None] = lambda source: None
+) -> Learnt:
     """What training under a recipe learns.
 
     data_dir  searched before the recipe's own, which may be another machine's
+    allow     raises DataError for a validation set that must not be fetched
     Raises DataError when the training set is not here, RecipeError when there is none.
     """
     section = recipe.data.model_copy(update={"data_dir": data_dir or recipe.data.data_dir})
     scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
-    found = training_set(section, recipe_task(section), recipe.seed, scored)
+    task = recipe_task(section)
+    found = training_set(section, task, recipe.seed, scored)
     rows = found.rows.subset(found.learnt)
     sets = [rows, *(each.rows.subset(each.learnt) for each in found.also)]
-    asked = frozenset().union(*map(leakage.questions, sets))
-    return Learnt(" + ".join(each.label for each in sets), asked)
+    asked = frozenset().union(*(leakage.questions(each, columns_of(section, each)) for each in sets))
+    label = " + ".join(each.label for each in sets)
+    try:
+        allow(section.validation)
+        return Learnt(label, asked, _hashes(_validated(section, task, found, recipe.seed)))
+    except DataError as error:
+        return Learnt(label, asked, why_unknown=str(error))
+
+
+def _validated(section: DataSection, task: Task, found: TrainingSet, seed: int) -> list[Row]:
+    """The rows that training is validated on."""
+    if found.held_out:
+        rows, places = found.rows, found.held_out
+    elif (beside := validation_set(section, task)) is not None:
+        rows, places = beside
+    else:
+        return []
+    return [rows.rows[places[at]] for at in take(places, section.validation_limit, seed)]
+
+
+def _hashes(rows: Iterable[Row]) -> frozenset[bytes]:
+    return frozenset(hashlib.sha256(row_bytes(row)).digest() for row in rows)
 
 
 def prepare(
@@ -91,9 +142,17 @@ def prepare(
     examples = examples_of(task, rows.rows, rules.name, rows.source, rows.lines, rows.numbers)
     if learnt is None:
         return TaskRows(task, rows, examples, part)
-    leaked = leakage.leaked(rows, learnt.questions)
+    own = data if data is not None and "test" not in task.sets else None
+    leaked = leakage.leaked(rows, learnt.questions, None if own is None else columns_of(own, rows))
     numbers = frozenset(examples[place].row for place in leaked)
-    return TaskRows(task, rows, examples, part, numbers, learnt.source)
+    chose = 0
+    if "test" in task.sets:  # else it is the validation rows that are scored, as is said
+        chose = sum(not _hashes([row]).isdisjoint(learnt.validated) for row in rows.rows)
+    if chose or learnt.why_unknown is not None:
+        part = part.replace(UNUSED, HALF)
+    if chose:
+        part += f", {chose:,} of which training was validated on"
+    return TaskRows(task, rows, examples, part, numbers, learnt.source, chose)
 
 
 def _rows_of(task: Task, data: DataSection | None, data_dir: str | None) -> tuple[Rows, str]:
@@ -102,8 +161,7 @@ def _rows_of(task: Task, data: DataSection | None, data_dir: str | None) -> tupl
         rows = load_rows(source, "test", data_dir)
         if task.family == "glue":
             kept = half_of_validation(rows.rows, "report")
-            part = "the validation rows that chose no checkpoint"
-            return rows.subset(kept), f"{part}, of {_part(rows)}" if rows.partial else part
+            return rows.subset(kept), f"{UNUSED}, of {_part(rows)}" if rows.partial else UNUSED
         return rows, _part(rows)
     if data is not None and get_task(data.task).name == task.name:
         if data.validation:

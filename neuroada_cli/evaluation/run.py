@@ -43,6 +43,7 @@ def likelihoods(
 
     Raises DataError as `encode` does, NumericsError for a loss that is not finite.
     """
+    max_length = length_for(model, max_length)
     rows, _ = encode_for(reader, examples, max_length)
     refuse_unknown(model, ((row.row, row.input_ids) for row in rows), reader.tokenizer.name_or_path)
     pad, device = padding_for(reader), next(model.parameters()).device
@@ -65,6 +66,11 @@ def likelihoods(
             if on_rows is not None:
                 on_rows(found[-1:], 0)
     return found
+
+
+def length_for(model: nn.Module, max_length: int) -> int:
+    """The tokens of a row that are looked at: no more than the model has places for."""
+    return min(max_length, context_of(model) or max_length)
 
 
 def predict(
@@ -200,7 +206,7 @@ def _classify(
     on_rows: OnRows | None,
     ranks: Ranks,
 ) -> list[Prediction]:
-    rows, _ = encode_for(reader, examples, max_length, task.kind)
+    rows, _ = encode_for(reader, examples, length_for(model, max_length), task.kind)
     if reader.tokenizer is not None:
         refuse_unknown(model, ((row.row, row.input_ids) for row in rows), reader.tokenizer.name_or_path)
     pad, features = aligned_padding(model, reader), features_for(reader)
@@ -215,7 +221,9 @@ def _classify(
             return _row_values(model, batch, task.kind)
 
         for numbers, values in in_rounds(batches, values_of, ranks):
-            scored = [_labelled(examples[i], value) for i, value in zip(numbers, values, strict=True)]
+            scored = [
+                _labelled(examples[i], value, rows[i].cut) for i, value in zip(numbers, values, strict=True)
+            ]
             done.update(zip(numbers, scored, strict=True))
             if on_rows is not None:
                 on_rows(scored, 0)
@@ -231,10 +239,11 @@ def _row_values(model: nn.Module, batch: Batch, kind: str) -> list[int | float]:
     return list(values_B.tolist())
 
 
-def _labelled(example: Example, value: int | float) -> Prediction:
+def _labelled(example: Example, value: int | float, cut: bool) -> Prediction:
     prompt = example.prompt if example.pair is None else f"{example.prompt}\t{example.pair}"
     correct = float(value) == float(example.answer)
-    return Prediction(example.row, prompt, str(value), str(value), str(example.answer), correct)
+    told = str(value)
+    return Prediction(example.row, prompt, told, told, str(example.answer), correct, cut=cut or None)
 
 
 def summarise(task: Task, predictions: Sequence[Prediction], seconds: float, tokens: int) -> TaskResult:

@@ -13,14 +13,15 @@ from rich.console import Console
 from torch import nn
 
 from neuroada_cli import __version__
-from neuroada_cli.evaluation import display
+from neuroada_cli.evaluation import asked, display
 from neuroada_cli.evaluation.records import About, Progress, Records
 from neuroada_cli.evaluation.results import Prediction, TaskResult
 from neuroada_cli.evaluation.rows import TaskRows
-from neuroada_cli.evaluation.run import predict, summarise
+from neuroada_cli.evaluation.run import length_for, predict, summarise
 from neuroada_cli.evaluation.vllm_engine import VllmEngine
 from neuroada_cli.hub import Reader
 from neuroada_cli.ranks.group import Ranks
+from neuroada_cli.show.notes import say
 from neuroada_cli.show.numbers import counted
 from neuroada_cli.tasks.task import Decoding, Protocol, Task, decoding_of
 
@@ -46,13 +47,20 @@ class Settings:
         return decoding_of(task, self.rules, self.decoding)
 
 
-def about(job: TaskRows, settings: Settings, model: nn.Module, identity: dict[str, Any]) -> About:
-    """Everything a reader needs to know what a score means, and whether two of them may be compared."""
+def about(
+    job: TaskRows, settings: Settings, model: nn.Module, reader: Reader, identity: dict[str, Any]
+) -> About:
+    """Everything a reader needs to know what a score means, and whether two of them may be compared.
+
+    Rows that differ in any of it are never put under one score.
+    """
     scoring = None if job.task.by_loss else job.task.scoring.get(settings.rules.name)
     decoding = settings.decoding_of(job.task)
     seed = f", seed {settings.seed}" if decoding.temperature is not None else ""
     some = next(model.parameters())
-    by = {} if settings.engine is None else {"engine": settings.engine.name, "device": settings.engine.name}
+    by: dict[str, Any] = {}
+    if settings.engine is not None:
+        by = {"engine": settings.engine.name, "device": settings.engine.name, "attention": None}
     return (
         identity
         | {
@@ -60,15 +68,23 @@ def about(job: TaskRows, settings: Settings, model: nn.Module, identity: dict[st
             "loss_mask": settings.loss_mask if scoring else None,
             "decoding": f"{decoding}{seed}" if scoring else None,
             "max_new_tokens": settings.new_tokens or scoring.max_new_tokens if scoring else None,
-            "max_length": None if scoring else settings.max_length,
+            "max_length": None if scoring else length_for(model, settings.max_length),
             "batch_size": settings.batch_size,
-            "data": {"source": job.rows.label, "rows": job.part, "sha256": job.rows.sha256},
+            "data": {
+                "source": job.rows.label,
+                "rows": job.part,
+                "sha256": job.rows.sha256,
+                "prompts_sha256": job.prompts_sha256,
+                "tokenizer_sha256": asked.tokenizer_sha256(reader.tokenizer),
+            },
             "dtype": str(some.dtype).removeprefix("torch."),
+            "attention": getattr(model.config, "_attn_implementation", None),
             "device": torch.cuda.get_device_name(some.device) if some.is_cuda else some.device.type,
             "versions": {
                 "neuroada": __version__,
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
+                **asked.scorers(job.task, settings.rules.name),
             },
         }
         | by
@@ -102,6 +118,10 @@ def score(
     todo = [example for example in job.examples if example.row not in progress.done]
     if progress.done and todo:
         console.print(f"{name}: going on after {counted(len(progress.done), 'row')}")
+    if progress.left:
+        other = f" ({progress.other})" if progress.other else ""
+        count = counted(progress.left, "row")
+        say(console, f"{name}: starting anew, since {count} done before had other settings{other}")
     started = time.perf_counter() - progress.seconds
     with display.bar(console, name, len(job.examples)) as bar:
         bar.advance(list(progress.done.values()))

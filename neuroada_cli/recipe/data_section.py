@@ -94,7 +94,8 @@ class DataSection(Section):
         "refuse",
         description="What becomes of a longer row, counted. refuse: its end is cut off, and a prompt that "
         "fills max_length by itself stops the run; cut: the prompt's beginning goes first, then the answer's "
-        "end; drop: it is left out.",
+        "end; drop: it is left out. A text that gets a class or a score is shortened by refuse and by cut; "
+        "`eval` leaves no row out.",
     )
     data_dir: str | None = Field(
         None, description="Folder searched first for data sets (also $NEUROADA_DATA)."

@@ -92,7 +92,9 @@ def _loss(folder: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
     from neuroada_cli.data.batch import collate
     from neuroada_cli.data.inputs import encode_for, features_for, padding_for
     from neuroada_cli.evaluation import rows
+    from neuroada_cli.evaluation.run import length_for
     from neuroada_cli.loop.validate import validate
+    from neuroada_cli.tasks.loss_mask import learns_prompt, loss_mask_of
     from neuroada_cli.tasks.registry import get_protocol, scored_tasks
 
     rules, found = get_protocol(recipe.data.protocol), {}
@@ -111,9 +113,10 @@ def _loss(folder: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
             lambda: subject.reader,
             learnt,
         )
-        length = recipe.data.max_length or rules.max_length
+        length = length_for(subject.model, recipe.data.max_length or rules.max_length)
+        on_prompt = learns_prompt(recipe.data, job.task, rules)
         encoded, report = encode_for(
-            subject.reader, job.examples, length, job.task.kind, rules.loss_on_prompt, job.task.published
+            subject.reader, job.examples, length, job.task.kind, on_prompt, job.task.published
         )
         encoded = sorted(encoded, key=len)
         batches = (collate(encoded[at : at + size], pad, features) for at in range(0, len(encoded), size))
@@ -129,7 +132,7 @@ def _loss(folder: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
             "leaked": len(job.leaked or ()),
             "training_set": job.training_set,
             "protocol": rules.name,
-            "loss_mask": rules.loss_mask,
+            "loss_mask": loss_mask_of(recipe.data, job.task, rules),
             "data": {"source": job.rows.label, "rows": job.part, "sha256": job.rows.sha256},
         }
     return found

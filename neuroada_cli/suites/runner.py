@@ -37,6 +37,7 @@ from neuroada_cli.suites import cell as cells
 from neuroada_cli.suites import grid, tables
 from neuroada_cli.suites.grid import Cell
 from neuroada_cli.suites.schema import Overrides, Suite
+from neuroada_cli.tasks.loss_mask import loss_mask_of
 from neuroada_cli.tasks.registry import get_protocol, get_task
 
 CELLS, RESULTS = "cells", "results.json"
@@ -242,9 +243,7 @@ def _scoring(suite: Suite) -> str | None:
 
 def _loss_mask(recipe: Recipe) -> str:
     """What of a row the loss is on."""
-    if get_task(recipe.data.task).kind != "generation":
-        return tables.LABEL
-    return get_protocol(recipe.data.protocol).loss_mask
+    return loss_mask_of(recipe.data, get_task(recipe.data.task), get_protocol(recipe.data.protocol))
 
 
 def _chosen(runner: _Runner, trials: Sequence[Cell]) -> dict[str, Any] | None:

@@ -16,10 +16,10 @@ from rich.text import Text
 from neuroada_cli.evaluation.display import UNPROMPTED
 from neuroada_cli.methods import METHODS
 from neuroada_cli.show import figures
+from neuroada_cli.tasks.loss_mask import LABEL
 from neuroada_cli.tasks.registry import TASKS
 
 Found = dict[str, Any]  # what results.json holds
-LABEL = "label"  # what the loss is on where a model gives no text
 WIDEST = 6  # columns of scores beside each other in a terminal
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255")
 

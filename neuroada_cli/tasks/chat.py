@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from neuroada_cli.data.batch import Example
@@ -59,6 +59,11 @@ class ChatRows:
         learnt = talk.learnt[-1:] if self._learn == "last" else talk.learnt
         if not learnt:
             raise ValueError("no message of the assistant is to be learnt")
+        if self._learn == "all" and talk.spared:
+            raise ValueError(
+                f"message {talk.spared[0]} is not to be learnt, and with data.learn: all every token is; "
+                "choose data.learn: assistant, or leave the message's mark out"
+            )
         for at in learnt[:-1]:
             if not text_of(talk.messages[at]).strip() and "tool_calls" not in talk.messages[at]:
                 raise ValueError(f"message {at}, which is to be learnt, is empty")
@@ -103,7 +108,7 @@ class ChatRows:
                 self._notes.say(f"the chat template knows no role {role}, which becomes {others[role]}")
                 role = others[role]
             messages.append(message | {"role": role})
-        return Conversation(messages, talk.learnt, talk.tools, talk.values)
+        return replace(talk, messages=messages)
 
     def _text(self, talk: Conversation, messages: Sequence[Message], ask: bool = False) -> str:
         return self._template.text(messages, talk.tools, talk.values, ask)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from neuroada_cli.data.batch import Example
-from neuroada_cli.data.formats import refuse_altered
-from neuroada_cli.data.reading import Row
+from neuroada_cli.data.reading import KINDS, Row
 from neuroada_cli.data.sources import Rows, load_rows, require_source
+from neuroada_cli.data.typed import require_plain
 from neuroada_cli.errors import DataError, RecipeError, nearest
 from neuroada_cli.recipe.schema import DataSection
 from neuroada_cli.tasks.notes import renamed
@@ -60,11 +60,21 @@ def _labels_in(rows: Rows, section: DataSection) -> set[str]:
             rows.source,
             "say which column it is: data.columns: {text: review, label: stars}",
         )
-    return {label_text(row[column]) for row in rows.rows}
+    found: set[str] = set()
+    for number, row in enumerate(rows.rows):
+        try:
+            found.add(label_text(row[column], column))
+        except TypeError as error:
+            place = f"{rows.source}:{rows.lines[number]}" if rows.lines else f"{rows.source}, row {number}"
+            raise DataError(f"cannot be used: {error}", place) from None
+    return found
 
 
-def label_text(value: object) -> str:
-    """A label as a name: of a number its digits."""
+def label_text(value: object, key: str = "label") -> str:
+    """A label as a name: of a number its digits. Raises TypeError for what is neither text nor a number."""
+    require_plain(key, value)
+    if not isinstance(value, str | bool | int | float):
+        raise TypeError(f"{key} is {KINDS.get(type(value).__name__, 'an object')}, not a name or a number")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -85,7 +95,6 @@ def class_example(labels: Sequence[str], columns: dict[str, str]) -> Callable[[R
 
     def example(row: Row, number: int, protocol: str) -> Example:
         row = renamed(row, columns)
-        refuse_altered("label", row["label"])
         name = label_text(row["label"])
         if name not in numbers:
             raise ValueError(f"label {name[:40]!r} is none of the {len(labels)}; {nearest(name, labels)}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from neuroada_cli.data.reading import Row
+from neuroada_cli.data.typed import require_plain
 from neuroada_cli.tasks.notes import Notes, optional_text
 
 Message = dict[str, Any]
@@ -20,20 +21,24 @@ ROLES = {
     "function": "function",
     "function_call": "assistant", "tool_call": "assistant",
 }  # fmt: skip
-CALLS = ("function_call", "tool_call")  # roles whose text is the call itself
+CALLS = ("function_call", "tool_call")  # roles whose text is the call itself, or a list of them
+CALL = "function_call"  # OpenAI's older field of a message, which holds one call
+BESIDE = ("tools", "functions", "chat_template_kwargs")  # columns that the template is given, too
 NOT_LEARNT = ("weight", "train", "training", "loss")  # keys of a message that say whether it is learnt
 
 
 @dataclass(frozen=True)
 class Conversation:
     """learnt  numbers of the assistant's messages that are learnt
-    values  what else the chat template is given
+    values  what else the chat template is given, before the recipe's
+    spared  numbers of messages, whoever's, that are marked as not to be learnt
     """
 
     messages: list[Message]
     learnt: list[int]
     tools: list[Any] | None = None
     values: dict[str, Any] = field(default_factory=dict)
+    spared: list[int] = field(default_factory=list)
 
 
 def is_chat(row: Row) -> bool:
@@ -43,23 +48,29 @@ def is_chat(row: Row) -> bool:
 
 def conversation_of(row: Row, notes: Notes | None = None) -> Conversation:
     """`messages` (role, content), ShareGPT's `conversations` (from, value), or lists of messages as `prompt`
-    and `completion`; with `system` in front, `tools` (or `functions`) and `chat_template_kwargs`.
+    and `completion`; with `system` in front, `tools` (or `functions`) and `chat_template_kwargs`. Calls of
+    tools are in `tool_calls`, in OpenAI's older `function_call`, or what ShareGPT's turn of that name says.
 
     Raises KeyError, TypeError and ValueError for what is no conversation that ends with the assistant.
     """
-    raw = _raw(row)
+    raw = raw_messages(row)
+    for name, value in (("messages", raw), *((key, row.get(key)) for key in BESIDE)):
+        require_plain(name, value)
     pairs = [_message(number, each, notes) for number, each in enumerate(raw)]
     messages = [message for message, _ in pairs]
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError("the last message is not the assistant's")
     learnt = [n for n, (message, learn) in enumerate(pairs) if learn and message["role"] == "assistant"]
+    spared = [n for n, (_, learn) in enumerate(pairs) if not learn]
     system = optional_text(row, "system", notes)
     if system:
         messages, learnt = _with_system(messages, learnt, system)
+        spared = [n + len(messages) - len(pairs) for n in spared]
     values = row.get("chat_template_kwargs") or {}
     if not isinstance(values, dict):
         raise TypeError("chat_template_kwargs is no object")
-    return Conversation(messages, learnt, _tools(row), values)
+    said = {key: value for key, value in values.items() if value is not None}  # null leaves it to the recipe
+    return Conversation(messages, learnt, _tools(row), said, spared)
 
 
 def pair_as_conversation(
@@ -106,7 +117,8 @@ def saying(message: Message, text: str) -> Message:
     return message | {"content": [*pictures, {"type": "text", "text": text}]}
 
 
-def _raw(row: Row) -> list[Any]:
+def raw_messages(row: Row) -> list[Any]:
+    """The messages of a row as they stand there. Raises KeyError, TypeError and ValueError."""
     if "messages" in row or "conversations" in row:
         found = row["messages"] if "messages" in row else row["conversations"]
         found = json.loads(found) if isinstance(found, str) else found
@@ -128,12 +140,18 @@ def _message(number: int, raw: Any, notes: Notes | None) -> tuple[Message, bool]
     role = raw[place]
     if role not in ROLES:
         raise ValueError(f"unknown role {role!r}")
-    hidden = {place, said, *NOT_LEARNT}
+    hidden = {place, said, CALL, *NOT_LEARNT}
     message = {key: value for key, value in raw.items() if key not in hidden and value is not None}
     calls = _calls(message.pop("tool_calls", None))
+    if raw.get(CALL) is not None:
+        if calls:
+            raise ValueError(f"message {number} has both tool_calls and {CALL}")
+        calls = _calls(raw[CALL], CALL)
     content = raw.get(said) if calls else raw[said]
     if role in CALLS:
-        calls, content = _calls([json.loads(content)] if isinstance(content, str) else content), None
+        calls, content = [*calls, *_calls(content, str(role))], None
+        if not calls:
+            raise ValueError(f"message {number} is a {role}, and names none")
     if calls:
         message["tool_calls"] = calls
     message["role"] = ROLES[role]
@@ -167,16 +185,27 @@ def _is_learnt(number: int, key: str, value: Any) -> bool:
     raise ValueError(f"message {number}: {key} is {str(value)[:40]!r}, and only 0 and 1 are known")
 
 
-def _calls(calls: Any) -> list[Any]:
-    """Tool calls with their arguments as objects, which is how templates write them right."""
+def _calls(calls: Any, key: str = "tool_calls") -> list[Any]:
+    """Tool calls with their arguments as objects, which is how templates write them right.
+
+    calls  a list of calls or one by itself, as objects or as JSON text; each {name, arguments}, or with that
+           under `function`
+    """
+    if isinstance(calls, str):
+        try:
+            calls = json.loads(calls) if calls.strip() else None
+        except ValueError as error:
+            raise ValueError(f"{key} is text, and no JSON: {error}") from None
     if calls is None:
         return []
+    if isinstance(calls, dict):
+        calls = [calls]
     if not isinstance(calls, list):
-        raise TypeError("tool_calls is no list")
+        raise TypeError(f"{key} is no list")
     found = []
     for call in calls:
         if not isinstance(call, dict):
-            raise TypeError("a tool call is no object")
+            raise TypeError(f"a call in {key} is no object")
         whole = call if "function" in call else {"type": "function", "function": call}
         function = whole["function"]
         if isinstance(function, dict) and isinstance(function.get("arguments"), str):

@@ -115,7 +115,7 @@ def _turn(role: Any, content: Any) -> Message:
         if odd := [part for part in content if part.get("type") not in ("image", "text")]:
             raise ValueError(f"a message has a part of type {str(odd[0].get('type'))[:40]!r}")
         parts = [
-            {"type": "image"} if part["type"] == "image" else {"type": "text", "text": part["text"]}
+            {"type": "image"} if part["type"] == "image" else {"type": "text", "text": text(part, "text")}
             for part in content
         ]
         return {"role": ROLES[role], "content": parts}

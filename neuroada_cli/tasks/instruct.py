@@ -17,6 +17,7 @@ from neuroada_cli.tasks.chat import ChatRows, Learn
 from neuroada_cli.tasks.chat_template import ChatTemplate, today
 from neuroada_cli.tasks.columns import recognise
 from neuroada_cli.tasks.conversation import conversation_of, history_of, is_chat, pair_as_conversation
+from neuroada_cli.tasks.loss_mask import learn_of
 from neuroada_cli.tasks.notes import Notes, as_text, optional_text, renamed
 from neuroada_cli.tasks.task import BY_LOSS, Protocol, Scoring, Task
 from neuroada_cli.tasks.templates import alpaca
@@ -66,13 +67,13 @@ class Habits:
 
 def habits_of(section: DataSection | None, rules: Protocol, notes: Notes | None = None) -> Habits:
     """The same of a recipe's data section; None: everything by its default."""
-    usual: Learn = "all" if rules.loss_on_prompt else "assistant"
+    learn = learn_of(section, rules)
     if section is None:
-        return Habits(None, {}, usual, today(), {}, notes or Notes())
+        return Habits(None, {}, learn, today(), {}, notes or Notes())
     return Habits(
         section.format,
         section.columns,
-        section.learn or usual,
+        learn,
         section.date or today(),
         section.chat_template_kwargs,
         notes or Notes(),

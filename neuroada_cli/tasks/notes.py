@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from neuroada_cli.data.formats import refuse_altered
 from neuroada_cli.data.reading import Row
+from neuroada_cli.data.typed import require_plain
 
 
 class Notes:
@@ -107,20 +107,20 @@ def _renamed(row: Row, names: Mapping[str, str]) -> Row:
 def as_text(row: Row, key: str, notes: Notes | None = None) -> str:
     """A column as text: numbers, true, false, lists and objects as JSON writes them, which is noted.
 
-    Raises KeyError for a column that is not there, TypeError for null.
+    Raises KeyError for a column that is not there, TypeError for null and for what JSON cannot say.
     """
     value = row[key]
     if isinstance(value, str):
         return value
-    refuse_altered(key, value)
     if value is None:
         raise TypeError(f"{key} is null, not text")
+    require_plain(key, value)
     if notes is not None:
         plain = isinstance(value, bool | int | float)
         notes.say(
             f"{key}: {'numbers, true and false become text' if plain else 'lists and objects become JSON'}"
         )
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def optional_text(row: Row, key: str, notes: Notes | None = None) -> str:

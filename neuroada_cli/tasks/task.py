@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from neuroada_cli.data.batch import Example
-from neuroada_cli.data.formats import refuse_altered
 from neuroada_cli.data.images import Picture, root_of
 from neuroada_cli.data.lazy import Lazy, Made
 from neuroada_cli.data.reading import Row
+from neuroada_cli.data.typed import require_plain
 from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.hub.kinds import Work
 from neuroada_cli.tasks.notes import Notes
@@ -242,7 +242,7 @@ def examples_of(
 def text(row: Row, key: str) -> str:
     """A field that must be text. Raises KeyError or TypeError."""
     value = row[key]
-    refuse_altered(key, value)
+    require_plain(key, value)
     if not isinstance(value, str):
         raise TypeError(f"{key} is {type(value).__name__}, not text")
     return value

@@ -8,10 +8,19 @@ from dataclasses import dataclass, replace
 
 from rich.console import Console
 
-from neuroada_cli.data.sources import Rows, load_rows, require_source, take
+from neuroada_cli.data.sources import (
+    KNOWN_SETS,
+    Rows,
+    field_for,
+    load_rows,
+    require_source,
+    split_source,
+    take,
+)
 from neuroada_cli.errors import DataError
 from neuroada_cli.recipe.schema import DataSection
 from neuroada_cli.tasks import gsm8k, leakage
+from neuroada_cli.tasks.glue import half_of_validation
 from neuroada_cli.tasks.task import Task
 
 
@@ -71,7 +80,7 @@ def training_set(
     seen: Collection[str] = ()
     if section.drop_leaked:
         seen = leakage.questions_of_tests(scored, section.data_dir)
-        dropped = leakage.leaked(rows, seen, first)
+        dropped = leakage.teaching(rows, seen, section.columns, first)
     gone = frozenset(dropped)
     kept = [place for place in range(first) if place not in gone] if gone else range(first)
     if not kept:
@@ -94,7 +103,7 @@ def training_set(
 def _further(name: str, weight: float, section: DataSection, seen: Collection[str], seed: int) -> Further:
     """Each row as often as the weight says; of the part of a time a choice by seed."""
     rows = load_rows(name, "train", section.data_dir)  # data.field speaks of the first source
-    dropped = set(leakage.leaked(rows, seen)) if seen else set()
+    dropped = set(leakage.teaching(rows, seen, columns_of(section, rows))) if seen else set()
     kept = [place for place in range(len(rows)) if place not in dropped]
     whole, part = divmod(weight, 1)
     some = take(kept, round(part * len(kept)), seed) if part else []
@@ -102,6 +111,44 @@ def _further(name: str, weight: float, section: DataSection, seen: Collection[st
     if not places:
         raise DataError(f"gives no rows with the weight {weight:g}", rows.source, "raise it in data.also")
     return Further(rows, weight, places, len(dropped))
+
+
+def columns_of(section: DataSection, rows: Rows) -> dict[str, str]:
+    """`data.columns`, which speaks of the first source; of another one only where it has such columns."""
+    first = next(iter(rows.rows), {})
+    return section.columns if set(section.columns.values()) & set(first) else {}
+
+
+def validation_set(section: DataSection, task: Task) -> tuple[Rows, Sequence[int]] | None:
+    """A validation set beside the training rows, and the places of those of it that choose checkpoints; None
+    where there is none.
+
+    Of GLUE's own set that is one half, since the other one is the test set: also where it is written out.
+    Raises DataError.
+    """
+    own = task.sets.get("validation")
+    source = section.validation or own
+    if source is None:
+        return None
+    rows = load_rows(source, "validation", section.data_dir, field_for(source, section.field))
+    if task.family == "glue" and own is not None and _is_set(rows, source, own, section.data_dir):
+        return rows, half_of_validation(rows.rows, "selection")
+    return rows, range(len(rows))
+
+
+def _is_set(rows: Rows, source: str, own: str, data_dir: str | None) -> bool:
+    """Whether rows are those of the task's own set, by name or by content."""
+    if _named(source) == _named(own):
+        return True
+    try:
+        return load_rows(own, "validation", data_dir).sha256 == rows.sha256
+    except DataError:  # nowhere, so that nothing can be scored on it either
+        return False
+
+
+def _named(source: str) -> tuple[str, str]:
+    name, split = split_source(source, "validation")
+    return KNOWN_SETS.get(name, name), split
 
 
 def held_out_of(section: DataSection, rows: int) -> int:

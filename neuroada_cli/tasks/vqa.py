@@ -100,8 +100,8 @@ def _written(prompt: str, completion: str) -> str:
 def _credit(found: str, reference: str) -> float:
     """What is written below the answer does not count: as many lines are read as the longest answer has."""
     people = people_of(reference)
-    most = max(len(each.strip().splitlines()) for each in people)
-    return accuracy("\n".join(found.splitlines()[:most]), people)
+    most = max(len(each.strip().split("\n")) for each in people)
+    return accuracy("\n".join(found.split("\n")[:most]), people)
 
 
 def scoring(max_new_tokens: int = 16) -> Scoring:

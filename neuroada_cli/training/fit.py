@@ -42,6 +42,7 @@ from neuroada_cli.selection.criteria import choose as choose_in
 from neuroada_cli.selection.file import SAME_BASE, Selection, check_base, check_ties, write_selection
 from neuroada_cli.show.figures import drawn
 from neuroada_cli.show.notes import tell
+from neuroada_cli.tasks.loss_mask import loss_mask_of
 from neuroada_cli.tasks.registry import get_protocol
 from neuroada_cli.training import choose, picture, report
 from neuroada_cli.training import folder as run_folder
@@ -282,7 +283,7 @@ def _adapter(checked: Checked, selection: Selection, state: MethodState, pad_id:
         "quantization": recipe.model.quantization,
         "task": task.name,
         "protocol": recipe.data.protocol,
-        "loss_mask": get_protocol(recipe.data.protocol).loss_mask,
+        "loss_mask": loss_mask_of(recipe.data, task, get_protocol(recipe.data.protocol)),
         "num_labels": task.num_labels,
         "labels": list(task.labels),
         "pad_token_id": pad_id if task.num_labels is not None else None,

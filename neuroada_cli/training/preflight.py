@@ -30,6 +30,7 @@ from neuroada_cli.selection.file import Selection, check_base, check_shapes, rea
 from neuroada_cli.selection.same import what_differs
 from neuroada_cli.tasks.chat_template import use_template
 from neuroada_cli.tasks.classes import OWN
+from neuroada_cli.tasks.loss_mask import learns_prompt
 from neuroada_cli.tasks.registry import get_protocol, recipe_task, scored_tasks
 from neuroada_cli.tasks.task import Task
 from neuroada_cli.training import folder as run_folder
@@ -92,7 +93,7 @@ def check(
     resolve = resolve_outline if outline else hub.resolve_model
     folder = resolve(model.path, model.revision, model.trust_remote_code)
     model_task = hub.model_task(folder, task.work, model.trust_remote_code)
-    _check_kind(recipe, model_task, str(folder))
+    _check_kind(recipe, task, model_task, str(folder))
     reader = hub.load_reader(folder, model_task, model.trust_remote_code, task.pictures)
     use_template(reader.tokenizer, recipe.data)
     scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
@@ -132,7 +133,7 @@ def check(
     return Checked(recipe, task, base, reader, choice, rows, given, device, plan, source, unused)
 
 
-def _check_kind(recipe: Recipe, model_task: hub.ModelTask, where: str) -> None:
+def _check_kind(recipe: Recipe, task: Task, model_task: hub.ModelTask, where: str) -> None:
     """Raises RecipeError for settings that do not go with this kind of model."""
     method = recipe.train.method
     why = facts_of(method).refuses.get(model_task)
@@ -151,10 +152,12 @@ def _check_kind(recipe: Recipe, model_task: hub.ModelTask, where: str) -> None:
         raise RecipeError(
             f"train.share_prefix is for models that write texts, not for a {model_task}", fix="remove it"
         )
-    if model_task == "seq2seq-lm" and get_protocol(recipe.data.protocol).loss_on_prompt:
+    if model_task == "seq2seq-lm" and learns_prompt(recipe.data, task, get_protocol(recipe.data.protocol)):
+        own = recipe.data.learn == "all"
+        said = "data.learn=all" if own else f"data.protocol={recipe.data.protocol}"
         raise RecipeError(
-            f"data.protocol={recipe.data.protocol} learns the prompt, which an encoder-decoder cannot",
-            fix="choose reft",
+            f"{said} learns the prompt, which an encoder-decoder cannot",
+            fix="choose last" if own else "choose reft",
         )
 
 

@@ -15,6 +15,7 @@ from neuroada_cli.hub.stored import main_dtype, own_dtype, rounded_by
 from neuroada_cli.methods.facts import facts_of
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.show.numbers import describe_dtype, size
+from neuroada_cli.tasks.loss_mask import learns_prompt
 from neuroada_cli.tasks.registry import get_protocol
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.samples import why_none
@@ -26,7 +27,11 @@ EQUAL_PARTS = {"bf16": 2**8, "fp16": 2**11}  # one more is rounded away
 LEAST = 0.01  # share of a model's parameters that is worth a line
 KEPT_BY_CUTTING = "data.too_long: cut keeps what the model takes of them"
 KEPT = "a larger data.max_length or data.too_long: cut keeps them"
-SHORTER = "the model takes no more; data.too_long: cut takes it from their prompt, drop leaves them out"
+FULL = "the model takes no more; data.too_long:"
+SHORTER, DROPPED = (
+    f"{FULL} cut takes it from their prompt, drop leaves them out",
+    f"{FULL} drop leaves them out",
+)
 LONGER, SPACE = "raise data.max_length", "put the space between them before the answer"
 
 
@@ -53,8 +58,10 @@ def remarks(checked: Checked) -> Iterator[str]:
     yield from checked.rows.notes
     if (why := why_none(checked)) is not None:
         yield f"eval.samples={checked.recipe.eval.samples} has no effect: {why}"
-    if checked.recipe.train.share_prefix and get_protocol(checked.recipe.data.protocol).loss_on_prompt:
-        yield "train.share_prefix has no effect: data.protocol learns the prompt, too (reft does not)"
+    rules = get_protocol(checked.recipe.data.protocol)
+    if checked.recipe.train.share_prefix and learns_prompt(checked.recipe.data, checked.task, rules):
+        why = "data.learn: all" if checked.recipe.data.learn == "all" else f"data.protocol={rules.name}"
+        yield f"train.share_prefix has no effect: {why} learns the prompt, too"
     for counts, what in (
         (checked.rows.train_report, "rows"),
         (checked.rows.validation_report, "validation rows"),
@@ -211,6 +218,14 @@ def _is_raw(graph: nn.Module, parameter: str, tensor: torch.Tensor) -> bool:
     )
 
 
+def _has_prompts(checked: Checked) -> bool:
+    """Whether what is too much can be taken from a prompt: not of texts that get a class or are learnt as a
+    whole, nor of rows with pictures in them, nor where the answer has a decoder of its own.
+    """
+    reader, plain = checked.reader, checked.task.kind == "generation" and not checked.task.pictures
+    return plain and reader.decoder_start is None and checked.rows.form != "text"
+
+
 def _of_rows(checked: Checked, counts: EncodeReport, what: str) -> Iterator[str]:
     limit, total = checked.rows.max_length, counts.rows + counts.dropped
     apart = (
@@ -221,7 +236,7 @@ def _of_rows(checked: Checked, counts: EncodeReport, what: str) -> Iterator[str]
     )
     full = limit == checked.base.positions  # the model takes no longer ones
     cutting = checked.recipe.data.too_long == "cut"
-    longer = LONGER if not full else "" if cutting else SHORTER
+    longer = LONGER if not full else "" if cutting else SHORTER if _has_prompts(checked) else DROPPED
     learnt = "learnt" if checked.task.kind == "generation" else "read"
     known = (
         (counts.dropped, f"longer than {limit} tokens and left out", KEPT_BY_CUTTING if full else KEPT),

@@ -18,6 +18,7 @@ from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.show import page
 from neuroada_cli.show.blocks import kinds_of, rows_of
 from neuroada_cli.show.numbers import clock, counted, share
+from neuroada_cli.tasks.loss_mask import loss_mask_of
 from neuroada_cli.tasks.registry import get_protocol
 from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training import picture
@@ -100,10 +101,11 @@ def _rows(checked: Checked) -> dict[str, str]:
     rows, data = checked.rows, checked.recipe.data
     counts, held = rows.train_report, rows.validation_report
     protocol = get_protocol(data.protocol)
+    mask = loss_mask_of(data, checked.task, protocol)
     found = {
         "training": f"{counted(counts.rows, 'row')} from {rows.train_source}",
         "validation": f"{counted(held.rows, 'row')} from {rows.validation_source}" if held else "none",
-        "task and protocol": f"{data.task}, {protocol.name} (loss on {protocol.loss_mask})",
+        "task and protocol": f"{data.task}, {protocol.name} (loss on {mask})",
         "sha256": rows.hashes["train"],
     }
     if counts.tokens:

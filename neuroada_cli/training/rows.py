@@ -23,10 +23,10 @@ from neuroada_cli.loop.validate import Metric
 from neuroada_cli.recipe.schema import DataSection
 from neuroada_cli.show.progress import counting
 from neuroada_cli.tasks import image_text, instruct, metrics
-from neuroada_cli.tasks.glue import half_of_validation
+from neuroada_cli.tasks.loss_mask import learns_prompt
 from neuroada_cli.tasks.registry import get_protocol
 from neuroada_cli.tasks.task import Task, examples_of, under
-from neuroada_cli.tasks.training_set import TrainingSet, training_set
+from neuroada_cli.tasks.training_set import TrainingSet, training_set, validation_set
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def prepare(
     train, validation, validation_rows = _split(section, task, found, seed, reading)
 
     habits = reading.habits
-    on_prompt = habits.learn == "all" if task.name == "instruct" else rules.loss_on_prompt
+    on_prompt = learns_prompt(section, task, rules)
     how = (max_length, task.kind, on_prompt, task.published, section.too_long)
     held: Sequence[Encoded] = []
     held_report = None
@@ -108,15 +108,20 @@ def prepare(
         hashes,
         len(found.dropped) + sum(each.dropped for each in found.also),
         task.published,
-        (*_where_they_lay(rows, *(each.rows for each in found.also), validation_rows), *habits.notes.lines()),
+        (*_said_of(rows, *(each.rows for each in found.also), validation_rows), *habits.notes.lines()),
         habits.day if habits.notes.day else None,
         next(iter(habits.notes.forms)) if len(habits.notes.forms) == 1 else None,
     )
 
 
-def _where_they_lay(*sets: Rows | None) -> list[str]:
-    found = [rows.remark for rows in sets if rows is not None]
-    return list(dict.fromkeys(remark for remark in found if remark is not None))
+def _said_of(*sets: Rows | None) -> list[str]:
+    found: dict[str, None] = {}
+    for rows in sets:
+        if rows is not None:
+            found |= dict.fromkeys(rows.remarks)
+            if rows.partial:
+                found[f"{rows.label} is by its name only a part of the split"] = None
+    return list(found)
 
 
 @dataclass(frozen=True)
@@ -192,14 +197,12 @@ def _numbered_from(first: int, examples: Sequence[Example]) -> Sequence[Example]
 def _own_validation(
     section: DataSection, task: Task, reading: _Reading
 ) -> tuple[Sequence[Example], Rows | None]:
-    source = section.validation or task.sets.get("validation")
-    if source is None:
+    found = validation_set(section, task)
+    if found is None:
         return [], None
-    rows = sources.load_rows(source, "validation", section.data_dir, sources.field_for(source, section.field))
+    rows, places = found
     examples = reading.examples(rows)
-    if task.family == "glue" and section.validation is None:
-        examples = chosen(examples, half_of_validation(rows.rows, "selection"))
-    return examples, rows
+    return examples if len(places) == len(rows) else chosen(examples, places), rows
 
 
 def _metric(task: Task) -> Metric | None:

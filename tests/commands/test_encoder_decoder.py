@@ -205,6 +205,11 @@ def test_a_step_is_predicted_with_every_layer_where_some_are_left_out_at_random(
         ({"train": {"packing": True}}, RecipeError, "not rows of a seq2seq-lm"),
         ({"train": {"share_prefix": True}}, RecipeError, "not for a seq2seq-lm"),
         ({"data": {"protocol": "llm-adapters"}}, RecipeError, "llm-adapters learns the prompt"),
+        (
+            {"data": {"task": "instruct", "train": "rows.jsonl", "learn": "all"}},
+            RecipeError,
+            "data.learn=all learns the prompt",
+        ),
         ({"data": {"max_length": 300}}, RecipeError, None),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -689,3 +690,115 @@ def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "SVAMP" in capsys.readouterr().out
     with pytest.raises(DataError, match="no such file"):
         app(["eval", "--predictions", "absent.jsonl", "--tasks", "SVAMP"], standalone_mode=False)
+
+
+# -- other prompts are other rows
+
+
+TURNS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+PLAIN_TURNS = "{% for m in messages %}{{ mark|default('') + m['content'] + '\n' }}{% endfor %}"
+DATED = "{{ strftime_now('%d %b %Y') }}\n" + PLAIN_TURNS
+
+
+def own_recipe(base: Path, train: Path, **data: Any) -> Any:
+    about = {"task": "instruct", "train": str(train), "validation_rows": 6, "validation_limit": None}
+    return recipe_from({"name": "own", "model": {"path": str(base)}, "data": about | data})
+
+
+def stopped_after(batches: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any]) -> None:
+    add, left = Records.add, [batches]
+
+    def stopping(*args: Any) -> None:
+        add(*args)
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Records, "add", stopping)
+        with pytest.raises(Stopped):
+            work()
+
+
+OTHER_PROMPTS = {
+    "format": ({"format": "prompt-completion"}, {"format": "chat"}),
+    "columns": ({}, {"columns": {"prompt": "other", "completion": "completion"}}),
+    "references": ({}, {"columns": {"prompt": "prompt", "completion": "other"}}),
+    "template": ({"format": "chat"}, {"format": "chat", "chat_template": "other.jinja"}),
+    "template's words": (
+        {"format": "chat", "chat_template_kwargs": {"mark": "a"}},
+        {"format": "chat", "chat_template_kwargs": {"mark": "b"}},
+    ),
+    "day": (
+        {"format": "chat", "chat_template": "dated.jinja", "date": "2024-01-01"},
+        {"format": "chat", "chat_template": "dated.jinja", "date": "2024-01-02"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), OTHER_PROMPTS.values(), ids=list(OTHER_PROMPTS))
+def test_an_evaluation_under_other_prompts_starts_anew(
+    base: Path,
+    tmp_path: Path,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever in a recipe changes the prompt: what is left at the end is that of one evaluation alone."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = PLAIN_TURNS
+    tokenizer.save_pretrained(base)
+    for name, text in {"other": TURNS, "dated": DATED}.items():
+        (tmp_path / f"{name}.jinja").write_text(text)
+    mine = write_rows(
+        tmp_path / "mine.jsonl",
+        [{"prompt": f"Say {n}", "completion": str(n), "other": f"Tell {n}"} for n in range(9)],
+    )
+    run(base, recipe=own_recipe(base, mine, **after), out="whole")
+    for state in ("going on", "starting anew"):
+        stopped_after(2, monkeypatch, lambda: run(base, recipe=own_recipe(base, mine, **before), out="cut"))
+        told = before if state == "going on" else after
+        capsys.readouterr()
+        run(base, recipe=own_recipe(base, mine, **told), out="cut", quiet=False)
+        shown = " ".join(capsys.readouterr().out.split())
+        if state == "going on":
+            assert "instruct: going on after 4 rows" in shown
+            shutil.rmtree(tmp_path / "cut")
+    assert "going on" not in shown
+    assert "starting anew, since 4 rows done before had other settings (data.prompts_sha256)" in shown
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    with pytest.raises(OutputError, match=r"made under other settings \(data\.prompts_sha256\)"):
+        run(base, "instruct", "boolq", recipe=own_recipe(base, mine, **before), out="cut")
+
+
+def test_an_evaluation_with_other_arithmetic_or_scorers_starts_anew(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def attending(kind: str) -> Any:
+        model = {"path": str(base), "attention": kind, "dtype": "fp32"}
+        return recipe_from({"name": "a", "model": model, "data": {"task": "SVAMP"}})
+
+    monkeypatch.setitem(sys.modules, "math_verify", None)  # as if it were not installed
+    stopped_after(1, monkeypatch, lambda: run(base, recipe=attending("sdpa"), out="cut"))
+    stopped_after(1, monkeypatch, lambda: run(base, recipe=attending("eager"), out="cut", quiet=False))
+    assert "2 rows done before had other settings (attention)" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.delitem(sys.modules, "math_verify")
+    if find_spec("math_verify") is not None:
+        found = run(base, recipe=attending("eager"), out="cut", quiet=False)
+        assert "(versions.math-verify)" in capsys.readouterr().out
+        assert {row.strict for row in found.predictions["SVAMP"]} == {False}
+
+
+def test_classes_in_another_order_are_other_references(tmp_path: Path) -> None:
+    rows = [{"text": f"a{n}", "label": ["no", "yes"][n % 2]} for n in range(8)]
+    mine = write_rows(tmp_path / "mine.jsonl", rows)
+    base = base_folder(tmp_path / "bert", pico_bert)
+    told = []
+    for labels in (["no", "yes"], ["yes", "no"]):
+        about = {"task": "text_classes", "train": str(mine), "validation_rows": 4, "labels": labels}
+        recipe = recipe_from({"name": "own", "model": {"path": str(base)}, "data": about})
+        folder = run(base, recipe=recipe, out="-".join(labels)).folder
+        told.append(json.loads((folder / "results.json").read_text())["text_classes"]["data"])
+    assert told[0]["sha256"] == told[1]["sha256"]
+    assert told[0]["prompts_sha256"] != told[1]["prompts_sha256"]

@@ -65,7 +65,7 @@ def test_texts_are_scored_by_how_likely_they_are(base: Path, capsys: pytest.Capt
     assert found.score == pytest.approx(math.exp(loss), rel=1e-5)
     assert (found.metric, found.cut) == ("perplexity", 1)
     shown = capsys.readouterr().out
-    assert "1 of 3 rows are longer than data.max_length=40" in shown
+    assert "1 of 3 rows are longer than data.max_length=40, and scored without the rest" in shown
     assert "perplexity" in shown
     kept = [
         json.loads(line) for line in Path("eval/base/predictions/instruct.jsonl").read_text().splitlines()

@@ -10,10 +10,13 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from neuroada_cli.data.finding import find_file
 from neuroada_cli.data.formats import row_bytes
 from neuroada_cli.data.reading import read_file
-from neuroada_cli.data.sources import find_file, load_rows
+from neuroada_cli.data.sources import load_rows
 from neuroada_cli.errors import DataError
 
 ROWS = [{"question": f'wie "viel"?\n{n}, 0{n}; \t\u2028', "answer": str(n)} for n in range(3)]
@@ -68,6 +71,66 @@ def test_a_text_is_a_row_a_line(tmp_path: Path) -> None:
     assert read_file(tmp_path / "rows.txt")[:2] == ([{"text": "one"}, {"text": " two "}], [1, 3])
 
 
+@given(
+    st.lists(st.text(st.sampled_from('ab",;\t \f\x1c\x85\u2028\n')).map(str.strip), min_size=1, max_size=4),
+    st.sampled_from(["\n", "\r\n"]),
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_lines_of_text_are_those_of_json(tmp_path: Path, texts: list[str], end: str) -> None:
+    """Only a line feed ends a line: what else `str.splitlines` cuts at is text."""
+    texts = [line for text in texts for line in text.split("\n") if line.strip()]
+    (tmp_path / "rows.txt").write_bytes(end.join(texts).encode())
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    assert read_file(tmp_path / "rows.txt") == read_file(tmp_path / "rows.jsonl")
+
+
+NAME = st.text(st.sampled_from('ab",;\t\n'), min_size=1, max_size=4)
+
+
+@given(
+    names=st.lists(NAME, min_size=2, max_size=3, unique=True),
+    values=st.lists(st.lists(NAME, min_size=3, max_size=3), min_size=1, max_size=4),
+    mark=st.sampled_from([",", ";", "\t"]),
+    all_quoted=st.booleans(),
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_quoted_separators_part_nothing(
+    tmp_path: Path, names: list[str], values: list[list[str]], mark: str, all_quoted: bool
+) -> None:
+    """Values that hold any mark in quotes (as spreadsheets write them, or all) are those that were put in."""
+    rows = [dict(zip(names, each, strict=False)) for each in values]
+    lines = [names, *([row[name] for name in names] for row in rows)]
+    (tmp_path / "rows.csv").write_bytes(
+        "\r\n".join(mark.join(_quoted(each, all_quoted) for each in line) for line in lines).encode()
+    )
+    assert read_file(tmp_path / "rows.csv").rows == rows
+
+
+def _quoted(value: str, always: bool) -> str:
+    doubled = value.replace('"', '""')
+    return f'"{doubled}"' if always or set(value) & set('",;\t\n') else value
+
+
+MARKED = {
+    "quoted.csv": (b'"id";"prompt, full";"completion"\n1;"a, b";c\n', ["id", "prompt, full", "completion"]),
+    "half.csv": (b'id;"prompt, full";completion\n1;"a, b";c\n', ["id", "prompt, full", "completion"]),
+    "rows decide.csv": (
+        b"id;prompt, full;completion\n1;a;c\n2;b, d;e\n",
+        ["id", "prompt, full", "completion"],
+    ),
+    "commas.csv": (b"id,a;b\n1,2\n3,4;5\n", ["id", "a;b"]),
+    "inches.csv": (b'size,name\n5" pipe,a\n6",b\n', ["size", "name"]),
+    "one.csv": (b"text\na\n", ["text"]),
+}
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_what_parts_columns_is_what_all_rows_agree_on(tmp_path: Path, name: str) -> None:
+    data, names = MARKED[name]
+    (tmp_path / name).write_bytes(data)
+    assert list(read_file(tmp_path / name).rows[0]) == names
+
+
 def test_an_object_with_messages_is_one_row(tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     for indent in (None, 2):
@@ -86,7 +149,7 @@ def test_the_rows_of_one_object_and_where_they_lay(
 ) -> None:
     data = json.dumps(INSIDE, indent=indent).encode()
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    assert read_file(tmp_path / name, key) == (INSIDE["data"], None, "data")
+    assert read_file(tmp_path / name, key)[:3] == (INSIDE["data"], None, "data")
 
 
 def test_one_of_several_lists_is_named(tmp_path: Path) -> None:
@@ -99,7 +162,7 @@ def test_one_of_several_lists_is_named(tmp_path: Path) -> None:
 def test_rows_under_a_key_within_a_key(tmp_path: Path, indent: int | None, key: str | None) -> None:
     """Names may hold full stops themselves."""
     (tmp_path / "rows.json").write_text(json.dumps({"v": 1, "meta": {"of.rows": [{"a": 1}]}}, indent=indent))
-    assert read_file(tmp_path / "rows.json", key) == ([{"a": 1}], None, "meta.of.rows")
+    assert read_file(tmp_path / "rows.json", key)[:3] == ([{"a": 1}], None, "meta.of.rows")
 
 
 ROWS_THEMSELVES: list[dict[str, object]] = [
@@ -156,6 +219,12 @@ BAD = {
     "cut.json": (b'{\n"a": [\n{"x": 1},\n', "cut.json:", "not valid JSON"),
     "objects.json": (b'{\n"a": 1}\n{\n"a": 2}', "objects.json:3", "several objects"),
     "ragged.csv": (b"a,b\n1,2\n1,2,3\n4\n", "ragged.csv:3", "(2 of 3 rows)"),
+    "two ways.csv": (
+        b"id;prompt, full\n1;a, b\n",
+        "two ways.csv:1",
+        "2 parted by commas or 2 parted by semi",
+    ),
+    "ragged;.csv": (b"a;b\n1;2,3;4\n", "ragged;.csv:2", "(2, parted by semicolons)"),
     "open.csv": (b'a,b\n1,"2\n', "open.csv:2", "not valid CSV"),
     "twice.csv": (b"a,a\n1,2\n", "twice.csv:1", "twice"),
     "latin.csv": (b"a\n1\n\xff\n", "latin.csv:3", "not UTF-8"),

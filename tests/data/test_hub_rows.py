@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from neuroada_cli.data.formats import Altered
 from neuroada_cli.data.sources import field_for, load_rows
+from neuroada_cli.data.typed import Altered
 from neuroada_cli.errors import DataError
 from neuroada_cli.tasks.registry import get_task
 from neuroada_cli.tasks.task import examples_of

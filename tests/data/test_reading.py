@@ -55,7 +55,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
         lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
         data = (json.dumps(rows, indent=2) if ".json." in name + "." else lines).encode()
         file.write_bytes(lzma.compress(data) if name.endswith(".xz") else data)
-    found, lines_of, _ = read_file(file)
+    found, lines_of, *_ = read_file(file)
     assert found == rows
     assert lines_of == (None if lines_of is None else [1, 2, 3, 4, 5])
 
@@ -102,7 +102,7 @@ def test_whatever_the_bytes_rows_or_one_clear_error(tmp_path: Path, data: bytes)
     file = tmp_path / "fuzz.jsonl"
     file.write_bytes(data)
     try:
-        rows, lines, _ = read_file(file)
+        rows, lines, *_ = read_file(file)
     except DataError as error:
         named = str(file) in error.line()
         rows, lines = [], None

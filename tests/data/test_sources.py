@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import json
 import lzma
@@ -16,6 +17,7 @@ from neuroada_cli.data import sources
 from neuroada_cli.data.lazy import Lazy
 from neuroada_cli.data.sources import load_rows, split_source, take
 from neuroada_cli.errors import DataError
+from neuroada_cli.training.rows import _said_of
 
 ROWS = [{"instruction": f"q{n}", "answer": str(n)} for n in range(6)]
 
@@ -90,6 +92,46 @@ def test_a_part_of_a_split_says_so(tmp_path: Path) -> None:
     assert rows.label == "hellaswag/test_1000.jsonl"
     write(tmp_path / "hellaswag/test.jsonl")
     assert not load_rows("hellaswag", "test", tmp_path).partial
+
+
+def test_parts_of_a_split_are_not_taken_for_it(tmp_path: Path) -> None:
+    """One part is told, several are refused: which of them is the whole cannot be known."""
+    write(tmp_path / "set/train_10.jsonl")
+    found = load_rows("set", "train", tmp_path)
+    assert found.partial
+    assert list(_said_of(found, found)) == ["set/train_10.jsonl is by its name only a part of the split"]
+    for name in ("train_1.jsonl", "train_2.jsonl.gz"):
+        (tmp_path / "set" / name).write_bytes(gzip.compress(b"") if name.endswith("gz") else b"")
+    with pytest.raises(
+        DataError, match=r"3 parts of train \(train_1.jsonl, train_2.jsonl.gz, train_10.jsonl\)"
+    ):
+        load_rows("set", "train", tmp_path)
+    write(tmp_path / "set/train.jsonl")
+    whole = load_rows("set", "train", tmp_path)
+    assert (whole.partial, _said_of(whole)) == (False, [])
+
+
+def test_a_part_of_another_split_is_none_of_this_one(tmp_path: Path) -> None:
+    write(tmp_path / "set/train_filtered_10.jsonl")
+    with pytest.raises(DataError, match="has no split train"):
+        load_rows("set", "train", tmp_path)
+
+
+TAKEN = [
+    ("set.jsonl", "set.json"), ("set.jsonl", "set.jsonl.gz"), ("set.jsonl", "set/train.jsonl"),
+    ("set/train.jsonl", "set/train.json"), ("set/train.jsonl", "set/train.csv"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("taken", "other"), TAKEN)
+def test_what_would_have_been_taken_otherwise_is_said(tmp_path: Path, taken: str, other: str) -> None:
+    write(tmp_path / taken)
+    (tmp_path / other).parent.mkdir(exist_ok=True)
+    (tmp_path / other).write_bytes(b"what it holds does not matter")
+    found = load_rows("set", "train", tmp_path)
+    assert (found.source, len(found.remarks)) == (str(tmp_path / taken), 1)
+    assert f": taken, although there is {'/'.join((tmp_path / other).parts[-2:])}, too" in found.remarks[0]
+    assert load_rows(str(tmp_path / taken), "train").remarks == []
 
 
 def test_parts_remember_lines_and_numbers(tmp_path: Path) -> None:

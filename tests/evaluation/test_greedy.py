@@ -11,7 +11,15 @@ from conftest import pico_llama
 from tiny_run import one_thread  # noqa: F401
 from tiny_tokenizer import EOS, SIZE, byte_tokenizer
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from neuroada_cli.evaluation import generate as generating
 from neuroada_cli.evaluation import greedy
@@ -20,6 +28,7 @@ from neuroada_cli.evaluation.generate import generate
 from neuroada_cli.evaluation.lookup import Lookup, Row, depth
 from neuroada_cli.evaluation.writer import Writer
 from neuroada_cli.loop.caches import CACHE
+from neuroada_cli.methods.loreft import LoReft
 
 NEW = 14
 LONG = "A long beginning that every one of the prompts has in common, and then: "
@@ -101,6 +110,7 @@ def shapes(model: LlamaForCausalLM) -> list[tuple[int, int]]:
 
 def test_a_row_that_has_ended_and_a_shared_prefix_take_no_more_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "depth", lambda *_: 0)
+    monkeypatch.setattr(greedy, "reads_in_parts", lambda _: True)  # passes of its own
     model, tokenizer = writer(), byte_tokenizer()
     ending_early(model, generate(model, tokenizer, PROMPTS, NEW, 6))
     seen, tokens = shapes(model), list[int]()
@@ -183,7 +193,8 @@ def test_how_many_guesses_are_asked_is_what_they_are_worth() -> None:
     assert depth([(16, 0.9)] + [(0, 0.5)] * 15, 512) == 6, "which is worth it where a pass is dear"
 
 
-def test_what_batches_before_have_computed_is_not_computed_again() -> None:
+def test_what_batches_before_have_computed_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(greedy, "reads_in_parts", lambda _: True)  # passes of its own
     model, tokenizer = writer(), byte_tokenizer()
     model.generation_config.eos_token_id = EOS
     alone = [generate(model, tokenizer, [prompt], NEW)[0] for prompt in PROMPTS]
@@ -239,6 +250,27 @@ def test_a_prompt_that_is_the_prefix_of_another_keeps_a_token_to_ask_with() -> N
     assert generate(model, tokenizer, prompts, NEW) == alone
 
 
+def last_token_turned(_: object, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """As an intervention at the end of a prompt does: what is last depends on how a text is cut."""
+    return torch.cat([output[:, :-1], output[:, -1:].roll(1, -1)], dim=1)
+
+
+@pytest.mark.parametrize("how", ["loreft", "hook"])
+def test_what_edits_prompts_is_left_to_the_library(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = writer(), byte_tokenizer()
+    assert greedy.can_leave(model)
+    if how == "loreft":
+        LoReft(rank=4, positions=3).attach(model, {"model.layers.0.mlp.up_proj": torch.zeros(0)})
+    else:
+        model.model.layers[0].register_forward_hook(last_token_turned)
+    assert not greedy.can_leave(model)
+    alone = [generate(model, tokenizer, [prompt], NEW)[0] for prompt in PROMPTS]
+    monkeypatch.setattr(generating, "can_leave", lambda _: False)
+    assert [generate(model, tokenizer, [prompt], NEW)[0] for prompt in PROMPTS] == alone
+    if how == "loreft":  # which knows padding
+        assert generate(model, tokenizer, PROMPTS, NEW, 4) == alone
+
+
 def test_models_whose_rows_depend_on_more_are_left_to_the_library() -> None:
     sizes = {
         "vocab_size": SIZE, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
@@ -254,6 +286,12 @@ def test_models_whose_rows_depend_on_more_are_left_to_the_library() -> None:
 
     assert not greedy.can_leave(Own(writer().config))
     assert not greedy.can_leave(torch.nn.Linear(2, 2))
+    windows = GPTNeoConfig(
+        vocab_size=SIZE, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]]
+    )
+    assert not greedy.can_leave(GPTNeoForCausalLM(windows).eval())
+    windows.attention_layers = ["global", "global"]
+    assert greedy.can_leave(GPTNeoForCausalLM(windows).eval())
     small = GPT2LMHeadModel(GPT2Config(vocab_size=SIZE, n_embd=16, n_layer=1, n_head=2, eos_token_id=EOS))
     expected = generate(small, byte_tokenizer(), PROMPTS[:2], 4, 1)
     assert generate(small, byte_tokenizer(), PROMPTS[:2], 4, 2) == expected

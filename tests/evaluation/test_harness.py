@@ -118,6 +118,20 @@ def test_an_adapter_and_its_merged_model_get_the_scores_that_their_logits_give(
         tasks_of(Asked(("oposites",), own_tasks))
 
 
+@pytest.mark.slow
+def test_a_model_that_edits_prompts_is_asked_only_to_write(own_tasks: str, tmp_path: Path) -> None:
+    """lm-eval scores a given answer in one text with its prompt, whose end LoReFT would have to know."""
+    rows = Path(own_tasks) / "rows.jsonl"
+    (Path(own_tasks) / "written.yaml").write_text(WRITES.format(rows=rows, most=4))
+    recipe = tiny_recipe(
+        tiny_llama_folder(tmp_path / "model"), tmp_path / "run", train={"epochs": 1, "method": "loreft"}
+    )
+    train.run(recipe, quiet=True)
+    with pytest.raises(RecipeError, match=r"opposites score given answers, and loreft .* \(generate_until\)"):
+        harness.run(recipe.run_path, Asked(("opposites", "written"), own_tasks), quiet=True)
+    assert harness.run(recipe.run_path, Asked(("written",), own_tasks), quiet=True)["written"].n == len(ROWS)
+
+
 def loglikelihood(tuned: adapted.Adapted, prompt: str, choice: str) -> float:
     prompt_ids = tuned.tokenizer(prompt).input_ids
     ids = tuned.tokenizer(prompt + choice).input_ids
@@ -132,3 +146,89 @@ def test_rows_that_cannot_be_had_end_it_before_the_model_loads(own_tasks: str) -
     (Path(own_tasks) / "rows.jsonl").unlink()
     with pytest.raises(DataError, match="cannot be had"):
         harness.run("no-such-model", Asked(("opposites",), own_tasks), quiet=True)
+
+
+WRITES = """\
+task: written
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {rows}
+test_split: test
+output_type: generate_until
+doc_to_text: "The opposite of {{{{question}}}} is"
+doc_to_target: "{{{{choices[gold]}}}}"
+generation_kwargs: {{until: ["."], max_gen_toks: {most}}}
+metric_list:
+  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
+"""
+TEXTS = """\
+task: texts
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {rows}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{question}}}}"
+metric_list:
+  - {{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}}
+"""
+
+
+@pytest.mark.slow
+def test_prompts_that_are_cut_are_counted_by_task(
+    own_tasks: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A byte is a token: of 256 the prompt has what its answer leaves. Scores stay the harness's own."""
+    rows = Path(own_tasks) / "rows.jsonl"
+    long = [{"question": "x" * n, "choices": ["a", "bb"], "gold": 0} for n in (3, 232, 233, 235, 236, 400)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in long))
+    for name, text in {"written": WRITES, "texts": TEXTS}.items():
+        (Path(own_tasks) / f"{name}.yaml").write_text(text.format(rows=rows, most=5))
+    (Path(own_tasks) / "group.yaml").write_text("group: both\ntask: [opposites, written]\n")
+    model = tiny_llama_folder(tmp_path / "model")
+    names = ("both", "texts")
+    found = harness.run(model, Asked(names, own_tasks, batch_size=2), out=tmp_path / "out")
+    shown = " ".join(capfd.readouterr().out.split())
+    expected = {"opposites": 0, "written": 0}
+    for row in long:
+        prompt = len(f"The opposite of {row['question']} is")
+        expected["opposites"] += prompt + len(" bb") - 1 > 256
+        expected["written"] += prompt > 256 - 5
+    assert expected == {"opposites": 2, "written": 4}
+    for name, count in expected.items():
+        assert found[name].cut == count
+        told = f"{name}: {count} of 6 prompts, with their answers, are longer than the model's 256 tokens"
+        assert told in shown
+        stored = json.loads((tmp_path / "out/harness" / f"{name}.json").read_text())
+        assert (stored["cut"], stored["max_length"]) == (count, 256)
+    assert found["texts"].cut == 0, "they are read in windows"
+    assert "texts: " not in shown
+    assert "indexing errors" not in caplog.text + shown
+
+    plain = lm_eval_scores(model, own_tasks)
+    for name, metric in (("opposites", "acc"), ("written", "exact_match"), ("texts", "bits_per_byte")):
+        assert found[name].metrics[metric] == pytest.approx(plain[name][f"{metric},none"], abs=1e-12)
+
+    (Path(own_tasks) / "written.yaml").write_text(WRITES.format(rows=rows, most=256))
+    with pytest.raises(DataError, match="an answer of up to 256 tokens leaves a model that takes 255 no"):
+        harness.run(model, Asked(("written",), own_tasks), out=tmp_path / "other", quiet=True)
+
+
+def lm_eval_scores(model: Path, own_tasks: str) -> dict[str, dict[str, float]]:
+    """By the harness's own model class."""
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    loaded = adapted.load(model)
+    found = simple_evaluate(
+        HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=2),
+        tasks=["opposites", "written", "texts"],
+        task_manager=TaskManager(None, own_tasks, include_defaults=False),
+    )
+    assert found is not None
+    results: dict[str, dict[str, float]] = found["results"]
+    return results

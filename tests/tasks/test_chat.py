@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from typing import Any
 
 import pytest
@@ -228,6 +229,65 @@ def test_what_a_template_makes_of_contents_is_said() -> None:
     assert not [line for line in notes.lines() if "otherwise" in line or "leaves out" in line]
 
 
+PARIS = {"name": "weather", "arguments": {"city": "Paris", "at": None}}
+CLOCK = {"name": "clock", "arguments": {"zone": "UTC"}}
+WRITTEN = PARIS | {"arguments": json.dumps(PARIS["arguments"])}
+
+
+def openai(call: Any, name: str = "tool_calls", **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", name: call, **more}]}
+
+
+def sharegpt(value: Any, role: str = "function_call") -> dict[str, Any]:
+    return {"conversations": [{"from": "human", "value": "?"}, {"from": role, "value": value}]}
+
+
+# the same calls -> how rows write them
+SAME_CALLS: list[list[dict[str, Any]]] = [
+    [
+        openai([{"type": "function", "function": PARIS}], content=None),
+        openai([{"type": "function", "function": WRITTEN}]),
+        openai([PARIS]), openai(json.dumps([PARIS])),
+        openai(PARIS, "function_call", content=None), openai(WRITTEN, "function_call"),
+        openai(WRITTEN, "function_call", tool_calls=None), openai(json.dumps(PARIS), "function_call"),
+        sharegpt(json.dumps(PARIS)), sharegpt(json.dumps([PARIS])), sharegpt(PARIS), sharegpt([WRITTEN]),
+        sharegpt(json.dumps(PARIS), "tool_call"),
+    ],
+    [
+        openai([{"type": "function", "function": each} for each in (PARIS, CLOCK)], content=None),
+        openai([WRITTEN, CLOCK]), sharegpt(json.dumps([PARIS, CLOCK])), sharegpt([PARIS, CLOCK]),
+    ],
+    [
+        openai([{"type": "function", "function": CLOCK}], content="Let me see."),
+        openai(CLOCK, "function_call", content="Let me see."),
+    ],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", SAME_CALLS, ids=["one", "parallel", "with words"])
+def test_the_same_calls_are_learnt_however_rows_write_them(rows: list[dict[str, Any]]) -> None:
+    tokenizer = chat_tokenizer("bytes", "Qwen3")
+    wanted, *found = [made(tokenizer, row) for row in rows]
+    assert wanted.target.count("<tool_call>") == (2 if rows is SAME_CALLS[1] else 1)
+    assert found == [wanted] * len(found)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (sharegpt("weather(Paris)"), "function_call is text, and no JSON"),
+        (sharegpt("[]"), "message 1 is a function_call, and names none"),
+        (sharegpt('["weather"]'), "a call in function_call is no object"),
+        (sharegpt("7"), "function_call is no list"),
+        (openai([PARIS], function_call=CLOCK), "message 1 has both tool_calls and function_call"),
+        (openai("none"), "tool_calls is text, and no JSON"),
+    ],
+)
+def test_calls_that_are_none_are_refused(row: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        conversation_of(row)
+
+
 def test_calls_of_tools_are_learnt_as_the_template_writes_them() -> None:
     tool = {"name": "weather", "parameters": {"type": "object"}}
     call = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo", "days": 0}'}}
@@ -300,6 +360,21 @@ def test_messages_that_are_not_to_be_learnt() -> None:
         row["messages"][1]["weight"] = value
         with pytest.raises(ValueError, match=message):
             made(tokenizer, row)
+
+
+@pytest.mark.parametrize("at", [0, 1], ids=["user", "assistant"])
+@pytest.mark.parametrize("system", [{}, {"system": "Be brief."}], ids=["", "system"])
+def test_what_is_not_to_be_learnt_is_not_where_all_is(at: int, system: dict[str, str]) -> None:
+    rows = chats(chat_tokenizer("GPT-2", "ChatML"), "all")
+    row: dict[str, Any] = talk(*TURNS) | system
+    rows.example(conversation_of(row), 0)
+    row["messages"][at]["weight"] = 0
+    with pytest.raises(
+        ValueError, match=f"message {at + len(system)} is not to be learnt, and with data.learn"
+    ):
+        rows.example(conversation_of(row), 0)
+    row["messages"][at]["weight"] = 1
+    rows.example(conversation_of(row), 0)
 
 
 def test_prompt_and_completion_as_lists_of_messages() -> None:

@@ -13,7 +13,14 @@ from neuroada_cli.data.sources import Rows, load_rows
 from neuroada_cli.errors import DataError
 from neuroada_cli.hub.reader import Reader
 from neuroada_cli.recipe.schema import DataSection
-from neuroada_cli.tasks.leakage import leaked, normalise, question_of, questions, questions_of_tests
+from neuroada_cli.tasks.leakage import (
+    leaked,
+    normalise,
+    questions,
+    questions_of,
+    questions_of_tests,
+    teaching,
+)
 from neuroada_cli.tasks.registry import TASKS, expand, get_task
 from neuroada_cli.tasks.training_set import training_set
 from neuroada_cli.training.rows import prepare
@@ -56,7 +63,69 @@ def test_letters_of_any_alphabet_are_kept() -> None:
     ],
 )
 def test_what_a_row_asks(row: dict[str, Any], question: str) -> None:
-    assert question_of(row) == question
+    assert questions_of(row) == [question]
+
+
+def said(*turns: str, system: str = "") -> dict[str, Any]:
+    """Turns of the user and the assistant in turn."""
+    opening = [{"role": "system", "content": system}] if system else []
+    roles = ("user", "assistant")
+    return {"messages": opening + [{"role": roles[n % 2], "content": t} for n, t in enumerate(turns)]}
+
+
+def test_a_conversation_asks_each_of_its_turns_and_its_system_text_nothing() -> None:
+    talk = said("How many?", "4", "And why?", "So.")
+    assert questions_of(talk) == ["howmany4andwhy", "howmany", "howmany", "andwhy"]
+    assert questions_of(said("How many?", "4", "And why?", "So.", system="Be brief.")) == questions_of(talk)
+    with_history = {"history": [["How many?", "4"]], "instruction": "And why?", "output": "So."}
+    assert questions_of(with_history) == questions_of(talk)
+    shared = [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": "4"}]
+    assert questions_of({"conversations": shared}) == ["howmany"]
+    parts = [{"type": "image"}, {"type": "text", "text": "How "}, {"type": "text", "text": "many?"}]
+    assert questions_of({"messages": [{"role": "user", "content": parts}, *talk["messages"][1:2]]}) == [
+        "howmany"
+    ]
+
+
+ASKS = "How many eggs?"
+TAUGHT = {
+    "plain": ({"instruction": ASKS, "output": "4"}, {}),
+    "own columns": ({"frage": ASKS, "antwort": "4"}, {"instruction": "frage", "output": "antwort"}),
+    "chat": (said(ASKS, "4"), {}),
+    "system": (said(ASKS, "4", system="You are a tutor."), {}),
+    "first turn": (said(ASKS, "4", "Thanks!", "Welcome."), {}),
+    "later turn": (said("Hi", "Hi!", ASKS, "4"), {}),
+    "history": ({"history": [[ASKS, "4"]], "instruction": "Thanks!", "output": "Welcome."}, {}),
+}
+
+
+@pytest.mark.parametrize("how", TAUGHT)
+def test_however_a_question_was_taught_it_is_found_and_left_out(how: str) -> None:
+    row, columns = TAUGHT[how]
+    other = json.loads(json.dumps(row).replace(ASKS, "How many hens?"))
+    tests = rows({"question": ASKS, "answer": "4"}, {"question": "Thanks?!", "answer": "."})
+    assert 0 in leaked(tests, questions(rows(other, row), columns))
+    assert 0 not in leaked(tests, questions(rows(other), columns))
+    assert teaching(rows(other, row), {normalise(ASKS)}, columns) == [1]
+    assert teaching(rows(row, other), {normalise(ASKS)}, columns, 0) == []
+
+
+def test_a_turn_by_itself_is_no_test_question() -> None:
+    """Whoever is asked to go on was not asked what came before."""
+    trained = questions(rows(said("Count from 1", "1 2", "Go on.", "3")))
+    assert leaked(rows(said("Count from 7", "7 8", "Go on.", "9")), trained) == []
+    assert leaked(rows(said("Count from 1", "1 2", "Go on.", "3")), trained) == [0]
+    pairs = questions(rows({"text": "A man eats", "pair": "He dances", "label": 1}))
+    assert leaked(rows({"text": "A man eats", "pair": "He sings", "label": 0}), pairs) == []
+
+
+def test_rows_of_which_nothing_is_known_are_not_taken_for_new_ones() -> None:
+    strange = rows({"frage": ASKS, "antwort": "4"})
+    for ask in (lambda: questions(strange), lambda: teaching(strange, {"x"})):
+        with pytest.raises(DataError, match=r"in no field that is known \(frage, antwort\)"):
+            ask()
+    reviews = rows({"review": "Fine.", "stars": 2})
+    assert questions(reviews, {"text": "review", "label": "stars"}) == {"fine"}
 
 
 def rows(*given: dict[str, Any]) -> Rows:
@@ -175,7 +244,7 @@ def test_math_10k_without_its_test_questions(shared: Path) -> None:
     found = training_set(settings, get_task("math"), 42, scored)
     assert len(found.learnt) + len(found.dropped) == 9919
     tested = questions_of_tests(scored, str(shared / "data"))
-    assert not leaked(found.rows.subset(found.learnt), tested)
+    assert not teaching(found.rows.subset(found.learnt), tested)
     published = questions(load_rows("math_10k:train_no_test_overlap", "train", shared / "data"))
     ours = questions(found.rows.subset(found.learnt))
     assert ours < published, "spaces before punctuation hid a few from the published list"
