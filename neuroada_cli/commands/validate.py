@@ -19,7 +19,7 @@ from neuroada_cli.recipe.schema import Recipe, TrainSection
 from neuroada_cli.selection.choice import check_criterion
 from neuroada_cli.selection.file import read_selection
 from neuroada_cli.show.notes import say, tell
-from neuroada_cli.show.numbers import counted, share
+from neuroada_cli.show.numbers import counted
 from neuroada_cli.tasks.loss_mask import loss_mask_of
 from neuroada_cli.tasks.registry import get_protocol, recipe_task, scored_tasks
 from neuroada_cli.tasks.task import Task
@@ -100,7 +100,7 @@ def _unseen(recipe: Recipe, task: Task) -> str:
 
 def _seen(checked: Checked) -> str:
     plan, choice, select = checked.plan, checked.choice, checked.recipe.select
-    trains = f"{plan.trainable:,} of {plan.total:,} parameters train ({share(plan.trainable, plan.total)})"
+    trains = plan.trains()
     if not plan.facts.chosen:
         return trains
     where = f", from {select.file}" if select.file is not None else ""

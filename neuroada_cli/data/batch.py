@@ -112,21 +112,6 @@ class Batch:
         decoder = 0 if self.decoder_attention_BS is None else int(self.decoder_attention_BS.sum())
         return int(self.attention_BS.sum()) + decoder
 
-    def alone(self) -> Iterator[Batch]:
-        """Each row of tokens by itself, without padding."""
-        for row in range(len(self.rows)):
-            length = int(self.attention_BS[row].sum())
-            decoder = self.decoder_attention_BS
-            upto = length if decoder is None else int(decoder[row].sum())
-            yield Batch(
-                self.tokens_BS[row : row + 1, :length],
-                self.attention_BS[row : row + 1, :length],
-                self.labels_BS[row : row + 1, :upto],
-                self.rows[row : row + 1],
-                decoder_BS=None if self.decoder_BS is None else self.decoder_BS[row : row + 1, :upto],
-                decoder_attention_BS=None if decoder is None else decoder[row : row + 1, :upto],
-            )
-
     def to(self, device: torch.device | str) -> Batch:
         """The same on a device. What goes to CUDA is sent without waiting for what is at work there."""
         cuda = torch.device(device).type == "cuda"
@@ -204,6 +189,21 @@ def collate(rows: Sequence[Encoded], pad: int, features: Features | None = None)
         decoder_attention_BS=decoder_attention_BS,
         features={**told_of(rows), **({} if features is None else features(rows))},
     )
+
+
+def unpadded(rows: Sequence[Encoded], pad: int, features: Features | None, most: int) -> Iterator[Batch]:
+    """Batches of the rows that have a target, without padding: of rows of one length, of which `most` may
+    share one; a row with pictures, of which there may be more in another, has its own.
+    """
+    alike: dict[tuple[int, ...], list[Encoded]] = {}
+    for number, row in enumerate(rows):
+        if isinstance(row.labels, list) and not any(label != IGNORED for label in row.labels[1:]):
+            continue
+        key = (len(row), len(row.decoder or ()), number if row.pictures and row.input_ids else -1)
+        alike.setdefault(key, []).append(row)
+    for group in alike.values():
+        for start in range(0, len(group), most):
+            yield collate(group[start : start + most], pad, features)
 
 
 def with_head(batch: Batch, least: int = WORTH) -> Batch:

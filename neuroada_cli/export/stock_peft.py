@@ -1,9 +1,10 @@
 """An adapter as SUPERTUNING or SHIRA of stock PEFT, which then needs nothing of ours.
 
 Both hold one list of entries per layer, of a length that follows from one number for all layers: SUPERTUNING
-int(O x I x (1 - sparsity)) flat positions, SHIRA r (O + I) pairs. What a layer has fewer is filled up with
-further positions and zeros, which change nothing. PEFT adds the values in the weight's own data type: over
-fp32 weights the same sum, over 16 bits one rounding more than ours.
+int(O x I x (1 - sparsity)) flat positions, one at least, SHIRA r (O + I) pairs. What a layer has fewer is
+filled up with further positions and zeros, which change nothing; a layer without any is left out. PEFT adds
+the values in the weight's own data type: over fp32 weights the same sum, over 16 bits one rounding more than
+ours.
 
 O = output neurons, I = inputs, N = entries of a layer
 """
@@ -61,9 +62,14 @@ class Stored:
 def write(folder: Path, adapter: Adapter, base: hub.Base, kind: str) -> Stored:
     """Write an adapter of stock PEFT into an existing folder. kind: "supertuning" or "shira".
 
-    Raises ModelError for a layer that PEFT's method cannot hold.
+    Raises ModelError for a layer that PEFT's method cannot hold, and for an adapter of no connection at all.
     """
-    layers = {name: entries_of(adapter, base, name) for name in adapter.selection.indices}
+    trained = [name for name, index_OK in adapter.selection.indices.items() if size(index_OK)]
+    if not trained:
+        raise ModelError(
+            "holds no connection, and stock PEFT takes no adapter without a layer", fix="merge the adapter"
+        )
+    layers = {name: entries_of(adapter, base, name) for name in trained}
     tensors = {PREFIX + name: tensor for name, tensor in adapter.whole.items()}
     name, revision = told(adapter.base, adapter.revision)
     config = {

@@ -220,11 +220,17 @@ class Schedule:
 
     def micro_batches(self, step: int) -> list[Batch]:
         """The batches of optimizer step `step` (0 is the first)."""
+        return [self._batch(rows) for rows in self.micro_rows(step)]
+
+    def micro_rows(self, step: int) -> list[list[Encoded]]:
+        """The rows of each of those batches."""
         epoch, position = divmod(step, self.per_epoch)
         if self._epoch[0] != epoch:
             s = self._settings
             self._epoch = epoch, epoch_order(self._lengths, s.batch_size, s.seed, epoch, s.group_by_length)
-        return self._collated([self._data.train[i] for i in self._epoch[1][position]])
+        rows = [self._data.train[i] for i in self._epoch[1][position]]
+        size = min(self._settings.micro_batch_size or len(rows), -(-len(rows) // self._workers))
+        return [rows[i : i + size] for i in range(0, len(rows), size)]
 
     def validation(self) -> Iterator[Batch]:
         """Micro-batches of similar length, the longest first: what does not fit fails at once."""
@@ -233,10 +239,6 @@ class Schedule:
         size = self._settings.micro_batch_size or self._settings.batch_size
         for start in range(0, len(rows), size):
             yield self._batch([rows[at] for at in order[start : start + size]])
-
-    def _collated(self, rows: list[Encoded]) -> list[Batch]:
-        size = min(self._settings.micro_batch_size or len(rows), -(-len(rows) // self._workers))
-        return [self._batch(rows[i : i + size]) for i in range(0, len(rows), size)]
 
     def _batch(self, rows: Sequence[Encoded]) -> Batch:
         if self._settings.packing:

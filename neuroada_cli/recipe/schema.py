@@ -55,7 +55,8 @@ class SelectSection(Section):
         ge=1,
         description="Micro-batches of training rows that gradient, snip, gallop and activation look at; "
         "null: one pass over all rows (the paper's ablation). Gradients are of the loss summed over all of "
-        "them, so every target counts once; their size is taken of the sum.",
+        "them, so every target counts once; their size is taken of the sum. `activation` counts each token "
+        "of these rows once, however they lie in batches.",
     )
     coverage: Literal["neuron", "matrix", "block", "model"] = Field(
         "neuron",

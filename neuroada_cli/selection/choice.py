@@ -5,6 +5,7 @@ O = output neurons, I = inputs, K = chosen inputs per neuron
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,7 @@ from neuroada_cli.delta.names import split_at_block
 from neuroada_cli.delta.targets import Target, find_targets, parameter_name, shapes_of, targets_of
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.selection.criteria import CRITERIA, DATA_CRITERIA, LIFT_RANK, score
-from neuroada_cli.selection.spread import Pool, Spread, counts, tile_means, tiles_of
+from neuroada_cli.selection.spread import Pool, Spread, counts, sum_of_first, tile_means, tile_sizes, tiles_of
 
 if TYPE_CHECKING:  # so that benchmarks that choose without a recipe need no pydantic
     from neuroada_cli.recipe.schema import SelectSection
@@ -62,10 +63,28 @@ class Choice:
 
     @property
     def connections(self) -> int:
-        """How many are chosen in all: K x (rows of all targets), where every neuron gets K."""
-        total = sum(int(count_O.sum()) for count_O in self.counts.values())
-        tile = self.spread.tile
-        return total if tile is None else tiles_of(total, tile) * tile**2
+        """How many are chosen in all: K x (rows of all targets), where every neuron gets K. The most that
+        it can be where tiles at the edges are smaller: which ones win is known only once weights were read.
+        """
+        return self._most_and_fewest[0]
+
+    @property
+    def fewest(self) -> int:
+        """As `connections`, the fewest that it can be: less only where tiles at the edges are smaller."""
+        return self._most_and_fewest[1]
+
+    @cached_property
+    def _most_and_fewest(self) -> tuple[int, int]:
+        total, tile = sum(int(count_O.sum()) for count_O in self.counts.values()), self.spread.tile
+        if tile is None:
+            return total, total
+        sizes: Counter[int] = Counter()
+        for target in self.targets.values():
+            layout = target.layout
+            for size, count in tile_sizes(layout.outputs, layout.inputs, tile).items():
+                sizes[size] += count * (layout.experts or 1)
+        most, fewest = (sum_of_first(sizes, tiles_of(total, tile), largest) for largest in (True, False))
+        return most, fewest
 
     @property
     def competes(self) -> bool:

@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from neuroada_cli.files import strict_json
 # 1: every row has K columns; 2: a shorter row ends in -1, and layers may differ in K; 3: the fingerprint is
 # of its second format, which older versions do not know
 FORMAT = 3
+WITH_RULE = 4  # of a selection file that says by which rule it was chosen; an adapter does not
 MODULE = re.compile(r"[\w.-]+")
 DESCRIPTION = {"format", "k", "criterion", "fingerprint", "tied"}
 # What is known once `check_base` lets one pass, told where nobody reads the tensors whole
@@ -44,6 +45,7 @@ class Selection:
     k            the largest K of all layers
     fingerprint  of the base they were chosen from (`hub.fingerprint`)
     tied         module name -> the other modules that use the same weight
+    rule         by what it was chosen beside the criterion (`training.choose.rule_of`); None: not known
     """
 
     indices: dict[str, Tensor]
@@ -51,6 +53,7 @@ class Selection:
     criterion: str
     fingerprint: dict[str, Any]
     tied: dict[str, list[str]] = field(default_factory=dict)
+    rule: dict[str, Any] | None = None
 
     @property
     def connections(self) -> int:
@@ -66,12 +69,14 @@ class Selection:
 def write_selection(path: str | os.PathLike[str], selection: Selection) -> None:
     """Write a selection file, all or nothing. Raises ResourceError."""
     about = {
-        "format": format_of(selection),
+        "format": format_of(selection) if selection.rule is None else WITH_RULE,
         "k": selection.k,
         "criterion": selection.criterion,
         "fingerprint": selection.fingerprint,
         "tied": selection.tied,
     }
+    if selection.rule is not None:
+        about["rule"] = selection.rule
     tensors = {f"{module}.indices": index_OK for module, index_OK in selection.indices.items()}
     path = Path(path)
     with files.explained(path):
@@ -86,16 +91,19 @@ def read_selection(path: str | os.PathLike[str]) -> Selection:
     if set(metadata) != {"neuroada_selection"}:
         raise ModelError("is not a selection", where, "write one with `neuroada select`")
     about = _json(metadata["neuroada_selection"], where)
-    check_format(about, where)
+    check_format(about, where, WITH_RULE)
     indices = {}
     for name, index_OK in tensors.items():
         module = name.removesuffix(".indices")
         if module == name:
             raise ModelError(f"holds {name[:80]}, which is not an index", where)
         indices[module] = index_OK
-    if set(about) != DESCRIPTION:
+    ruled = about["format"] == WITH_RULE
+    if set(about) != (DESCRIPTION | {"rule"} if ruled else DESCRIPTION):
         raise ModelError("has an unexpected description", where)
-    return checked_selection(indices, about, where)
+    if ruled and not _is_rule(about["rule"]):
+        raise ModelError("has a broken description (rule)", where)
+    return replace(checked_selection(indices, about, where), rule=about.get("rule"))
 
 
 def checked_selection(indices: dict[str, Tensor], about: Mapping[str, Any], where: str) -> Selection:
@@ -110,6 +118,13 @@ def checked_selection(indices: dict[str, Tensor], about: Mapping[str, Any], wher
     for module, index_OK in indices.items():
         _check_index(module, index_OK, k, about["format"], where)
     return Selection(indices, k, criterion, fingerprint, tied)  # type: ignore[arg-type]
+
+
+def _is_rule(rule: Any) -> bool:
+    return isinstance(rule, dict) and all(
+        type(value) in (int, type(None)) or (isinstance(value, str) and value.isprintable())
+        for value in rule.values()
+    )
 
 
 def _is_tied(tied: Any, indices: Mapping[str, Tensor]) -> bool:
@@ -203,13 +218,13 @@ def _json(text: str, where: str) -> dict[str, Any]:
     return value
 
 
-def check_format(about: Mapping[str, Any], where: str) -> None:
+def check_format(about: Mapping[str, Any], where: str, newest: int = FORMAT) -> None:
     """Raises ModelError for a description without a format number or from a newer version."""
     number = about.get("format")
     if type(number) is not int or number < 1:
         raise ModelError("has no format number", where)
-    if number > FORMAT:
-        raise ModelError(f"has format {number}, this version reads up to {FORMAT}", where, "update neuroada")
+    if number > newest:
+        raise ModelError(f"has format {number}, this version reads up to {newest}", where, "update neuroada")
 
 
 def check_base(fingerprint: Mapping[str, Any], base: Path | hub.Base) -> None:

@@ -57,7 +57,8 @@ def select_from_rows(
 
     fingerprint  of the base that `model` was loaded from; its weights stay as they are, and nothing of it
              requires a gradient after
-    batches  of training rows; the loss is training's own, summed over all of them
+    batches  of training rows; the loss is training's own, summed over all of them. `activation` takes them
+             without padding (`data.batch.unpadded`)
     budget   bytes of fp32 gradients at a time (at least one layer's): gradient criteria take
              ceil(target weights x 4 / budget) passes over the batches
     gradient_checkpointing  recompute each block's activations in the backward pass, as training does
@@ -170,18 +171,17 @@ def groups(targets: Mapping[str, Target], budget: int) -> list[list[str]]:
 def _inputs(
     model: nn.Module, targets: Mapping[str, Target], batches: Sequence[Batch], kind: str, budget: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, ||x_i|| over all tokens that are no padding: fp32 [I]).
+    """(name, ||x_i|| over all that goes into the layer: fp32 [I]).
 
-    What is not laid out like the batch's tokens (patches of a picture) has no padding.
+    batches  without padding or a shared head: some layers get their tokens in one row, or only those that a
+             router sends them, and from the layout nobody could tell which are none
     """
+    assert all(bool(batch.attention_BS.all()) and batch.head_1H is None for batch in batches)
     squares: dict[str, Tensor] = {}
-    attention = [torch.empty(0)]
 
     def adder(name: str) -> Callable[..., None]:
         def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0].float()
-            if x.ndim == 3 and x.shape[:-1] == attention[0].shape:
-                x = x[attention[0].bool()]
             square_I = x.reshape(-1, x.shape[-1]).square().sum(dim=0)
             squares[name] = squares[name] + square_I if name in squares else square_I
 
@@ -193,11 +193,7 @@ def _inputs(
     handles = [target.owner.register_forward_pre_hook(adder(name)) for name, target in targets.items()]
     try:
         for batch in batches:
-            # a decoder's padding is not its encoder's: one by one there is none
-            for part in [batch] if batch.decoder_BS is None else batch.alone():
-                moved = part.to(device)
-                attention[0] = moved.attention_BS
-                LOSSES[kind](model, moved)
+            LOSSES[kind](model, batch.to(device))
     finally:
         for handle in handles:
             handle.remove()

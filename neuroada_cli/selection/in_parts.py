@@ -57,6 +57,7 @@ def told(selection: Selection | None, ranks: Ranks) -> Selection:
             "criterion": selection.criterion,
             "fingerprint": selection.fingerprint,
             "tied": selection.tied,
+            "rule": selection.rule,
             "shapes": {name: list(index_OK.shape) for name, index_OK in selection.indices.items()},
         }
     )

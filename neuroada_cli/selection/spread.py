@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
@@ -181,6 +182,28 @@ def tiles_of(total: int, tile: int) -> int:
     return max(1, total // tile**2)
 
 
+def tile_sizes(outputs: int, inputs: int, tile: int) -> Counter[int]:
+    """Weights of a tile -> how many tiles of a matrix have so many; those at the edges may have fewer."""
+
+    def edges(length: int) -> Counter[int]:
+        return +Counter({tile: length // tile, length % tile: int(length % tile > 0)})
+
+    found: Counter[int] = Counter()
+    for rows, below in edges(outputs).items():
+        for columns, beside in edges(inputs).items():
+            found[rows * columns] += below * beside
+    return found
+
+
+def sum_of_first(sizes: Counter[int], count: int, largest: bool) -> int:
+    """What the `count` largest, or smallest, tiles hold together."""
+    held = 0
+    for size in sorted(sizes, reverse=largest):
+        taken = min(count, sizes[size])
+        held, count = held + taken * size, count - taken
+    return held
+
+
 def tile_means(score_OI: Tensor, tile: int) -> Tensor:
     """Mean score of every tile x tile part; those at the edges may be smaller."""
     outputs, inputs = score_OI.shape
@@ -194,11 +217,12 @@ def tile_means(score_OI: Tensor, tile: int) -> Tensor:
 
 
 def whole_tiles(tiles: Tensor, tile: int, outputs: int, inputs: int) -> Tensor:
-    """int32 [O, K]: all columns of the chosen tiles, for every row of them.
+    """int32 [O, K]: all columns of the chosen tiles, for every row of them; K of the longest row.
 
     tiles  int [tile rows, …], ascending numbers of tile columns, then -1
     """
     column_OK = (tiles[..., None] * tile + torch.arange(tile)).flatten(1)
     none = (tiles < 0)[..., None].expand(-1, -1, tile).flatten(1) | (column_OK >= inputs)
-    column_OK = column_OK.masked_fill(none, -1).repeat_interleave(tile, dim=0)[:outputs]
+    longest = max(1, int((~none).sum(dim=1).max()))  # the last tile of a row can be cut: no longer than that
+    column_OK = column_OK.masked_fill(none, -1)[:, :longest].repeat_interleave(tile, dim=0)[:outputs]
     return column_OK.to(torch.int32)  # only the last tile of a row can be cut, so -1 stays at the end

@@ -12,7 +12,7 @@ from neuroada_cli.errors import RecipeError
 from neuroada_cli.foreign_text import printable, shown
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.show.notes import say
-from neuroada_cli.show.numbers import counted, share
+from neuroada_cli.show.numbers import counted
 from neuroada_cli.training.parallel import without_a_row
 from neuroada_cli.training.preflight import Checked
 from neuroada_cli.training.remarks import remarks
@@ -29,7 +29,7 @@ def show(
     cut = f", {counts.truncated} cut at {rows.max_length}" if counts.truncated else ""
     size = f"longest {counts.longest} tokens{cut}" if counts.tokens else "a picture each"
     lines = [
-        f"{plan.trainable:,} of {plan.total:,} parameters train ({share(plan.trainable, plan.total)})",
+        plan.trains(),
         f"{counted(counts.rows, 'row')} from {rows.train_source}; {size}",
         f"validation: {counted(held.rows, 'row')} from {rows.validation_source}"
         if held

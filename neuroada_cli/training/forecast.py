@@ -19,7 +19,7 @@ from neuroada_cli.ranks.group import ALONE
 from neuroada_cli.recipe.keys import described_keys
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.show.notes import say
-from neuroada_cli.show.numbers import clock, counted, share, size
+from neuroada_cli.show.numbers import clock, counted, size
 from neuroada_cli.training.pace import pace
 from neuroada_cli.training.parallel import ROOM, memory_of, of_processes, why_not_sharded, without_a_row
 from neuroada_cli.training.plan import as_asked, largest_step, predicted_memory
@@ -41,10 +41,7 @@ def dry_run(
     """
     recipe, plan, console = checked.recipe, checked.plan, Console()
     console.print(_settings(recipe, origins or {}, full))
-    _say(
-        console,
-        f"trains     {plan.trainable:,} of {plan.total:,} parameters ({share(plan.trainable, plan.total)})",
-    )
+    _say(console, f"trains     {plan.trains(verb='')}")
     rows = counted(recipe.train.batch_size, "row")
     _say(console, f"steps      {counted(plan.steps, 'step')} of {rows}")
     if processes == 1:

@@ -15,6 +15,7 @@ from neuroada_cli.methods import MethodFacts, Sizes, facts_of
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.choice import Choice
 from neuroada_cli.selection.file import Selection
+from neuroada_cli.show.numbers import share
 from neuroada_cli.training.rows import PreparedRows
 from neuroada_cli.training.settings import dtype_of, loop_settings
 
@@ -27,6 +28,8 @@ class Plan:
     sizes     what its numbers follow from; sizes.total are the parameters of the model
     stored_k  layer -> connections kept per neuron: a layer's rows are as long as its longest. None where that
               is known only once weights were read, or nothing is trained by connections
+    up_to     trainable is the most it can be: tiles at the edges of a weight are smaller, and which ones
+              train is known only once weights were read
     """
 
     facts: MethodFacts
@@ -34,10 +37,16 @@ class Plan:
     trainable: int
     steps: int
     stored_k: Mapping[str, int] | None = None
+    up_to: bool = False
 
     @property
     def total(self) -> int:
         return self.sizes.total
+
+    def trains(self, verb: str = " train") -> str:
+        """What trains of it all, as it is told."""
+        told = f"{self.trainable:,} of {self.total:,} parameters{verb} ({share(self.trainable, self.total)})"
+        return f"up to {told}" if self.up_to else told
 
 
 def make_plan(
@@ -59,10 +68,11 @@ def make_plan(
         where = f"train.method={recipe.train.method}"
         raise RecipeError(f"{base.folder} {error}", where, "choose another method") from None
     steps = loop_settings(recipe).total_steps(len(rows.data.train))
-    stored_k = None
+    stored_k, up_to = None, False
     if facts.chosen:
         stored_k = given.stored_k if given is not None else choice.stored_k
-    return Plan(facts, sizes, trainable, steps, stored_k)
+        up_to = given is None and choice.fewest < choice.connections
+    return Plan(facts, sizes, trainable, steps, stored_k, up_to)
 
 
 def _counted(facts: MethodFacts, base: hub.Base, choice: Choice) -> int:

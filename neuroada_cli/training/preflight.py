@@ -6,9 +6,11 @@ K = chosen inputs per neuron
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from torch import nn
@@ -26,6 +28,7 @@ from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.choice import Choice, choice_of
 from neuroada_cli.selection.file import Selection, check_base, check_shapes, read_selection
+from neuroada_cli.selection.same import what_differs
 from neuroada_cli.tasks.chat_template import use_template
 from neuroada_cli.tasks.classes import OWN
 from neuroada_cli.tasks.loss_mask import learns_prompt
@@ -33,6 +36,7 @@ from neuroada_cli.tasks.registry import get_protocol, recipe_task, scored_tasks
 from neuroada_cli.tasks.task import Task
 from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training import trackers
+from neuroada_cli.training.choose import rule_of
 from neuroada_cli.training.plan import Plan, make_plan
 from neuroada_cli.training.rows import PreparedRows, prepare
 from neuroada_cli.training.settings import with_own_dtype
@@ -42,7 +46,7 @@ from neuroada_cli.training.starting import started_from
 @dataclass(frozen=True)
 class Checked:
     """Everything that is known before a weight is read. given is a finished selection, if there is one; start
-    the adapter whose values the run begins with.
+    the adapter whose values the run begins with; unused: what of the recipe does not count beside given.
     """
 
     recipe: Recipe
@@ -55,6 +59,7 @@ class Checked:
     device: str
     plan: Plan
     start: AdapterFolder | None = None
+    unused: str | None = None
 
 
 def check(
@@ -115,15 +120,19 @@ def check(
     if recipe.select.file is None:
         choice.check()
     start = started_from(recipe, base)
-    given = start[1] if start else _given_selection(recipe, base, choice, overwrite)
+    seen = rows.hashes["train tokens"]
+    given = start[1] if start else _given_selection(recipe, base, choice, overwrite, seen)
+    unused = None
     if given is not None and (start or recipe.select.file is not None):  # what is named is the last word
+        unused = _unused(recipe, choice, given, rule_of(recipe, choice, seen))
         targets = {name: target_of(base.graph, name) for name in given.indices}
         choice = dataclasses.replace(choice, targets=targets)
         section = recipe.select.model_copy(update={"k": given.k, "criterion": given.criterion})
         recipe = recipe.model_copy(update={"select": section})
     _check_layers(recipe, choice, base.graph)
     plan = make_plan(recipe, base, choice, given, rows)
-    return Checked(recipe, task, base, reader, choice, rows, given, device, plan, start[0] if start else None)
+    source = start[0] if start else None
+    return Checked(recipe, task, base, reader, choice, rows, given, device, plan, source, unused)
 
 
 def _check_kind(recipe: Recipe, task: Task, model_task: hub.ModelTask, where: str) -> None:
@@ -207,7 +216,9 @@ def _check_tokens(skeleton: nn.Module, rows: PreparedRows, where: str) -> None:
         )
 
 
-def _given_selection(recipe: Recipe, base: hub.Base, choice: Choice, overwrite: bool) -> Selection | None:
+def _given_selection(
+    recipe: Recipe, base: hub.Base, choice: Choice, overwrite: bool, rows: str
+) -> Selection | None:
     """`select.file`, or what `neuroada select` left in the run folder; it has to fit base and recipe."""
     own = recipe.run_path / run_folder.SELECTION
     replaced = overwrite and run_folder.holds_run(recipe.run_path)
@@ -221,22 +232,34 @@ def _given_selection(recipe: Recipe, base: hub.Base, choice: Choice, overwrite: 
     if not is_outline(base.folder):
         check_base(selection.fingerprint, base)
     check_shapes(selection, shapes_of(targets_of(base.graph)), str(file))
-    if file == own:
-        _check_own(selection, choice, str(file))
+    if recipe.select.file is None:  # what is named is meant, also where it is the same file
+        _check_own(selection, choice, rule_of(recipe, choice, rows), str(file))
     return selection
 
 
-def _check_own(selection: Selection, choice: Choice, where: str) -> None:
+def _check_own(selection: Selection, choice: Choice, rule: Mapping[str, Any], where: str) -> None:
     """Raises RecipeError for a selection in the run folder that is not what the recipe would choose."""
-    found = selection.connections
-    count, names = choice.connections, set(choice.targets)
-    if choice.spread.tile is not None:  # tiles at the edges are smaller, and layers without one are left out
-        count, names = found, names & set(selection.indices)
-    if (found, selection.criterion, set(selection.indices)) != (count, choice.label, names):
-        raise RecipeError(
-            f"was made with k={selection.k}, {selection.criterion} for {len(selection.indices)} layers "
-            f"({found:,} connections); the recipe says k={choice.spread.k}, {choice.label} for "
-            f"{len(choice.targets)} ({count:,})",
-            where,
-            "remove it, or name it with --selection",
-        )
+    differs = what_differs(selection, choice, rule)
+    if differs is not None:
+        raise RecipeError(differs, where, "remove it, or name it with --selection")
+
+
+def _unused(recipe: Recipe, choice: Choice, given: Selection, rule: Mapping[str, Any]) -> str | None:
+    """That a selection that was named, or an adapter's, is not what the recipe says otherwise."""
+    try:
+        differs = what_differs(given, choice, rule)
+    except RecipeError:  # what does not fit the layers is not chosen either
+        differs = "is another"
+    section = recipe.select
+    said = [
+        f"select.{name}"
+        for name in sorted(section.model_fields_set - {"file"})
+        if getattr(section, name) != type(section).model_fields[name].get_default(call_default_factory=True)
+    ]
+    if differs is None or not said:
+        return None
+    place = section.file or recipe.train.start_from
+    return (
+        f"{', '.join(said)} {'does' if len(said) == 1 else 'do'} not count: what trains is the selection of "
+        f"{place}, with k={given.k} by {given.criterion} in {len(given.indices)} layers"
+    )

@@ -45,6 +45,8 @@ def remarks(checked: Checked) -> Iterator[str]:
         remark = hub.endings(checked.reader.tokenizer).remark
         if remark is not None:
             yield remark
+    if checked.unused is not None:
+        yield checked.unused
     yield from _of_weights(checked)
     if (experts := unpacked_experts(checked)) is not None:
         yield experts

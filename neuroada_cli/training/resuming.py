@@ -9,15 +9,17 @@ from rich.console import Console
 
 from neuroada_cli import files
 from neuroada_cli.adapter.folder import AdapterFolder, open_adapter
-from neuroada_cli.errors import ResourceError
+from neuroada_cli.errors import OutputError, ResourceError
 from neuroada_cli.files.lock import LOCK
 from neuroada_cli.foreign_text import shown
 from neuroada_cli.ranks.group import Ranks
 from neuroada_cli.recipe.load import to_yaml
 from neuroada_cli.show.notes import say
+from neuroada_cli.show.numbers import counted
 from neuroada_cli.training import folder as run_folder
 from neuroada_cli.training.checkpoint import check_unchanged, newest_opened
 from neuroada_cli.training.preflight import Checked
+from neuroada_cli.training.saved_state import read_state
 
 
 def where_to_go_on(
@@ -35,7 +37,16 @@ def where_to_go_on(
         files.clean_stale(run_dir)  # what a killed run left half written; a fresh start clears it anyway
         if found is not None:
             recipe, steps = checked.recipe.model_dump(mode="json"), checked.plan.steps
-            if check_unchanged(found.folder, recipe, checked.rows.hashes, steps, extend):
+            longer = check_unchanged(found.folder, recipe, checked.rows.hashes, steps, extend)
+            if (stopped := _stopped_early(checked, found)) is not None and longer:
+                raise OutputError(
+                    f"{stopped}: another length changes nothing",
+                    str(found.folder),
+                    "start again with --overwrite",
+                )
+            if stopped is not None:
+                say(console, f"{stopped}: nothing is left to train", style="yellow")
+            if longer:
                 console.print(f"the run goes on to step {steps}", highlight=False)
                 files.write_text(run_dir / run_folder.RECIPE, to_yaml(checked.recipe))
         return found
@@ -46,6 +57,18 @@ def where_to_go_on(
         console.print("no checkpoint yet: training starts at the beginning")
         return None
     return ranks.all_do(lambda: found or open_adapter(run_dir / name))
+
+
+def _stopped_early(checked: Checked, found: AdapterFolder) -> str | None:
+    """That a run has ended before its last step, since its evaluations became no better."""
+    progress, early_stop = read_state(found.folder).progress, checked.recipe.train.early_stop
+    if not progress.hopeless(early_stop) or progress.step >= checked.plan.steps:
+        return None
+    since = counted(progress.stale, "evaluation")
+    return (
+        f"the run was stopped early after step {progress.step}, since {since} brought nothing better "
+        f"(train.early_stop={early_stop})"
+    )
 
 
 def see(run_dir: Path, ranks: Ranks) -> None:

@@ -91,9 +91,9 @@ def prepare(
         train_encoded, report = encode_for(reader, train, *how, watch=watch)
         if validation:
             held, held_report = encode_for(reader, validation, *how, watch=watch)
-    hashes = {"train": rows.sha256, "train tokens": _hash_of(train_encoded)}
+    hashes = {"train": rows.sha256, "train tokens": hash_of(train_encoded)}
     if validation_rows is not None:
-        hashes |= {"validation": validation_rows.sha256, "validation tokens": _hash_of(held)}
+        hashes |= {"validation": validation_rows.sha256, "validation tokens": hash_of(held)}
     for number, each in enumerate(found.also, start=2):
         hashes[f"train {number}"] = each.rows.sha256
     if section.drop_leaked:  # they depend on the test sets, which may change
@@ -151,7 +151,8 @@ class _Reading:
         return examples_of(task, rows.rows, protocol, rows.source, rows.lines, notes=notes)
 
 
-def _hash_of(rows: Sequence[Encoded]) -> str:
+def hash_of(rows: Sequence[Encoded]) -> str:
+    """Of all that a model is given of the rows and learns of them: sha256."""
     digest = hashlib.sha256()
     for row in rows:
         labels = row.labels if isinstance(row.labels, list) else [row.labels]

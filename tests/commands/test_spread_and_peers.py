@@ -26,6 +26,7 @@ from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.file import read_selection
 from neuroada_cli.training import preflight
 from neuroada_cli.training.checkpoint import RunCheckpoints
+from neuroada_cli.training.preflight import check
 
 SPREADS = [
     {"coverage": "model", "criterion": "random", "k": 2},
@@ -256,3 +257,28 @@ def test_smt_trains_every_entry_of_the_tiles_with_the_largest_gradients(tmp_path
 def test_smt_without_tiles_is_refused(tmp_path: Path, model: Path) -> None:
     with pytest.raises(RecipeError, match=r"train.method=smt trains whole tiles; set select.tile"):
         tiny_recipe(model, tmp_path / "run", train={"method": "smt"})
+
+
+@pytest.mark.parametrize("tile", [5, 16, 24, 256])
+@pytest.mark.parametrize("criterion", ["magnitude", "gradient"])
+@pytest.mark.parametrize("method", ["smt", "neuroada"])
+def test_tiles_that_divide_no_layer_train_as_the_plan_says(
+    tile: int, criterion: str, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = {"hidden_size": 40, "intermediate_size": 52, "num_attention_heads": 5, "num_key_value_heads": 1}
+    folder = tiny_llama_folder(tmp_path / "llama", head_dim=8, **odd)
+    section = {"tile": tile, "k": 10, "criterion": criterion}
+    changes = {"max_steps": 1, "epochs": 1, "method": method}
+    recipe = tiny_recipe(folder, tmp_path / "run", select=section, train=changes)
+    plan = check(recipe, overwrite=False).plan
+    selection = read_selection(select.run(recipe))
+    for index_OK in selection.indices.values():
+        assert index_OK.shape[1] == int((index_OK >= 0).sum(dim=1).max())
+    held = sum(int((index_OK >= 0).sum()) for index_OK in selection.indices.values())
+    result = train.run(recipe)
+    assert result.trainable == held <= plan.trainable
+    assert plan.up_to or held == plan.trainable, "what may be less is said to be"
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{held:,} of {plan.total:,} parameters train" in told, "the selection is known by then"
+    merged = merge.run(result.run_dir, tmp_path / "merged", quiet=True).out
+    assert torch.equal(logits(merged, dtype="fp32"), logits(result.run_dir))

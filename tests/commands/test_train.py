@@ -200,7 +200,7 @@ def test_keep_prunes_all_but_the_newest_and_the_best(llama_folder: Path, tmp_pat
     assert kept == {"checkpoint-11", "checkpoint-12", result.best.name}  # type: ignore[union-attr]
 
 
-def test_early_stop(llama_folder: Path, tmp_path: Path) -> None:
+def test_early_stop(llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a rate that ruins the model the first evaluation stays the best one."""
     changes = {"eval_every": 1, "early_stop": 2, "epochs": 20}
     result = go(
@@ -210,11 +210,18 @@ def test_early_stop(llama_folder: Path, tmp_path: Path) -> None:
     best = max(e["step"] for e in evaluations if e["best"])
     assert result.steps == best + 2 < 20 * STEPS // 2
     assert os.readlink(result.run_dir / "best") == f"checkpoint-{best}"
-    again = go(
-        tiny_recipe(llama_folder, tmp_path / "run", train=changes, optim={"lr": 5.0, "warmup_ratio": 0}),
-        resume=True,
-    )
+    recipe = tiny_recipe(llama_folder, tmp_path / "run", train=changes, optim={"lr": 5.0, "warmup_ratio": 0})
+    capsys.readouterr()
+    again = train.run(recipe, resume=True)
     assert again.steps == result.steps
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"stopped early after step {result.steps}, since 2 evaluations brought nothing better" in told
+    assert "nothing is left to train" in told
+    written = (result.run_dir / "recipe.yaml").read_text()
+    longer = {"train": {**changes, "epochs": 30}, "optim": {"lr": 5.0, "warmup_ratio": 0}}
+    with pytest.raises(OutputError, match=r"stopped early .*another length changes nothing; start"):
+        train.run(tiny_recipe(llama_folder, tmp_path / "run", **longer), resume=True, extend=True, quiet=True)
+    assert (result.run_dir / "recipe.yaml").read_text() == written, "of a run that does not go on"
 
 
 def test_a_dry_run_of_a_run_that_is_there_says_that_training_would_be_refused(

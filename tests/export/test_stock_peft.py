@@ -19,6 +19,9 @@ from neuroada_cli.adapter import load as adapted
 from neuroada_cli.adapter.folder import Adapter, write_adapter
 from neuroada_cli.commands import export
 from neuroada_cli.errors import ModelError, RecipeError
+from neuroada_cli.selection.choice import Choice, target_layers
+from neuroada_cli.selection.from_files import select_from_files
+from neuroada_cli.selection.spread import Spread
 
 pytest.importorskip("peft")
 from peft import PeftModel
@@ -50,6 +53,58 @@ def test_stock_peft_answers_the_same(name: str, kind: str, tmp_path: Path) -> No
     assert config["base_model_name_or_path"] == f"./{os.path.relpath(base)}"
     with torch.inference_mode(), model.disable_adapter():
         assert not torch.allclose(model(input_ids=TOKENS).logits, expected)
+
+
+@pytest.mark.parametrize("kind", ["peft-supertuning", "peft-shira"])
+@pytest.mark.parametrize(
+    "spread",
+    [
+        Spread(budget=1),
+        Spread(budget=3),
+        Spread(budget=8, coverage="model"),
+        Spread(budget=9, coverage="block"),
+        Spread(k_per={"*": 0, "o_proj": 1}),
+        Spread(tile=8, budget=64),
+    ],
+)
+def test_a_layer_without_a_connection_is_left_out(spread: Spread, kind: str, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    pico_llama().save_pretrained(base)
+    byte_tokenizer().save_pretrained(base)
+    opened = hub.open_base(base)
+    selection = select_from_files(opened, Choice(target_layers(opened), spread))
+    trained = {name for name, index_OK in selection.indices.items() if (index_OK >= 0).any()}
+    assert len(trained) < len(target_layers(opened))
+    deltas = {name: 0.5 * (index_OK >= 0) for name, index_OK in selection.indices.items()}
+    adapter = Adapter(selection, deltas, {}, str(base), None, "causal-lm", {"dtype": "fp32"})
+    with files.atomic_folder(tmp_path / "adapter") as folder:
+        write_adapter(folder, adapter, byte_tokenizer())
+    export.run(tmp_path / "adapter", tmp_path / "out", kind, quiet=True)
+    stock = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(stock, tmp_path / "out").eval()
+    with torch.inference_mode():
+        found = model(input_ids=TOKENS).logits
+        expected = adapted.load(str(tmp_path / "adapter")).model.eval()(input_ids=TOKENS).logits
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert set(config["target_modules"]) == trained
+
+
+@pytest.mark.parametrize("kind", ["peft-supertuning", "peft-shira"])
+def test_an_adapter_without_any_connection_is_refused(kind: str, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    pico_llama().save_pretrained(base)
+    byte_tokenizer().save_pretrained(base)
+    selection = selected(base, ("all-linear",), 1)
+    for index_OK in selection.indices.values():
+        index_OK.fill_(-1)
+    deltas = {name: torch.zeros(index_OK.shape) for name, index_OK in selection.indices.items()}
+    adapter = Adapter(selection, deltas, {}, str(base), None, "causal-lm", {"dtype": "fp32"})
+    with files.atomic_folder(tmp_path / "adapter") as folder:
+        write_adapter(folder, adapter, byte_tokenizer())
+    with pytest.raises(ModelError, match="holds no connection"):
+        export.run(tmp_path / "adapter", tmp_path / "out", kind, quiet=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_stock_peft_cannot_hold_is_refused(tmp_path: Path) -> None:

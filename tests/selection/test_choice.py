@@ -99,7 +99,7 @@ def test_lift_with_rows_of_unequal_length_goes_by_the_whole_approximation(tmp_pa
 def test_rows_of_unequal_length_go_by_their_own_evidence(criterion: str) -> None:
     """The same columns as the neuron gets where all have as many as it has."""
     model, name = pico_llama(), "model.layers.1.mlp.up_proj"
-    batches = [collate(rows(False, False), 0)]
+    batches = [collate([row], 0) for row in rows(False, False)]
 
     def chosen(spread: Spread) -> tuple[Choice, list[list[int]]]:
         choice = Choice({name: Target(model.get_submodule(name))}, spread, criterion)

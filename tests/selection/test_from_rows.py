@@ -34,7 +34,10 @@ K = 3
 MODELS = {"llama": pico_llama, "gpt2": pico_gpt2, "bert": lambda: pico_bert(num_labels=2)}
 
 
-def batches(kind: str) -> list[Batch]:
+def batches(kind: str, criterion: str = "gradient") -> list[Batch]:
+    """Two, of a whole and a shorter row each; by `activation` one of each row, without its padding."""
+    if criterion == "activation":
+        return [row for batch in batches(kind) for row in alone(batch)]
     generator = torch.Generator().manual_seed(5)
     made = []
     for length in (9, 6):
@@ -46,6 +49,21 @@ def batches(kind: str) -> list[Batch]:
             Batch(tokens_BS, attention_BS, torch.tensor([0, 1]) if labels is None else labels, [0, 1])
         )
     return made
+
+
+def alone(batch: Batch) -> list[Batch]:
+    ends = batch.attention_BS.sum(dim=1).tolist()
+    parts = [(slice(row, row + 1), slice(0, end)) for row, end in enumerate(ends)]
+    labels_BS = batch.labels_BS
+    return [
+        Batch(
+            batch.tokens_BS[at],
+            batch.attention_BS[at],
+            labels_BS[at] if labels_BS.ndim == 2 else labels_BS[at[0]],
+            [0],
+        )
+        for at in parts
+    ]
 
 
 def choice(model: nn.Module, names: Sequence[str], criterion: str, spread: Spread | None = None) -> Choice:
@@ -92,7 +110,7 @@ def test_equals_the_dense_way_however_the_layers_are_grouped(name: str, criterio
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     told: list[LayerChoice] = []
     chosen = from_rows.select_from_rows(
-        {}, model, choice(model, names, criterion), batches(kind), kind, told.append, budget
+        {}, model, choice(model, names, criterion), batches(kind, criterion), kind, told.append, budget
     )
     for layer in names:
         module = model.get_submodule(layer)
@@ -125,7 +143,7 @@ def test_weights_of_a_matrix_block_or_model_compete_by_the_dense_score(coverage:
         {},
         model,
         choice(model, names, criterion, spread),
-        batches("generation"),
+        batches("generation", criterion),
         "generation",
         told.append,
         1,
@@ -329,9 +347,9 @@ def test_so_many_batches_are_the_first_that_training_sees(tmp_path: Path) -> Non
     data = check(recipe, overwrite=False).rows.data
     schedule = Schedule(data, loop_settings(recipe))
     seen = [batch.rows for step in range(schedule.total) for batch in schedule.micro_batches(step)]
-    assert [batch.rows for batch in first_batches(schedule, 3)] == seen[:3]
-    assert [batch.rows for batch in first_batches(schedule, 1000)] == seen
-    once = [row for batch in first_batches(schedule, None) for row in batch.rows]
+    assert [batch.rows for batch in first_batches(schedule.micro_batches, schedule, 3)] == seen[:3]
+    assert [batch.rows for batch in first_batches(schedule.micro_batches, schedule, 1000)] == seen
+    once = [row for batch in first_batches(schedule.micro_batches, schedule, None) for row in batch.rows]
     assert sorted(once) == sorted(row.row for row in data.train)
 
 
@@ -360,7 +378,7 @@ def test_activation_on_a_quantised_base_scores_what_the_layers_compute_with(tmp_
             dense.get_submodule(name).weight.copy_(next(matrices_of(target_of(quantised, name)))[1])
     chosen = [
         from_rows.select_from_rows(
-            {}, model, choice(model, names, "activation"), batches("generation"), "generation"
+            {}, model, choice(model, names, "activation"), batches("generation", "activation"), "generation"
         ).indices
         for model in (quantised, dense)
     ]

@@ -5,6 +5,8 @@ O = output neurons, I = inputs, K = chosen inputs per neuron
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,16 @@ from neuroada_cli.delta.linear import DeltaLinear
 from neuroada_cli.methods.mask import Mask
 from neuroada_cli.methods.neuroada import NeuroAda
 from neuroada_cli.selection.criteria import choose
-from neuroada_cli.selection.spread import Pool, Spread, by_counts, counts, tile_means, whole_tiles
+from neuroada_cli.selection.spread import (
+    Pool,
+    Spread,
+    by_counts,
+    counts,
+    sum_of_first,
+    tile_means,
+    tile_sizes,
+    whole_tiles,
+)
 
 SHAPES = {"blocks.0.q": (12, 8), "blocks.0.up": (20, 8), "blocks.1.q": (12, 8)}
 
@@ -154,3 +165,21 @@ def test_tiles_are_whole_and_those_with_the_highest_mean(outputs: int, inputs: i
         assert columns == sorted(kept) + [-1] * (len(columns) - len(kept))
         found_OI[row, kept] = True
     assert torch.equal(found_OI, mask_OI)
+    assert index_OK.shape[1] == int(mask_OI.sum(dim=1).max()), "as wide as the longest row, and no wider"
+
+
+@pytest.mark.parametrize("shapes", [[(8, 12)], [(7, 10)], [(3, 2)], [(7, 10), (4, 4), (9, 3)]])
+@pytest.mark.parametrize("wanted", [1, 2, 4, 99])
+def test_the_most_and_the_fewest_that_tiles_can_hold(shapes: list[tuple[int, int]], wanted: int) -> None:
+    tile, sizes = 4, Counter()
+    every = []
+    for outputs, inputs in shapes:
+        sizes += tile_sizes(outputs, inputs, tile)
+        parts = tile_means(torch.ones(outputs, inputs), tile)
+        for row in range(parts.shape[0]):
+            for column in range(parts.shape[1]):
+                here = slice(row * tile, (row + 1) * tile), slice(column * tile, (column + 1) * tile)
+                every.append(torch.ones(outputs, inputs)[here].numel())
+    assert sorted(sizes.elements()) == sorted(every)
+    assert sum_of_first(sizes, wanted, largest=True) == sum(sorted(every, reverse=True)[:wanted])
+    assert sum_of_first(sizes, wanted, largest=False) == sum(sorted(every)[:wanted])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from neuroada_cli.data.batch import IGNORED, Encoded
-from neuroada_cli.training.rows import _hash_of
+from neuroada_cli.training.rows import hash_of
 
 ROWS = [
     Encoded([5, 6, 7, 8], [IGNORED, IGNORED, 7, 8], 0, prompt=2),
@@ -14,7 +14,7 @@ ROWS = [
 
 
 def test_the_same_rows_have_the_same_hash() -> None:
-    assert _hash_of(ROWS) == _hash_of([dataclasses.replace(row) for row in ROWS])
+    assert hash_of(ROWS) == hash_of([dataclasses.replace(row) for row in ROWS])
 
 
 def test_whatever_differs_makes_another_hash() -> None:
@@ -29,14 +29,14 @@ def test_whatever_differs_makes_another_hash() -> None:
         dataclasses.replace(first, labels=1),
         dataclasses.replace(first, labels=1.0),
     ]
-    hashes = {_hash_of([row, ROWS[1]]) for row in [first, *others]}
-    hashes |= {_hash_of(ROWS[::-1]), _hash_of(ROWS[:1])}
+    hashes = {hash_of([row, ROWS[1]]) for row in [first, *others]}
+    hashes |= {hash_of(ROWS[::-1]), hash_of(ROWS[:1])}
     assert len(hashes) == len(others) + 3
 
 
 def test_a_token_does_not_wander_from_one_row_to_the_next() -> None:
     def parted(at: int) -> str:
         ids = [5, 6, 7, 8, 9, 10]
-        return _hash_of([Encoded(ids[:at], ids[:at], 0), Encoded(ids[at:], ids[at:], 1)])
+        return hash_of([Encoded(ids[:at], ids[:at], 0), Encoded(ids[at:], ids[at:], 1)])
 
     assert parted(2) != parted(3)
