@@ -16,11 +16,14 @@ THOUGHT = re.compile(
     rf"|(?P<opened>(?>{CODE}|{SPOKEN_OF}|(?!{OPENS}).)*?)(?!{SPOKEN_OF}){CLOSES})\s*(?=\S)",
     re.S,
 )
+CLOSING = re.compile(CLOSES)
 TAG_AT_END = re.compile(r"(?:<[^<>\s]+>|\[[^\[\]\s]+\])$")
 
 
 def thought_before(content: str) -> tuple[str, str] | None:
     """(the thought with its tags and the space behind it, the thought alone) in front of a row's answer."""
+    if CLOSING.search(content) is None:  # most rows; the whole pattern looks at every sign of a text
+        return None
     found = THOUGHT.match(content)
     return found and (found[0], (found["within"] or found["opened"] or "").strip())
 
@@ -33,5 +36,7 @@ def without_thought(written: str, lead: str) -> str:
     """
     tag = TAG_AT_END.search(lead)
     mark = tag[0] if tag else lead.split()[-1]
+    if mark not in written:
+        return written
     end = re.compile(rf"(?>{CODE}|{SPOKEN_OF}|.)*?(?!{SPOKEN_OF}){re.escape(mark)}", re.S).match(written)
     return (written[end.end() :] if end else written.partition(mark)[2]) or written
