@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from neuroada_cli.hub.embeddings import refuse_unknown
 from neuroada_cli.hub.reader import Reader
 from neuroada_cli.loop.loss import row_logits, token_loss
 from neuroada_cli.loop.numerics import not_numbers
+from neuroada_cli.loop.padding import reads_padding
 from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.tasks.metrics import METRICS, can_rouge, rouge
@@ -213,7 +215,12 @@ def _classify(
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     done: dict[int, Prediction] = {}
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    together = [order]
+    if reads_padding(model, rows, pad, features):  # scores must not depend on the batch
+        together = [list(alike) for _, alike in groupby(order, lambda i: len(rows[i]))]
+    batches = [
+        alike[start : start + batch_size] for alike in together for start in range(0, len(alike), batch_size)
+    ]
     with evaluating(model):
 
         def values_of(numbers: list[int]) -> list[int | float]:

@@ -131,6 +131,11 @@ class NeuroAdaModel(BaseTuner):
         names = [name for name, module in self.model.named_modules() if isinstance(module, NeuroAdaLinear)]
         model = cast(nn.Module, super()._unload_and_optionally_merge(*args, **kwargs))
         dense = [name for name in names if type(model.get_submodule(name)) is nn.Linear]
+        # a packed layer takes inputs of any type and computes in one of its own (fp32 where nobody says); a
+        # plain one takes only its own: that of what feeds it
+        around = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        for name in dense:
+            model.get_submodule(name).to(around)
         _say_unpacked(model, dense)
         return model
 
@@ -294,7 +299,9 @@ def _selection_of(config: NeuroAdaConfig, folder: Any) -> Any:
 
 
 def _say_unpacked(model: nn.Module, dense: list[str]) -> None:
-    """Layers that were packed and are dense now are named in the config, so the model saves and loads."""
+    """Layers that were packed and are dense now are named in the config, so the model saves and loads: with
+    all others that are dense, since a list takes the place of transformers' own, which holds the head.
+    """
     settings = getattr(getattr(model, "config", None), "quantization_config", None)
     if not dense or settings is None:
         return
@@ -303,7 +310,8 @@ def _say_unpacked(model: nn.Module, dense: list[str]) -> None:
         "them to few bits again would lose what was trained. `neuroada merge` writes the whole model.",
         stacklevel=3,
     )
-    kept = [*(getattr(settings, "llm_int8_skip_modules", None) or []), *dense]
+    linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    kept = [*(getattr(settings, "llm_int8_skip_modules", None) or []), *linear]
     settings.llm_int8_skip_modules = list(dict.fromkeys(kept))
 
 

@@ -30,6 +30,7 @@ from neuroada_cli.loop.causality import check_causality
 from neuroada_cli.loop.loop import Progress, train
 from neuroada_cli.loop.numerics import refuse_not_numbers
 from neuroada_cli.loop.packing import check_packing
+from neuroada_cli.loop.padding import READS_PADDING, reads_padding
 from neuroada_cli.machine import environment
 from neuroada_cli.machine.allocator import keeping_freed_memory
 from neuroada_cli.machine.memory import peak_memory
@@ -41,7 +42,7 @@ from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.criteria import choose as choose_in
 from neuroada_cli.selection.file import SAME_BASE, Selection, check_base, check_ties, write_selection
 from neuroada_cli.show.figures import drawn
-from neuroada_cli.show.notes import tell
+from neuroada_cli.show.notes import say, tell
 from neuroada_cli.tasks.loss_mask import loss_mask_of
 from neuroada_cli.tasks.registry import get_protocol
 from neuroada_cli.training import choose, picture, report
@@ -108,6 +109,8 @@ def fit(
         check_heads(model, data.train, data.pad_id)
     if data.kind != "generation":
         data = dataclasses.replace(data, pad_id=aligned_padding(model, checked.reader))
+        if reads_padding(model, data.train, data.pad_id, data.features):
+            say(console, f"{type(model).__name__} {READS_PADDING}")
     if source is None:
         ranks.first_does(lambda: _begin(recipe, run_dir, selection))
     log = MetricsLog(run_dir / run_folder.METRICS)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from conftest import pico_bert, pico_llama
 from rich.console import Console
 from tiny_tokenizer import SIZE, byte_tokenizer
@@ -37,6 +39,27 @@ def test_scores_count_what_could_not_be_read() -> None:
     result = summarise(TASKS["boolq"], rows, 2.0, 40)
     assert (result.n, result.score, result.unparsed, result.strict, result.majority) == (4, 0.5, 1, 0.5, 0.75)
     assert summarise(TASKS["SVAMP"], rows, 2.0, 40).majority is None, "numbers have no majority to guess"
+
+
+@pytest.mark.parametrize("name", ["FNet", "Yoso", "ConvBert"])
+def test_padding_beside_a_row_changes_no_score_whatever_a_model_makes_of_it(name: str) -> None:
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=SIZE, hidden_size=32, embedding_size=32, num_hidden_layers=2, intermediate_size=64,
+        num_attention_heads=4, max_position_embeddings=64, type_vocab_size=2, initializer_range=0.4,
+        num_labels=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+    reader, rows = Reader(byte_tokenizer(pairs=True)), [replace(row, answer=0.5) for row in PAIRS]
+
+    def scores(batch_size: int) -> list[float]:
+        found, _ = predict(model, reader, TASKS["stsb"], rows, "reft", batch_size)
+        return [float(each.prediction) for each in found]
+
+    alone = scores(1)
+    assert len(set(alone)) == len(rows)
+    for batch_size in (2, 16):
+        assert scores(batch_size) == pytest.approx(alone, rel=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])

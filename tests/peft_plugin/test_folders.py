@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertForMaskedLM,
     BertForSequenceClassification,
+    BitsAndBytesConfig,
 )
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
@@ -285,6 +286,26 @@ def test_a_quantised_base_both_ways_and_merged(kind: str, tmp_path: Path) -> Non
     assert type(again.model.layers[0].self_attn.k_proj) is not torch.nn.Linear
     keep_layout(again)  # as every way of ours to load it does
     torch.testing.assert_close(logits(again), tuned, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_merged_model_keeps_its_head_out_of_4_bits(tied: bool, tmp_path: Path) -> None:
+    """A list of layers that stay as they are takes the place of transformers' own, which holds the head."""
+    pytest.importorskip("bitsandbytes")
+    base = tmp_path / "llama"
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "tie_word_embeddings": tied}
+    pico_llama(**sizes).to(torch.bfloat16).save_pretrained(base)
+    bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    packed = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, quantization_config=bits)
+    config = NeuroAdaConfig(k=1, task_type="CAUSAL_LM", target_modules=["q_proj"])
+    with pytest.warns(UserWarning, match="2 layers were quantised"):
+        merged = get_peft_model(packed, config).merge_and_unload()
+    expected = logits(merged)
+    merged.save_pretrained(tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert type(again.lm_head) is torch.nn.Linear
+    keep_layout(again)
+    torch.testing.assert_close(logits(again), expected, rtol=0.02, atol=0.05)
 
 
 def test_an_adapter_of_another_base_is_refused(llama: Path, tmp_path: Path) -> None:
