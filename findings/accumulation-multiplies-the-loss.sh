@@ -8,10 +8,10 @@
 # logged loss and the norm of the gradient are four times as large, and SGD goes four times as far. The Trainer takes a
 # model whose forward has **kwargs for one that divides its loss by the num_items_in_batch that it is handed, and so
 # divides by nothing itself; these have **kwargs and take the mean of each batch all the same. max_grad_norm=1, the
-# default, then clips what would not have been clipped; Adam without clipping hides it, but for the logged numbers.
-# With accepts_loss_kwargs = False on the model all are as with one batch. (GPT-2's loss is too small by the first
-# token of each row, 5/6 of the mean in rows of six, with one batch and with four: its labels are shifted, but its
-# class's name tells the Trainer nothing of that, which counts them all. With accepts_loss_kwargs = False it is right.)
+# default, then clips what would not have been clipped; Adam without clipping hides it, but for the logged numbers. With
+# accepts_loss_kwargs = False on the model all are as with one batch. (GPT-2's loss is too small by the first token of
+# each row, 5/6 of the mean in rows of six, with one batch and with four: its labels are shifted, but its class's name
+# tells the Trainer nothing of that, which counts them all. With accepts_loss_kwargs = False it is right.)
 #
 # So runs of such models with other gradient_accumulation_steps cannot be compared by their losses, and under SGD or
 # clipping not by what they learn; model.accepts_loss_kwargs = False, set before the Trainer is made, mends it where

@@ -9,8 +9,8 @@
 # class 1 of three encodes 2 as 1, by itself or within a DatasetDict, where the splits' features then differ.
 #
 # So a model trained on raw labels, or a file of predictions, is scored against other numbers, or one split against
-# another. cast_column("label", ClassLabel(num_classes=11)) keeps numbers; strings are encoded by a ClassLabel(names=...)
-# that is the same for all splits. (`neuroada` numbers classes itself, the same for every split.)
+# another. cast_column("label", ClassLabel(num_classes=11)) keeps numbers; strings are encoded by a
+# ClassLabel(names=...) that is the same for all splits. (`neuroada` numbers classes itself, the same for every split.)
 set -euo pipefail
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT

@@ -4,8 +4,8 @@
 # Guess before running: the column holds the strings that the function returned.
 #
 # Seen (datasets 5.2.0): it holds the numbers 7 and 42 of before. A column that keeps its name is cast back to the type
-# that it had wherever that works: "007" to 7, "0x10" to 16, "1.50" to 1.5, "true" to True, True to 1, and the int 2 in a
-# column of truth values to True. batched and remove_columns do not change it, and lists are cast likewise. Whether it
+# that it had wherever that works: "007" to 7, "0x10" to 16, "1.50" to 1.5, "true" to True, True to 1, and the int 2 in
+# a column of truth values to True. batched and remove_columns do not change it, and lists are cast likewise. Whether it
 # works is asked once, of the first rows that are written (1000, unless writer_batch_size says otherwise): where one of
 # these cannot be read as the old type ("unknown", 3.5 for an int) the whole column takes the new one; where the first
 # such row comes later, map ends in an ArrowInvalid. From strings to numbers a column changes as one would expect. A

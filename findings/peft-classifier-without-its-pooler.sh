@@ -4,16 +4,15 @@
 # Guess before running: it predicts what it predicted. With task_type SEQ_CLS PEFT trains and saves the fresh head.
 #
 # Seen (peft 0.21.2, transformers 5.23.0): it does so by name: modules called classifier or score and no others. What
-# else transformers makes up because the checkpoint lacks it, the pooler of BERT, ALBERT and DeBERTa-v2 (a checkpoint
-# of a masked language model has none) or the classification_head of T5 and BART, stays random, is frozen and is not
-# in the adapter. Another process draws it anew: 79, 3 and 44 % of the predictions of BERT, ALBERT and DeBERTa-v2 are
-# those of before, 34 and 32 % of T5's and BART's over four classes, and nothing is said. Where the head is all in
-# classifier or score (RoBERTa, ELECTRA, MPNet, DistilBERT, whose pre_classifier ends so, Llama) the logits are the
-# same bits.
+# else transformers makes up because the checkpoint lacks it, the pooler of BERT, ALBERT and DeBERTa-v2 (a checkpoint of
+# a masked language model has none) or the classification_head of T5 and BART, stays random, is frozen and is not in the
+# adapter. Another process draws it anew: 79, 3 and 44 % of the predictions of BERT, ALBERT and DeBERTa-v2 are those of
+# before, 34 and 32 % of T5's and BART's over four classes, and nothing is said. Where the head is all in classifier or
+# score (RoBERTa, ELECTRA, MPNet, DistilBERT, whose pre_classifier ends so, Llama) the logits are the same bits.
 #
 # So modules_to_save has to name every fresh module: classifier and pooler, or classification_head; what is fresh,
-# from_pretrained(..., output_loading_info=True) says. (`neuroada train` trains the whole head, and a fresh pooler
-# with it, and saves them with the adapter; whoever builds on NeuroAdaConfig in PEFT has to name them.)
+# from_pretrained(..., output_loading_info=True) says. (`neuroada train` trains the whole head, and a fresh pooler with
+# it, and saves them with the adapter; whoever builds on NeuroAdaConfig in PEFT has to name them.)
 set -euo pipefail
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
@@ -62,7 +61,7 @@ def fresh_classifier(name, folder, seed):
 
 def again(name, base, folder, ids, **more):
     """(modules that are fresh and not in the adapter, share of equal predictions, are the logits equal)"""
-    settings, _, layers, _ = CASES[name]
+    _, _, layers, _ = CASES[name]
     classifier, info = fresh_classifier(name, base, 1)
     model = get_peft_model(classifier, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=layers, **more)).eval()
     with torch.no_grad():

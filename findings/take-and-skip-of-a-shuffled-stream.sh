@@ -3,15 +3,15 @@
 #
 # Guess before running: the two never share a row, as they never do without a stream.
 #
-# Seen (datasets 5.2.0, transformers 5.23.0): only in the first epoch. set_epoch, which the Trainer calls, shuffles
-# anew before rows are skipped, so that from the second epoch on another 20 are left out: of 1000 rows through a buffer
-# of 100, 16 of the 20 held-out rows are trained on in the second epoch and 19 within three, through a buffer of 1000
-# all; as many rows that belong to training are left out for them. What is held out stays what it was, so nothing
-# shows but a validation loss that is too good. skip(20) of the unshuffled stream, shuffled afterwards, never gives a
-# held-out row; its take(20) are the first rows of the file.
+# Seen (datasets 5.2.0, transformers 5.23.0): only in the first epoch. set_epoch, which the Trainer calls, shuffles anew
+# before rows are skipped, so that from the second epoch on another 20 are left out: of 1000 rows through a buffer of
+# 100, 16 of the 20 held-out rows are trained on in the second epoch and 19 within three, through a buffer of 1000 all;
+# as many rows that belong to training are left out for them. What is held out stays what it was, so nothing shows but a
+# validation loss that is too good. skip(20) of the unshuffled stream, shuffled afterwards, never gives a held-out row;
+# its take(20) are the first rows of the file.
 #
-# So rows are held out before shuffling: by take and skip of the plain stream, or from a file of their own. (`neuroada train` holds rows out once, by
-# their numbers, before it shuffles.)
+# So rows are held out before shuffling: by take and skip of the plain stream, or from a file of their own. (`neuroada
+# train` holds rows out once, by their numbers, before it shuffles.)
 set -euo pipefail
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
