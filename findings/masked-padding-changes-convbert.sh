@@ -11,7 +11,8 @@
 # %.
 #
 # So of such models a prediction depends on the batch that a row is in: a score changes with the batch size. Whoever
-# compares scores sets it to 1, or batches rows of equal length.
+# compares scores sets it to 1, or batches rows of equal length. (`neuroada eval` tries every classifier, and does the
+# latter; training says it.)
 set -euo pipefail
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT

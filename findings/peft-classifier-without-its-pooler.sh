@@ -12,7 +12,7 @@
 #
 # So modules_to_save has to name every fresh module: classifier and pooler, or classification_head; what is fresh,
 # from_pretrained(..., output_loading_info=True) says. (`neuroada train` trains the whole head, and a fresh pooler with
-# it, and saves them with the adapter; whoever builds on NeuroAdaConfig in PEFT has to name them.)
+# it, and saves them with the adapter; under PEFT, NeuroAdaConfig warns of those that are not named.)
 set -euo pipefail
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
