@@ -258,6 +258,11 @@ FRESH |= training_cases.FRESH
 TRAINED |= training_cases.TRAINED
 
 
+@pytest.fixture(autouse=True)
+def no_other_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NEUROADA_DATA", raising=False)  # it would be among the places that a line names
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama_folder(tmp_path_factory.mktemp("model") / "llama")
