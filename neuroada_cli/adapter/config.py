@@ -147,6 +147,9 @@ def plain_task(model_class: str) -> str | None:
     return "CAUSAL_LM" if model_class.endswith(("ForCausalLM", "LMHeadModel")) else None
 
 
+HEADS = ("classifier", "score")  # which PEFT adds to modules_to_save of every classifier of texts
+
+
 def method_problem(
     settings: Mapping[str, Any],
     indices: Mapping[str, Tensor],
@@ -193,5 +196,20 @@ def method_of(settings: Mapping[str, Any]) -> str:
 
 
 def modules_to_save(whole: Iterable[str]) -> list[str] | None:
-    """PEFT's key of that name: the modules of the parameters that are trained whole, or None."""
-    return sorted({name.rpartition(".")[0] for name in whole}) or None
+    """PEFT's key of that name: the modules of the parameters that are trained whole, or None.
+
+    A head of several layers is one module where PEFT's classifiers take it for one.
+    """
+    return sorted({_saved_module(name) for name in whole}) or None
+
+
+def names_what_is_saved(modules: object, whole: Iterable[str]) -> bool:
+    """Whether `modules` are these; the first adapters named every layer of a head."""
+    return modules in (modules_to_save(whole), sorted({name.rpartition(".")[0] for name in whole}) or None)
+
+
+def _saved_module(parameter: str) -> str:
+    """PEFT saves a module of a name in HEADS as a whole, told or not, and nothing within it apart from it."""
+    parts = parameter.split(".")[:-1]
+    within = next((place for place, part in enumerate(parts) if part in HEADS), len(parts))
+    return ".".join(parts[: within + 1])

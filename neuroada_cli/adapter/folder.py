@@ -33,7 +33,7 @@ from neuroada_cli.adapter.config import (
     check_config,
     method_of,
     method_problem,
-    modules_to_save,
+    names_what_is_saved,
 )
 from neuroada_cli.delta.finite import all_finite, broken_row
 from neuroada_cli.delta.index import size
@@ -239,7 +239,7 @@ def _check_names(
     if not set(indices) == set(deltas) == targets or len(targets) != len(config["target_modules"]):
         odd = sorted((set(indices) ^ set(deltas)) | (set(indices) ^ targets) or targets)[0]
         raise ModelError(f"{odd[:80]} is not once in each of target_modules, values and indices", where)
-    if config["modules_to_save"] != modules_to_save(whole):
+    if not names_what_is_saved(config["modules_to_save"], whole):
         raise ModelError("modules_to_save does not name the modules that are saved whole", where)
     both = sorted(name for name in whole if name.removesuffix(".weight") in indices)
     if both and not METHODS[method_of(config["settings"])].everything:

@@ -14,11 +14,11 @@ from neuroada_cli.adapter.config import method_of
 from neuroada_cli.adapter.find import open_found
 from neuroada_cli.errors import ModelError, RecipeError
 from neuroada_cli.export import stock_peft, vllm_patch
-from neuroada_cli.export.engines import ENGINES, Order
+from neuroada_cli.export.engines import ENGINES, Order, refuse_classifier
 from neuroada_cli.export.formats import format_of
 from neuroada_cli.files.folders import is_model
 from neuroada_cli.foreign_text import shown
-from neuroada_cli.merging.job import base_folder_of, num_labels, prepare, refuse_overlap
+from neuroada_cli.merging.job import Job, base_folder_of, num_labels, prepare, refuse_overlap
 from neuroada_cli.methods import METHODS
 from neuroada_cli.selection.file import SAME_BASE, check_base
 from neuroada_cli.show.notes import say
@@ -123,6 +123,7 @@ def _whole(
     if plain:
         hub.resolve_model(str(source), trust_remote_code=trust)
         refuse_overlap(out, source, source)
+    refuse_classifier(to, _architectures(source, job))
     kind = dtype or (
         "fp32" if to == "onnx" else _dtype_of(model) if job is None else _short(job.merge.target)
     )
@@ -141,6 +142,13 @@ def _whole(
             named = str(source) if job is None else job.adapter.base
             files.write_text(temporary / CARD, _card(named, trained, use, to))
     return f"the whole model in {kind} for {to}", use
+
+
+def _architectures(source: Path, job: Job | None) -> list[str]:
+    """Of the whole model: a plain folder's as it says, a merged one's as the merge will write it."""
+    if job is None:
+        return [str(name) for name in hub.read_config(source).get("architectures") or ()]
+    return [type(job.merge.base.graph).__name__]
 
 
 def _settle(temporary: Path) -> None:

@@ -12,7 +12,7 @@ O = output neurons, I = inputs, N = entries of a layer
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,14 +70,17 @@ def write(folder: Path, adapter: Adapter, base: hub.Base, kind: str) -> Stored:
             "holds no connection, and stock PEFT takes no adapter without a layer", fix="merge the adapter"
         )
     layers = {name: entries_of(adapter, base, name) for name in trained}
-    tensors = {PREFIX + name: tensor for name, tensor in adapter.whole.items()}
+    saved = modules_to_save(adapter.whole)
+    _refuse_both(saved or (), layers)
+    whole = {**_rest_of(saved or (), adapter, base), **adapter.whole}
+    tensors = {PREFIX + name: tensor for name, tensor in whole.items()}
     name, revision = told(adapter.base, adapter.revision)
     config = {
         "task_type": PEFT_TASKS.get(adapter.task),
         "base_model_name_or_path": name,
         "revision": revision,
         "target_modules": sorted(layers),
-        "modules_to_save": modules_to_save(adapter.whole),
+        "modules_to_save": saved,
         "inference_mode": True,
         "auto_mapping": None,
         "peft_version": PEFT_VERSION,
@@ -90,6 +93,31 @@ def write(folder: Path, adapter: Adapter, base: hub.Base, kind: str) -> Stored:
     held = sum(tensor.numel() for name, tensor in own.items() if tensor.is_floating_point())
     chosen = sum(size(index_OK) for index_OK in adapter.selection.indices.values())
     return Stored(str(settings["peft_type"]), held, held - chosen)
+
+
+def _refuse_both(saved: Sequence[str], layers: Collection[str]) -> None:
+    """Raises ModelError for a layer whose bias trained beside its connections."""
+    both = next((name for name in saved if name in layers), None)
+    if both is not None:
+        raise ModelError(
+            f"{both} has connections and a bias that trained, and stock PEFT keeps a layer sparse or whole",
+            fix="merge the adapter",
+        )
+
+
+def _rest_of(saved: Sequence[str], adapter: Adapter, base: hub.Base) -> dict[str, Tensor]:
+    """The base's own parameters of modules that PEFT saves as a whole, of which only some trained.
+
+    Raises ModelError for one that the base's files do not hold as it is.
+    """
+    found = {}
+    for name, _ in base.graph.named_parameters():
+        if name not in adapter.whole and any(name.startswith(f"{module}.") for module in saved):
+            stored = base.places.own_name(name)
+            if stored is None or not base.places.fits(name):
+                raise ModelError(f"has no {name}, which PEFT saves with what trained", str(base.folder))
+            found[name] = base.weights.tensor(stored).clone()
+    return found
 
 
 def entries_of(adapter: Adapter, base: hub.Base, name: str) -> Entries:

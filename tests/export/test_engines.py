@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ import pytest
 import torch
 from conftest import pico_bert, pico_llama
 from random_adapter import adapter_of
+from tiny_merge import write_tiny_adapter
 from tiny_tokenizer import byte_tokenizer
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
 from neuroada_cli.adapter import load as adapted
 from neuroada_cli.commands import export
-from neuroada_cli.errors import ModelError, ResourceError
+from neuroada_cli.errors import ModelError, RecipeError, ResourceError
 from neuroada_cli.export import engines, formats
 from neuroada_cli.export.engines import Order
 
+HEADS = ("score", "classifier", "pooler")
 TOKENS = torch.arange(3, 43).view(2, 20)
 
 
@@ -89,14 +92,21 @@ def test_onnx(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     classifier = name == "bert"
     (pico_bert().bert if classifier else pico_llama()).save_pretrained(tmp_path / "base")
-    byte_tokenizer().save_pretrained(tmp_path / "base")
+    byte_tokenizer(pairs=classifier).save_pretrained(tmp_path / "base")
     task: Any = "sequence-classification" if classifier else "causal-lm"
     adapter = adapter_of(tmp_path / "base", tmp_path / "adapter", task)
-    export.run(adapter, tmp_path / "tuned", "onnx", quiet=True)
+    result = export.run(adapter, tmp_path / "tuned", "onnx", quiet=True)
     session = onnxruntime.InferenceSession(str(tmp_path / "tuned" / "model.onnx"))
-    given = {"input_ids": TOKENS.numpy(), "attention_mask": torch.ones_like(TOKENS).numpy()}
-    found = torch.from_numpy(session.run(None, given)[0])
-    torch.testing.assert_close(found, logits(adapter), rtol=1e-3, atol=1e-4)
+    given = {"input_ids": TOKENS, "attention_mask": torch.ones_like(TOKENS)}
+    if classifier:  # what training on two texts gives it, and what tells the answer from that to one text
+        given["token_type_ids"] = (TOKENS % 20 > 9).long()
+    assert [each.name for each in session.get_inputs()] == list(given)
+    assert f": {', '.join(given)} -> logits" in result.use
+    found = torch.from_numpy(session.run(None, {name: each.numpy() for name, each in given.items()})[0])
+    with torch.inference_mode():
+        wanted = adapted.load(str(adapter)).model(**given).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(wanted, logits(adapter)) != classifier
 
 
 @pytest.mark.slow
@@ -156,12 +166,65 @@ def test_what_an_engine_makes_becomes_the_folder(
     assert not any("none" in path.name for path in tmp_path.iterdir() if path.suffix != ".lock")
 
 
+@pytest.mark.parametrize("to", ["gguf", "mlx", "ctranslate2"])
+@pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_classifier_is_no_file_that_answers_otherwise(
+    name: str, to: str, plain: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CTranslate2's converter makes a language model with a random head of a Llama that classifies, and
+    llama.cpp's leaves BERT's pooler out; neither says so.
+    """
+    base = tmp_path / "base"
+    model = (
+        LlamaForSequenceClassification(pico_llama(pad_token_id=0).config) if name == "llama" else pico_bert()
+    )
+    model.save_pretrained(base)
+    byte_tokenizer().save_pretrained(base)
+    head = {n: p.detach().clone() for n, p in model.named_parameters() if n.split(".")[0] in HEADS}
+    settings = {"num_labels": 2, "labels": ["no", "yes"], "pad_token_id": 0}
+    task: Any = "sequence-classification"
+    write_tiny_adapter(tmp_path / "adapter", base, None, head, task, **settings)
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setitem(engines.ENGINES, to, lambda order: pytest.fail("it was converted"))
+    with pytest.raises(RecipeError, match="would lose its head") as caught:
+        export.run(base if plain else tmp_path / "adapter", tmp_path / "out", to, quiet=True)
+    assert type(model).__name__ in caught.value.line()
+    assert "--to onnx" in caught.value.line()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "to"),
+    [
+        ("RobertaForSequenceClassification", "gguf"), ("XLMRobertaForSequenceClassification", "gguf"),
+        ("BertForSequenceClassification", "onnx"), ("LlamaForCausalLM", "ctranslate2"),
+    ],
+)  # fmt: skip
+def test_what_an_engine_computes_as_it_was_trained_is_taken(architecture: str, to: str) -> None:
+    engines.refuse_classifier(to, [architecture])
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("TransformerSpec", "Translator"), ("TransformerDecoderModelSpec", "Generator"),
+        ("TransformerEncoderModelSpec", "Encoder"),
+    ],
+)  # fmt: skip
+def test_the_class_that_is_named_runs_the_model(spec: str, name: str, tmp_path: Path) -> None:
+    specs: Any = pytest.importorskip("ctranslate2.specs.transformer_spec")
+    said: str = getattr(specs, spec).name.fget(None)
+    (tmp_path / "model.bin").write_bytes(struct.pack("<IH", 6, len(said) + 1) + said.encode() + b"\0\7\0")
+    assert engines._run_by(tmp_path / "model.bin") == name
+
+
 @pytest.mark.parametrize(
     ("architecture", "program"),
     [
         ("LlamaForCausalLM", "llama-cli"), ("GPT2LMHeadModel", "llama-cli"),
         ("Gemma3ForConditionalGeneration", "llama-cli"), ("BertModel", "llama-embedding"),
-        ("BertForSequenceClassification", "llama-embedding"),
+        ("RobertaForSequenceClassification", "llama-embedding --pooling rank"),
     ],
 )  # fmt: skip
 def test_the_program_that_is_named_suits_the_model(

@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import pico_bert, pico_gpt2, pico_llama
+from tiny_adapter import change_config
 from tiny_choice import selected
+from tiny_merge import write_tiny_adapter
 from tiny_tokenizer import byte_tokenizer
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from neuroada_cli import files, hub
 from neuroada_cli.adapter import load as adapted
@@ -104,6 +111,75 @@ def test_an_adapter_without_any_connection_is_refused(kind: str, tmp_path: Path)
         write_adapter(folder, adapter, byte_tokenizer())
     with pytest.raises(ModelError, match="holds no connection"):
         export.run(tmp_path / "adapter", tmp_path / "out", kind, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def roberta(labels: int = 3) -> RobertaForSequenceClassification:
+    torch.manual_seed(1)
+    settings: dict[str, Any] = {
+        "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.3,
+    }  # fmt: skip
+    return RobertaForSequenceClassification(RobertaConfig(num_labels=labels, **settings))
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        ("peft-supertuning", "classifier"), ("peft-shira", "classifier"), (None, "classifier"),
+        ("peft-supertuning", "classifier.out_proj"), ("peft-shira", "classifier.out_proj"),
+    ],
+)  # fmt: skip
+def test_a_head_of_several_layers_is_one_module_to_peft(kind: str | None, head: str, tmp_path: Path) -> None:
+    """PEFT adds `classifier` by itself; of a base with a head for other classes only its end is new. Without
+    a kind: our own folder, by the plug-in.
+    """
+    base, out = tmp_path / "base", tmp_path / "out"
+    roberta().save_pretrained(base)
+    byte_tokenizer().save_pretrained(base)
+    named = roberta().named_parameters()
+    whole = {name: torch.randn(each.shape) for name, each in named if name.startswith(f"{head}.")}
+    task: hub.ModelTask = "sequence-classification"
+    write_tiny_adapter(tmp_path / "adapter", base, None, whole, task, num_labels=3, labels=["a", "b", "c"])
+    if kind is None:
+        import neuroada_cli.peft_plugin  # noqa: F401
+
+        out = tmp_path / "adapter"
+    else:
+        export.run(tmp_path / "adapter", out, kind, quiet=True)
+    stock = AutoModelForSequenceClassification.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(stock, out).eval()
+    ours = adapted.load(str(tmp_path / "adapter")).model.eval()
+    with torch.inference_mode():
+        found, expected = (m(input_ids=TOKENS + 5).logits for m in (model, ours))
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+def test_an_adapter_that_names_every_layer_of_its_head_is_still_read(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    roberta().save_pretrained(base)
+    byte_tokenizer().save_pretrained(base)
+    whole = {name: each.detach() for name, each in roberta().named_parameters() if "classifier" in name}
+    task: hub.ModelTask = "sequence-classification"
+    write_tiny_adapter(tmp_path / "adapter", base, None, whole, task, num_labels=3, labels=["a", "b", "c"])
+    change_config(
+        tmp_path / "adapter",
+        lambda config: config.update(modules_to_save=["classifier.dense", "classifier.out_proj"]),
+    )
+    assert adapted.load(str(tmp_path / "adapter")).adapter is not None
+    change_config(tmp_path / "adapter", lambda config: config.update(modules_to_save=["classifier.dense"]))
+    with pytest.raises(ModelError, match="does not name the modules"):
+        adapted.load(str(tmp_path / "adapter"))
+
+
+def test_biases_that_trained_beside_connections_are_refused(tmp_path: Path) -> None:
+    pico_bert().save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    whole = {"bert.encoder.layer.0.output.dense.bias": torch.ones(32)}
+    task: hub.ModelTask = "sequence-classification"
+    write_tiny_adapter(tmp_path / "adapter", tmp_path / "base", None, whole, task, num_labels=2)
+    with pytest.raises(ModelError, match=r"output\.dense has connections and a bias"):
+        export.run(tmp_path / "adapter", tmp_path / "out", "peft-shira", quiet=True)
     assert not (tmp_path / "out").exists()
 
 
