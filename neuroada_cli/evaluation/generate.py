@@ -26,8 +26,8 @@ from neuroada_cli.evaluation.vllm_engine import VllmEngine
 from neuroada_cli.hub.embeddings import refuse_unknown
 from neuroada_cli.hub.positions import positions_of
 from neuroada_cli.loop.loss import on_model
+from neuroada_cli.loop.modes import evaluating
 from neuroada_cli.loop.numerics import not_numbers
-from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.tasks.task import Decoding
 

@@ -21,9 +21,9 @@ from neuroada_cli.evaluation.vllm_engine import VllmEngine
 from neuroada_cli.hub.embeddings import refuse_unknown
 from neuroada_cli.hub.reader import Reader
 from neuroada_cli.loop.loss import row_logits, token_loss
+from neuroada_cli.loop.modes import evaluating
 from neuroada_cli.loop.numerics import not_numbers
 from neuroada_cli.loop.padding import reads_padding
-from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.ranks.group import ALONE, Ranks
 from neuroada_cli.tasks.metrics import METRICS, can_rouge, rouge
 from neuroada_cli.tasks.task import PROTOCOLS, Decoding, Scoring, Task, decoding_of

@@ -24,8 +24,8 @@ from neuroada_cli.evaluation.generate import (
     own_settings,
 )
 from neuroada_cli.hub.embeddings import refuse_unknown
+from neuroada_cli.loop.modes import evaluating
 from neuroada_cli.loop.numerics import not_numbers
-from neuroada_cli.loop.validate import evaluating
 from neuroada_cli.tasks.task import Decoding
 
 UNFINISHED = "�"  # what a decoder writes for bytes of which more are to come

@@ -13,7 +13,7 @@ from torch import nn
 from neuroada_cli.data.batch import IGNORED, Batch, Encoded, Features, collate
 from neuroada_cli.errors import ModelError
 from neuroada_cli.loop.loss import token_loss
-from neuroada_cli.loop.validate import evaluating
+from neuroada_cli.loop.modes import evaluating
 
 # of the loss. A causal model's is the same to the last bit, but for a mixture's experts, which work on all
 # tokens at once, so that others change their roundings.

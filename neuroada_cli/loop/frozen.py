@@ -8,7 +8,7 @@ O = output neurons, K = chosen inputs per neuron, N = sampled entries, R = rows 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +40,8 @@ class FrozenWatch:
     """Every tensor that must not change: evenly spaced entries, and the sum over all.
 
     indices  module name -> int [O, K]: the only entries of that module's weight that may change
-    Every other parameter is watched if it asks for no gradient. Take it after `attach`.
+    Every other parameter is watched if it asks for no gradient, and every buffer of numbers that a model's
+    file holds: no adapter does, so none may move. Take it after `attach`.
     """
 
     def __init__(self, model: nn.Module, indices: Mapping[str, Tensor]) -> None:
@@ -62,6 +63,11 @@ class FrozenWatch:
             place = _spread(tensor, chosen_N)
             total = weighted_sum(tensor, chosen_N)
             self._frozen.append(_Frozen(name, tensor, chosen_N, place, tensor[place].clone(), total))
+        for name, buffer in _saved_buffers(model):
+            place = _spread(buffer, None)
+            self._frozen.append(
+                _Frozen(name, buffer, None, place, buffer[place].clone(), weighted_sum(buffer))
+            )
 
     def check(self) -> None:
         """Look at the samples. Raises NumericsError naming the first frozen tensor that moved."""
@@ -74,6 +80,14 @@ class FrozenWatch:
         for frozen in self._frozen:
             if weighted_sum(frozen.tensor, frozen.chosen_N) != frozen.total:
                 raise _moved(frozen.name)
+
+
+def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Those of floating point that `state_dict` holds."""
+    for where, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set and buffer.is_floating_point():
+                yield f"{where}.{name}" if where else name, buffer
 
 
 def _moved(name: str) -> NumericsError:

@@ -21,6 +21,7 @@ from neuroada_cli.delta.reselection import Choose
 from neuroada_cli.errors import NumericsError, Stopped
 from neuroada_cli.loop.frozen import FrozenWatch, weighted_sum
 from neuroada_cli.loop.loss import LOSSES
+from neuroada_cli.loop.modes import set_training
 from neuroada_cli.loop.optim import OptimSettings, adamw, lr_factor
 from neuroada_cli.loop.recomputing import enable_checkpointing
 from neuroada_cli.loop.rng import seed_everything, seed_of
@@ -144,7 +145,7 @@ def train(
     progress = checkpoints.restore(model, method, optimizer)
     if settings.gradient_checkpointing:
         enable_checkpointing(model)
-    model.train()
+    set_training(model)
     schedule = Schedule(data, settings, ranks.size)
     begun = progress.step
     with Noted() as stop:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from neuroada_cli.data.batch import Encoded, pack
 from neuroada_cli.errors import ModelError
 from neuroada_cli.loop.loss import order_of
-from neuroada_cli.loop.validate import evaluating
+from neuroada_cli.loop.modes import evaluating
 
 TRIED_TOKENS = 32
 # of the logits' spread, between a row by itself and among others: other shapes, so other roundings

@@ -13,7 +13,7 @@ from torch import nn
 
 from neuroada_cli.data.batch import Encoded, Features, collate
 from neuroada_cli.loop.loss import row_logits
-from neuroada_cli.loop.validate import evaluating
+from neuroada_cli.loop.modes import evaluating
 
 READS_PADDING = (
     "reads the padding beside a row as if it were text: in training and validation a row's logits depend on "

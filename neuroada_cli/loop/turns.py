@@ -6,7 +6,7 @@ B = rows, S = sequence length
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -54,8 +54,19 @@ def _turn(own: Batch | None, spare: Batch) -> Turn:
 
 
 def idle(batch: Batch) -> Batch:
-    """Something to run that costs next to nothing: one row of two tokens, the second of them a target."""
+    """Something to run that goes through all parts of the model that the batch does, and has a target.
+
+    It costs next to nothing: one row of two tokens, the second of them a target, and as many for a decoder.
+    What is told of pictures does not part into rows, so there it is the whole batch.
+    """
+    if batch.features:
+        labels_BS = batch.labels_BS
+        if not count_targets(labels_BS):
+            labels_BS = labels_BS.clone()
+            labels_BS[0, -1] = 0  # any token will do: its loss does not count
+        return replace(batch, labels_BS=labels_BS, rows=[])
     tokens_BS = batch.tokens_BS[:1, :1].expand(1, 2).contiguous()
+    pair = batch.decoder_BS is not None
     return Batch(
         tokens_BS,
         torch.ones_like(tokens_BS),
@@ -63,4 +74,6 @@ def idle(batch: Batch) -> Batch:
         [],
         types_BS=None if batch.types_BS is None else torch.zeros_like(tokens_BS),
         positions_BS=None if batch.positions_BS is None else torch.arange(2)[None].to(tokens_BS),
+        decoder_BS=tokens_BS if pair else None,
+        decoder_attention_BS=torch.ones_like(tokens_BS) if pair else None,
     )

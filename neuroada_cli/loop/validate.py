@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from neuroada_cli.data.batch import Batch, listed
 from neuroada_cli.delta.sharded import deal_again
 from neuroada_cli.loop.loss import class_error, row_logits, score_error, token_loss
+from neuroada_cli.loop.modes import evaluating
 from neuroada_cli.loop.numerics import not_numbers
 from neuroada_cli.loop.turns import turns
 from neuroada_cli.ranks.group import ALONE, Ranks
@@ -128,19 +128,3 @@ def _in_turn(dealt: list[list[Any]]) -> list[Any]:
 
 
 _NONE = object()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode; afterwards in the mode it was in.
-
-    What a sharded model has put together for its last forward pass is let go; a backward pass would do it.
-    """
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-        if hasattr(model, "reshard"):
-            model.reshard()  # type: ignore[operator]

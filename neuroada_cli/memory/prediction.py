@@ -26,6 +26,7 @@ from neuroada_cli.delta.targets import target_of
 from neuroada_cli.delta.trained_weight import Watching
 from neuroada_cli.loop.linear_cross_entropy import is_frozen_linear, linear_cross_entropy
 from neuroada_cli.loop.loss import logits_are_final
+from neuroada_cli.loop.modes import set_training
 from neuroada_cli.loop.recomputing import enable_checkpointing
 from neuroada_cli.memory.depth import alike_blocks, by_depth
 from neuroada_cli.memory.tracker import Breakdown, StepBytes, StepMemory, TensorBytes, copy_structure
@@ -125,7 +126,7 @@ def _step(
     forward_of: Callable[[nn.Module], Callable[[], Tensor]],
 ) -> StepBytes:
     """One step of a model of fake tensors, the optimizer's moments being there already."""
-    model.train()
+    set_training(model)
     for module in model.modules():
         if hasattr(module, "layerdrop"):
             cast(Any, module).layerdrop = _Never()

@@ -12,6 +12,7 @@ B = rows, S = sequence length, D = hidden size, R = rank, N = edited positions o
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,10 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
+from neuroada_cli.errors import ModelError
 from neuroada_cli.methods.facts import edited_blocks
 from neuroada_cli.methods.state import TrainedByName
 
 ATTRIBUTE = "prompt_positions"  # of a model under LoReFT
+# what a forward may take that holds the tokens before it: keys and values, or states
+KEPT = {"past_key_values", "cache", "cache_params", "state"}
 
 
 class LoReft(TrainedByName):
@@ -33,7 +37,8 @@ class LoReft(TrainedByName):
     positions  P: so many at the beginning of the prompt and so many at its end; of a prompt shorter than 2 P
                half of it, so that no position is edited twice
     seed       of the random R and W, apart from the global random stream
-    Raises ValueError for a model whose targets lie in no numbered block.
+    Raises ValueError for a model whose targets lie in no numbered block, or that writes and keeps nothing of
+    what it has read: it reads all anew for every token, and where the prompt ended is not known then.
     """
 
     name = "loreft"
@@ -43,6 +48,8 @@ class LoReft(TrainedByName):
 
     def attach(self, model: nn.Module, indices: Mapping[str, Tensor], whole: Sequence[str] = ()) -> None:
         """`indices` only names the targets, and by them the blocks."""
+        if model.can_generate() and not _keeps(model):  # type: ignore[operator]
+            raise ValueError("keeps no cache while it writes, so what it has written would be edited, too")
         self.freeze(model)
         where = PromptPositions(self._positions)
         setattr(model, ATTRIBUTE, where)
@@ -57,6 +64,10 @@ class LoReft(TrainedByName):
                 block.loreft = Intervention(width, self._rank, self._dropout).to(device)
                 block.register_forward_hook(_Edit(where))
         self.finish(model, whole)
+
+
+def _keeps(model: nn.Module) -> bool:
+    return bool(KEPT & inspect.signature(model.forward).parameters.keys())
 
 
 class Intervention(nn.Module):
@@ -108,6 +119,7 @@ class PromptPositions:
         self.count = count
         self.lengths_B: Tensor | None = None
         self.chosen: tuple[Tensor, Tensor] | None = None  # rows [N], positions [N]; kept for a recomputation
+        self.shape = torch.Size()  # (B, S) of the forward that they are of
 
     def look(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before each forward of the base model."""
@@ -121,13 +133,21 @@ class PromptPositions:
         if mask_BS is None:
             mask_BS = torch.ones(tokens_BS.shape[:2], dtype=torch.int64, device=tokens_BS.device)
         lengths_B, self.lengths_B = self.lengths_B, None
+        self.shape = tokens_BS.shape[:2]
         self.chosen = prompt_ends(mask_BS, lengths_B, self.count)
 
 
 def _tokens_before(given: Iterable[Any]) -> int:
-    """Tokens that a forward's cache holds. Caches are told by what they are: transformers 5.24 calls the
-    argument `cache` that was `past_key_values`, and of some families `cache_params`."""
-    return max((int(each.get_seq_length()) for each in given if hasattr(each, "get_seq_length")), default=0)
+    """Tokens that a forward's cache holds, at least. Caches are told by what they are: transformers 5.24
+    calls the argument `cache` that was `past_key_values`, and of some families `cache_params`."""
+    return max((_held(each) for each in given if hasattr(each, "get_seq_length")), default=0)
+
+
+def _held(cache: Any) -> int:
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:  # of states alone (Mamba), which do not say of how many tokens they are
+        return int(cache.has_previous_state())
 
 
 def prompt_ends(mask_BS: Tensor, lengths_B: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
@@ -154,6 +174,15 @@ class _Edit:
         if self._where.chosen is None:
             return None
         hidden_BSD = output if isinstance(output, Tensor) else output[0]
+        rows, length = self._where.shape
+        # a padded sequence may be longer; a shortened one, or states of other axes, have other positions
+        if hidden_BSD.ndim != 3 or len(hidden_BSD) != rows or hidden_BSD.shape[1] < length:
+            raise ModelError(
+                f"hands states of {tuple(hidden_BSD.shape)} from block to block, not one for each of "
+                f"{rows} x {length} tokens, so loreft does not know which are a prompt's ends",
+                type(block).__name__,
+                "choose another train.method",
+            )
         edited_ND = block.loreft(hidden_BSD[self._where.chosen])  # type: ignore[operator]
         edited_BSD = hidden_BSD.index_put(self._where.chosen, edited_ND)
         return edited_BSD if isinstance(output, Tensor) else (edited_BSD, *output[1:])

@@ -14,7 +14,7 @@ from neuroada_cli.errors import ModelError
 from neuroada_cli.evaluation.greedy import keeps_only_keys
 from neuroada_cli.loop.caches import takes_any_mask
 from neuroada_cli.loop.loss import token_loss
-from neuroada_cli.loop.validate import evaluating
+from neuroada_cli.loop.modes import evaluating
 
 FIX = "set train.share_prefix: false"
 TRIED_TOKENS = 32

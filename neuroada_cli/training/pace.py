@@ -20,6 +20,7 @@ from neuroada_cli.delta.targets import target_of
 from neuroada_cli.errors import UserError
 from neuroada_cli.hub.known import known
 from neuroada_cli.loop.loss import LOSSES
+from neuroada_cli.loop.modes import set_training
 from neuroada_cli.loop.optim import adamw
 from neuroada_cli.loop.recomputing import enable_checkpointing
 from neuroada_cli.loop.step import train_step
@@ -160,7 +161,7 @@ def _seconds(checked: Checked, stack: Stack | None, blocks: int, counts: dict[st
     if checked.recipe.train.gradient_checkpointing:
         enable_checkpointing(model)
     method.attach(model, indices)
-    model.train()
+    set_training(model)
     optimizer = adamw(model, method, loop_settings(checked.recipe).optim)
     batch = _batch(checked, sum(p.numel() for p in model.parameters())).to(torch.device(device))
     best = float("inf")

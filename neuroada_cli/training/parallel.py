@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
 from neuroada_cli import memory
+from neuroada_cli.data.batch import Encoded
 from neuroada_cli.delta.targets import targets_of
 from neuroada_cli.errors import RecipeError
 from neuroada_cli.machine.memory import available_memory
@@ -122,6 +124,9 @@ def why_not_sharded(checked: Checked) -> str | None:
         return "does not go with train.train_bias"
     if recipe.select.criterion in DATA_CRITERIA and recipe.select.file is None:
         return f"does not go with select.criterion={recipe.select.criterion}, which needs the whole model"
+    data = checked.rows.data
+    if data.features is not None and (mixed(data.train) or mixed(data.validation)):
+        return "does not go with rows of which only some have pictures: all processes have to look, or none"
     layouts = {name: target.layout for name, target in targets_of(checked.base.graph).items()}
     if (name := next((n for n in packed(recipe, checked.base) if layouts[n].transposed), None)) is not None:
         return f"does not go with model.quantization={recipe.model.quantization}: {name} is stored sideways"
@@ -129,3 +134,10 @@ def why_not_sharded(checked: Checked) -> str | None:
     if (name := next(experts, None)) is not None:
         return f"does not go with {name}, one tensor of all experts' matrices; choose other select.targets"
     return None
+
+
+def mixed(rows: Sequence[Encoded]) -> bool:
+    """Whether only some rows have pictures: a process without one would leave out a part of the model that
+    the others put together with it, which ends in a killed process or a wait without end.
+    """
+    return len({bool(row.pictures) for row in rows}) > 1

@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 import torch
 from conftest import pico_bert, pico_llama
+from tiny_families import tiny
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, OpenAIGPTConfig, OpenAIGPTForSequenceClassification
 
 from neuroada_cli.data.batch import Encoded, collate
+from neuroada_cli.delta.targets import find_targets
+from neuroada_cli.errors import ModelError
 from neuroada_cli.loop.loss import token_loss
 from neuroada_cli.loop.recomputing import enable_checkpointing
 from neuroada_cli.methods import METHODS
 from neuroada_cli.methods.facts import Sizes, edited_blocks
-from neuroada_cli.methods.loreft import PromptPositions, prompt_ends, tell_prompts
+from neuroada_cli.methods.loreft import Intervention, PromptPositions, _Edit, prompt_ends, tell_prompts
 
 TARGETS = {f"model.layers.{n}.mlp.{kind}_proj": torch.zeros(0) for n in range(2) for kind in ("up", "down")}
 RANK, POSITIONS = 3, 2
@@ -134,6 +137,48 @@ def test_a_generation_edits_the_prompt_and_nothing_after_it() -> None:
         for _ in range(5):
             ids.append(int(by_hand(model, ids, len(prompt))[-1].argmax()))
         assert made_BS[row, 6:].tolist() == ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "rwkv"])
+def test_a_model_of_states_writes_what_it_would_if_it_read_all_anew(name: str) -> None:
+    """Its cache says that it has read, not how much."""
+    model = tiny(name)
+    METHODS["loreft"].build({"rank": RANK, "positions": POSITIONS}, seed=5).attach(
+        model, dict.fromkeys(find_targets(model, ["all-linear"]), torch.zeros(0))
+    )
+    made = model.generate(
+        input_ids=torch.tensor([[5, 6, 7, 8, 9, 10]]), max_new_tokens=4, min_new_tokens=4, do_sample=False,
+        output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    tell_prompts(model, torch.tensor([6]))
+    with torch.no_grad():
+        whole_SV = model(input_ids=made.sequences, use_cache=False).logits[0, 5:-1]
+    torch.testing.assert_close(torch.cat(made.logits), whole_SV, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_that_writes_without_a_cache_is_refused_and_as_a_classifier_it_is_not() -> None:
+    def attach(model: nn.Module) -> None:
+        targets = dict.fromkeys(find_targets(model, ["all-linear"]), torch.zeros(0))
+        METHODS["loreft"].build({"rank": 2}).attach(model, targets)
+
+    with pytest.raises(ValueError, match="keeps no cache while it writes"):
+        attach(tiny("openai-gpt"))
+    config = OpenAIGPTConfig(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    attach(OpenAIGPTForSequenceClassification(config))
+
+
+@pytest.mark.parametrize(
+    "states", [torch.zeros(4, 2, 6, 32), torch.zeros(12, 32), torch.zeros(2, 3, 32), torch.zeros(3, 6, 32)]
+)
+def test_states_that_are_not_one_for_each_token_are_refused(states: Tensor) -> None:
+    """Gemma 3n hands four versions of each on: rows and positions would be looked up among those."""
+    where = PromptPositions(POSITIONS)
+    where.look(nn.Module(), (torch.ones(2, 6, dtype=torch.int64),), {})
+    block = nn.Module()
+    block.loreft = Intervention(32, RANK)
+    with pytest.raises(ModelError, match="not one for each of 2 x 6 tokens"):
+        _Edit(where)(block, (), states)
+    assert _Edit(where)(block, (), (torch.zeros(2, 6, 32), None))[0].shape == (2, 6, 32)
 
 
 @pytest.mark.parametrize("name", ["past_key_values", "cache", "cache_params", None])
