@@ -92,7 +92,9 @@ class ChatTemplate:
             Exception
         ) as error:  # templates are foreign programs: they refuse roles, and fail on what they miss
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise ValueError(f"the chat template refuses it: {reason}") from None
+            bare = any(message.get("content") is None for message in messages) and "content" in reason
+            why = "; it writes no message without content, such as a call of a tool" if bare else ""
+            raise ValueError(f"the chat template refuses it: {reason}{why}") from None
 
 
 def named_alike(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

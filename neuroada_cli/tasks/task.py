@@ -21,6 +21,7 @@ from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.hub.kinds import Work
 from neuroada_cli.tasks.notes import Notes
 
+LACKS = "has no field"
 BY_LOSS = ("perplexity", "loss")  # metrics of rows that are learnt as a whole; lower is better
 Kind = Literal["generation", "classification", "regression"]
 Split = Literal["train", "validation", "test"]
@@ -229,13 +230,15 @@ def examples_of(
             else:
                 found.append(example)
         except KeyError as error:
-            bad.append((place_of(at), f"has no field {error.args[0]!r}"))
+            bad.append((place_of(at), f"{LACKS} {error.args[0]!r}"))
         except (TypeError, ValueError, AttributeError, IndexError) as error:
             bad.append((place_of(at), f"cannot be used: {error}"))
     if bad:
         place, problem = bad[0]
+        lacks = problem.startswith(LACKS)
         more = f" ({len(bad)} of {len(rows)} rows are bad)" if len(bad) > 1 else ""
-        raise DataError(f"{problem}{more}", place, f"task {task.name} needs it in every row")
+        fix = f"task {task.name} needs it in every row" if lacks else "mend such rows, or leave them out"
+        raise DataError(f"{problem}{more}", place, fix)
     return Made(rows, again, digest.hexdigest()) if lazily else found
 
 

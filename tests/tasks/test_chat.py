@@ -480,6 +480,14 @@ def test_what_a_template_does_not_take_or_write_is_refused(
         made(chat_tokenizer("GPT-2", template), row)
 
 
+def test_a_template_that_needs_content_says_so_of_a_call() -> None:
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}
+    row = {"messages": [{"role": "user", "content": "1 and 1?"}, call]}
+    plain = "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] }}{% endfor %}"
+    with pytest.raises(ValueError, match="'content'; it writes no message without content, such as a call"):
+        made(chat_tokenizer("GPT-2", plain), row)
+
+
 @pytest.mark.parametrize("drawn", ["{{ ['a', 'b'] | random }}", "{% set x = lipsum(1) %}{{ x }}"])
 def test_a_template_that_draws_at_random_is_refused(drawn: str) -> None:
     with pytest.raises(DataError, match="draws at random"):

@@ -96,7 +96,9 @@ def test_bad_rows_are_named_by_line_and_counted() -> None:
     rows = [{"instruction": "a", "answer": "b"}, {"instruction": "a"}, {"instruction": 7, "answer": "b"}]
     with pytest.raises(DataError, match=r"f\.jsonl:12: has no field 'answer' \(2 of 3 rows are bad\)"):
         examples_of(TASKS["boolq"], rows, "reft", "f.jsonl", [10, 12, 14])
-    with pytest.raises(DataError, match=r"f\.jsonl, row 31: cannot be used: instruction is int, not text"):
+    with pytest.raises(
+        DataError, match=r"f\.jsonl, row 31: cannot be used: instruction is int, not text; mend such rows"
+    ):
         examples_of(TASKS["boolq"], rows[::2], "reft", "f.jsonl", numbers=[30, 31])
     with pytest.raises(DataError, match="answer has no ####"):
         examples_of(TASKS["gsm8k_cot"], [{"question": "a", "answer": "4"}], "reft", "f")
