@@ -21,7 +21,6 @@ from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.hub.kinds import Work
 from neuroada_cli.tasks.notes import Notes
 
-LACKS = "has no field"
 BY_LOSS = ("perplexity", "loss")  # metrics of rows that are learnt as a whole; lower is better
 Kind = Literal["generation", "classification", "regression"]
 Split = Literal["train", "validation", "test"]
@@ -220,7 +219,8 @@ def examples_of(
             return made(at, row)
 
     found: list[Example] = []
-    bad: list[tuple[str, str]] = []
+    bad: list[tuple[str, str, str]] = []
+    needed = f"task {task.name} needs it in every row"
     lazily, digest = isinstance(rows, Lazy), hashlib.sha256()
     for at, row in enumerate(rows):
         try:
@@ -230,14 +230,12 @@ def examples_of(
             else:
                 found.append(example)
         except KeyError as error:
-            bad.append((place_of(at), f"{LACKS} {error.args[0]!r}"))
+            bad.append((place_of(at), f"has no field {error.args[0]!r}", needed))
         except (TypeError, ValueError, AttributeError, IndexError) as error:
-            bad.append((place_of(at), f"cannot be used: {error}"))
+            bad.append((place_of(at), f"cannot be used: {error}", "mend such rows, or leave them out"))
     if bad:
-        place, problem = bad[0]
-        lacks = problem.startswith(LACKS)
+        place, problem, fix = bad[0]
         more = f" ({len(bad)} of {len(rows)} rows are bad)" if len(bad) > 1 else ""
-        fix = f"task {task.name} needs it in every row" if lacks else "mend such rows, or leave them out"
         raise DataError(f"{problem}{more}", place, fix)
     return Made(rows, again, digest.hexdigest()) if lazily else found
 
