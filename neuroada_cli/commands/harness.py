@@ -19,7 +19,7 @@ from neuroada_cli.adapter.folder import method_in
 from neuroada_cli.adapter.results import results_folder
 from neuroada_cli.evaluation import harness
 from neuroada_cli.evaluation.harness import Asked, Score
-from neuroada_cli.foreign_text import shown
+from neuroada_cli.foreign_text import one_line, shown
 from neuroada_cli.show.notes import say
 
 
@@ -60,10 +60,12 @@ def run(
     with files.Lock(folder):
         scores = harness.score(subject.model, subject.tokenizer, tasks, asked)
         subject.refuse_written_to()
+        left_on = harness.left_on(subject.model, tasks)
         about = subject.identity | {
             "asked": asdict(asked),
             "dtype": str(next(subject.model.parameters()).dtype).removeprefix("torch."),
             "device": device,
+            "generation_config": left_on,
             "versions": _versions(),
         }
         harness.keep(folder, scores, about)
@@ -75,6 +77,13 @@ def run(
                 f"{shown(name)}: {score.cut:,} of {score.n:,} prompts, with their answers, are longer than "
                 f"the model's {score.max_length:,} tokens; their beginning was cut",
             )
+    if left_on:
+        said = one_line(", ".join(f"{key} {value}" for key, value in left_on.items()))
+        say(
+            console,
+            f"written under the model's own generation_config, as lm-eval leaves it on: {shown(said)}; "
+            "`eval --tasks` writes the most likely text without",
+        )
     say(console, f"scores and rows: {shown(folder)}")
     return scores
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from neuroada_cli import files
 from neuroada_cli.errors import DataError, OutputError, RecipeError, nearest
-from neuroada_cli.evaluation.harness_model import counting_model
+from neuroada_cli.evaluation.harness_model import counting_model, shaping_settings
 from neuroada_cli.foreign_text import one_line
 from neuroada_cli.methods import METHODS
 from neuroada_cli.methods.facts import require_package
@@ -115,6 +115,12 @@ def refuse_unwritten(tasks: Mapping[str, Any], method: str) -> None:
             "--harness",
             f"choose tasks in which the model writes its answer ({WRITES})",
         )
+
+
+def left_on(model: nn.Module, tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's own settings of writing that shape its answers, where a task has it write."""
+    writes = any(task.OUTPUT_TYPE == WRITES for task in tasks["tasks"].values())
+    return shaping_settings(model) if writes else {}
 
 
 def score(model: nn.Module, tokenizer: Any, tasks: Mapping[str, Any], asked: Asked) -> dict[str, Score]:

@@ -16,6 +16,24 @@ WARNED = (
     "sequence-length-is-longer-than-the-specified-maximum"  # transformers' key of a warning that was given
 )
 FIX = "choose other tasks, or a model that takes more"
+# What a model's generation_config.json may hold that changes the most likely text, and the value that does
+# nothing. How it draws (temperature, top_p) is not among them: the harness says itself whether to draw.
+SHAPING: dict[str, Any] = {
+    "max_new_tokens": None, "min_new_tokens": 0, "min_length": 0, "num_beams": 1, "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0,
+    "length_penalty": 1.0, "exponential_decay_length_penalty": None, "bad_words_ids": None,
+    "sequence_bias": None, "suppress_tokens": None, "begin_suppress_tokens": None, "guidance_scale": 1.0,
+    "forced_eos_token_id": None, "stop_strings": None,
+}  # fmt: skip
+
+
+def shaping_settings(model: nn.Module) -> dict[str, Any]:
+    """Settings of the model's own under which the harness lets it write: `generate` takes from them what a
+    task's `generation_kwargs` leave open, and the most tokens in any case. The scores are comparable with
+    others made by the harness with transformers, and not with those of engines that do not read the file.
+    """
+    found = {key: getattr(model.generation_config, key, None) for key in SHAPING}
+    return {key: value for key, value in found.items() if value not in (None, [], SHAPING[key])}
 
 
 def counting_model(model: nn.Module, tokenizer: Any, batch_size: int) -> Any:

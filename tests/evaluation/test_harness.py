@@ -217,6 +217,37 @@ def test_prompts_that_are_cut_are_counted_by_task(
         harness.run(model, Asked(("written",), own_tasks), out=tmp_path / "other", quiet=True)
 
 
+@pytest.mark.slow
+def test_the_models_own_settings_of_writing_are_told(
+    own_tasks: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The harness leaves them on: the figures are its own, and who compares them should know."""
+    (Path(own_tasks) / "written.yaml").write_text(
+        WRITES.format(rows=Path(own_tasks) / "rows.jsonl", most=4).replace(
+            "until:", "do_sample: false, until:"
+        )
+    )
+    model = tiny_llama_folder(tmp_path / "model")
+    plain = harness.run(model, Asked(("written",), own_tasks), out=tmp_path / "plain")
+    assert "generation_config" not in capfd.readouterr().out
+    settings = json.loads((model / "generation_config.json").read_text())
+    own = {"max_new_tokens": 9, "repetition_penalty": 1.5, "num_beams": 1, "top_p": 0.8, "do_sample": True}
+    (model / "generation_config.json").write_text(json.dumps(settings | own))
+    found = harness.run(model, Asked(("written", "opposites"), own_tasks), out=tmp_path / "own")
+    assert "as lm-eval leaves it on: max_new_tokens 9, repetition_penalty 1.5;" in " ".join(
+        capfd.readouterr().out.split()
+    )
+    stored = json.loads((tmp_path / "own/harness/written.json").read_text())
+    assert stored["generation_config"] == {"max_new_tokens": 9, "repetition_penalty": 1.5}
+
+    def answers(of: dict[str, harness.Score]) -> list[str]:
+        return [row["resps"][0][0] for row in of["written"].samples]
+
+    assert answers(found) != answers(plain), "or it would not have to be told"
+    harness.run(model, Asked(("opposites",), own_tasks), out=tmp_path / "given")
+    assert "generation_config" not in capfd.readouterr().out, "where nothing is written it changes nothing"
+
+
 def lm_eval_scores(model: Path, own_tasks: str) -> dict[str, dict[str, float]]:
     """By the harness's own model class."""
     from lm_eval.evaluator import simple_evaluate
