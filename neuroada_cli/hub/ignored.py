@@ -11,6 +11,7 @@ from torch import nn
 from neuroada_cli import files
 from neuroada_cli.errors import UserError
 from neuroada_cli.foreign_text import short
+from neuroada_cli.hub.packed_base import is_known, method_of
 from neuroada_cli.hub.plausible import unasked_blocks
 from neuroada_cli.hub.resolve import read_config
 from neuroada_cli.hub.weights import open_weights, weights_passed_over
@@ -65,14 +66,9 @@ def _is_of(tokenizer: Any, name: str) -> bool:
 
 def _quantization(config: Mapping[str, Any]) -> Iterator[str]:
     found = config.get("quantization_config")
-    if not isinstance(found, Mapping) or "quant_method" not in found:
+    if not isinstance(found, Mapping) or (method := method_of(found)) is None:
         return  # loading says what is wrong with it
-    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
-
-    method = str(found["quant_method"])
-    known = {name.partition("_")[0] for name in AUTO_QUANTIZATION_CONFIG_MAPPING}
-    known |= set(AUTO_QUANTIZATION_CONFIG_MAPPING)
-    if method not in known:
+    if not is_known(method):
         yield (
             f"quantization_config in config.json is of a kind that transformers does not know "
             f"({short(method)}) and is ignored: the weights are taken as they are stored"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from neuroada_cli.errors import ModelError
 from neuroada_cli.foreign_text import short
@@ -13,20 +14,45 @@ from neuroada_cli.hub.weights import WEIGHT_DTYPES, Weights
 
 def refuse_packed(folder: Path, weights: Weights) -> None:
     """Raises ModelError for a base that was quantised before it was stored (MXFP4, GPTQ, AWQ, FP8, 4 bits of
-    bitsandbytes), naming how.
+    bitsandbytes), naming how; and for one whose config says so over plain weights: with these settings
+    transformers makes layers of another kind (BitNet's round as they compute), or ones that cannot run, and a
+    merged folder has no such settings.
     """
     settings = read_config(folder).get("quantization_config")
     if not isinstance(settings, Mapping):
         return
-    method = str(settings.get("quant_method"))
+    method = method_of(settings)
+    by = "quantization_config" if method is None else f"quant_method {short(method)}"
     packed = [name for name in weights if _is_packed(weights, name)]
     if packed:
         raise ModelError(
-            f"stores {packed[0]} and {len(packed) - 1} more packed (quant_method {short(method)} in "
+            f"stores {packed[0]} and {len(packed) - 1} more packed ({by} in "
             "config.json), not as the numbers that connections are chosen from",
             str(folder),
             "take a copy in 16 bits; model.quantization: nf4 trains that in 4 bits",
         )
+    if method is not None and is_known(method):
+        raise ModelError(
+            f"its layers are quantised by config.json ({by}), and its files hold no packed weight: what is "
+            "trained there would be another model than the plain one that a merge writes",
+            str(folder),
+            "where they are a model's plain weights, take quantization_config out of config.json",
+        )
+
+
+def method_of(settings: Mapping[str, Any]) -> str | None:
+    """How a config says that its model was quantised, if it does: older ones by bitsandbytes give bits."""
+    if settings.get("load_in_8bit") or settings.get("load_in_4bit"):
+        return "bitsandbytes"
+    return str(settings["quant_method"]) if "quant_method" in settings else None
+
+
+def is_known(method: str) -> bool:
+    """Whether transformers acts upon it."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    known = set(AUTO_QUANTIZATION_CONFIG_MAPPING)
+    return method in known or method in {name.partition("_")[0] for name in known}
 
 
 def _is_packed(weights: Weights, name: str) -> bool:

@@ -50,3 +50,45 @@ def test_other_kinds(method: str, dtype: torch.dtype, tmp_path: Path) -> None:
 def test_a_config_alone_is_no_packed_base(tmp_path: Path) -> None:
     pico_llama().save_pretrained(tmp_path)
     assert hub.open_base(told(tmp_path, quant_method="made_up")).parameters
+
+
+def test_settings_without_a_method(tmp_path: Path) -> None:
+    """MLX's name the bits alone, older ones of bitsandbytes say which."""
+    pico_llama().save_pretrained(tmp_path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    held = load_file(tmp_path / "model.safetensors")
+    held[name] = held[name].to(torch.uint32)
+    save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"0 more packed \(quantization_config in config.json\)"):
+        hub.open_base(told(tmp_path, bits=4, group_size=64))
+    with pytest.raises(ModelError, match="quant_method 'bitsandbytes'"):
+        hub.open_base(told(tmp_path, load_in_4bit=True))
+
+
+def test_scales_that_are_powers_of_two(tmp_path: Path) -> None:
+    """As DeepSeek-V3.1 stores its scales."""
+    pico_llama().save_pretrained(tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    held[name] = held[name].to(torch.float8_e4m3fn)
+    held[f"{name}_scale_inv"] = torch.ones(1, 1).to(torch.float8_e8m0fnu)
+    save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"stores {name}.* and 1 more packed .*'fp8'.*a copy in 16 bits"):
+        hub.open_base(told(tmp_path, quant_method="fp8"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"},
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"load_in_8bit": True},
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        {"quant_method": "gptq", "bits": 4},
+    ],
+)
+def test_plain_weights_that_the_config_calls_quantised(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Layers of another kind would be trained than the merged folder, without these settings, has."""
+    pico_llama().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"no packed weight.*take quantization_config out of config\.json"):
+        hub.open_base(told(tmp_path, **settings))
