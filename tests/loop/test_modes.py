@@ -132,7 +132,8 @@ def test_experts_train_by_the_bound_of_their_config_also_behind_an_evaluation() 
         vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, num_experts=2, expert_capacity=16,
         encoder_sparse_step=1, decoder_sparse_step=1, dropout=0.0, attention_dropout=0.0,
-        moe_token_dropout=0.0, activation_dropout=0.0, encoder_layerdrop=0.0, decoder_layerdrop=0.0, init_std=0.3,
+        moe_token_dropout=0.0, activation_dropout=0.0, encoder_layerdrop=0.0,
+        decoder_layerdrop=0.0, init_std=0.3,
     )  # fmt: skip
     model = NllbMoeForConditionalGeneration(config)
     set_training(model)
