@@ -20,6 +20,7 @@ from neuroada_cli.data.stored import lengths_of
 from neuroada_cli.delta.reselection import Choose
 from neuroada_cli.errors import NumericsError, Stopped
 from neuroada_cli.loop.frozen import FrozenWatch, weighted_sum
+from neuroada_cli.loop.layerdrop import drop_alike, drops_layers
 from neuroada_cli.loop.loss import LOSSES
 from neuroada_cli.loop.modes import set_training
 from neuroada_cli.loop.optim import OptimSettings, adamw, lr_factor
@@ -146,6 +147,9 @@ def train(
     if settings.gradient_checkpointing:
         enable_checkpointing(model)
     set_training(model)
+    chance = drops_layers(model)  # then a layer without a gradient, or all of them, tell nothing
+    if chance and ranks.sharded:
+        drop_alike(model, ranks)
     schedule = Schedule(data, settings, ranks.size)
     begun = progress.step
     with Noted() as stop:
@@ -177,7 +181,7 @@ def train(
                 model, method, optimizer, schedule.micro_batches(progress.step), LOSSES[data.kind],
                 progress.step, schedule.lr_factor(progress.step),
                 weight_decay=settings.optim.weight_decay, clip=settings.optim.clip, ranks=ranks,
-                look=progress.step == begun,
+                look=progress.step == begun and not chance, learns=not chance,
             )  # fmt: skip
             if stats.unreached is not None:
                 refuse_unreached(stats.unreached, wanted or {})

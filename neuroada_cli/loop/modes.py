@@ -22,17 +22,24 @@ def set_training(model: nn.Module) -> None:
             module.eval()
 
 
+CAPACITY = "expert_capacity"  # tokens that an expert takes at most, on routers that have such a bound
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in evaluation mode; afterwards in the mode it was in.
 
     What a sharded model has put together for its last forward pass is let go; a backward pass would do it.
+    NLLB-MoE's routers write the bound of the batch that they evaluate over the one that they train by.
     """
     training = model.training
+    bounds = {module: getattr(module, CAPACITY) for module in model.modules() if hasattr(module, CAPACITY)}
     model.eval()
     try:
         yield
     finally:
+        for module, bound in bounds.items():
+            setattr(module, CAPACITY, bound)
         if training:
             set_training(model)
         if hasattr(model, "reshard"):

@@ -62,7 +62,8 @@ def train_step(
     factor         share of the peak learning rate
     ranks          take turns at the micro-batches; all divide by the same count
     look           for what gets no gradient
-    learns         False where nothing is meant to (a floor for measurements): gradients may all be zero
+    learns         False where nothing may (a floor for measurements, layers left out at random): gradients
+                   may all be zero
     A mean of per-micro-batch means would weigh tokens by the company they keep; this does not.
     Raises DataError without a single target; NumericsError, before anything is updated, for a loss or
     gradient that is not finite, and where every gradient is zero though there is a loss.

@@ -7,16 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from neuroada_cli.data.batch import IGNORED, Encoded, collate, with_head
+from neuroada_cli.data.batch import IGNORED, Batch, Encoded, collate, with_head
 from neuroada_cli.errors import ModelError
 from neuroada_cli.evaluation.greedy import keeps_only_keys
 from neuroada_cli.loop.caches import takes_any_mask
 from neuroada_cli.loop.loss import token_loss
-from neuroada_cli.loop.modes import evaluating
+from neuroada_cli.loop.modes import evaluating, set_training
 
 FIX = "set train.share_prefix: false"
+DRAWN = " at random, which rows with one prefix would have to share"
 TRIED_TOKENS = 32
 # of the loss, between rows by themselves and behind one head: other shapes, so other roundings
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
@@ -25,7 +26,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
 @torch.no_grad()
 def check_heads(model: nn.Module, rows: Sequence[Encoded], pad: int) -> None:
     """Raises ModelError for a model to which a head that is computed once is not the same: one that keeps
-    more than keys and values, that drops entries at random (rows would share them), or whose loss differs.
+    more than keys and values, that draws at random in training (rows would share it), or whose loss differs.
     """
     what = type(model).__name__
     if not (keeps_only_keys(model) and takes_any_mask(model)):
@@ -36,7 +37,7 @@ def check_heads(model: nn.Module, rows: Sequence[Encoded], pad: int) -> None:
             FIX,
         )
     if drops(model):
-        raise ModelError("drops entries at random, which rows with one prefix would have to share", what, FIX)
+        raise ModelError(f"drops entries{DRAWN}", what, FIX)
     first = replace(rows[0], input_ids=rows[0].input_ids[:TRIED_TOKENS])
     tokens = first.input_ids
     if len(tokens) < 4:
@@ -56,6 +57,27 @@ def check_heads(model: nn.Module, rows: Sequence[Encoded], pad: int) -> None:
             what,
             FIX,
         )
+    if draws(model, batch):
+        raise ModelError(f"routes tokens{DRAWN}", what, FIX)
+
+
+def draws(model: nn.Module, batch: Batch) -> bool:
+    """Whether a forward pass in training takes numbers of torch's streams, whatever for: PhiMoE's routers
+    draw which experts they ask.
+    """
+    devices = [batch.tokens_BS.device] if batch.tokens_BS.device.type == "cuda" else []
+
+    def states() -> list[Tensor]:
+        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+
+    with torch.random.fork_rng(devices), evaluating(model):  # which puts everything back
+        before = states()
+        set_training(model)
+        try:
+            token_loss(model, batch)
+        finally:
+            model.eval()
+        return not all(map(torch.equal, before, states()))
 
 
 def drops(model: Any) -> bool:

@@ -11,13 +11,19 @@ from conftest import pico_llama
 from tiny_loop import NoCheckpoints, Said
 from tiny_run import one_thread  # noqa: F401
 from torch import Tensor, nn
-from transformers import MobileViTConfig, MobileViTForImageClassification
+from transformers import (
+    MobileViTConfig,
+    MobileViTForImageClassification,
+    NllbMoeConfig,
+    NllbMoeForConditionalGeneration,
+)
 
 from neuroada_cli.data.batch import Encoded, collate
 from neuroada_cli.delta.targets import find_targets
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.loop.frozen import FrozenWatch
 from neuroada_cli.loop.loop import Settings, TrainData, train
+from neuroada_cli.loop.loss import token_loss
 from neuroada_cli.loop.modes import evaluating, set_training
 from neuroada_cli.loop.optim import OptimSettings
 from neuroada_cli.loop.validate import validate
@@ -117,3 +123,27 @@ def test_a_buffer_of_the_models_file_that_moves_is_named_and_one_that_no_file_ho
     for check in (watch.check, watch.check_all):
         with pytest.raises(NumericsError, match=r"mean: frozen weights changed"):
             check()
+
+
+def test_experts_train_by_the_bound_of_their_config_also_behind_an_evaluation() -> None:
+    """NLLB-MoE's routers write the number of tokens that they evaluate over it."""
+    torch.manual_seed(0)
+    config = NllbMoeConfig(
+        vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, num_experts=2, expert_capacity=16,
+        encoder_sparse_step=1, decoder_sparse_step=1, dropout=0.0, attention_dropout=0.0,
+        moe_token_dropout=0.0, activation_dropout=0.0, encoder_layerdrop=0.0,
+        decoder_layerdrop=0.0, init_std=0.3,
+    )  # fmt: skip
+    model = NllbMoeForConditionalGeneration(config)
+    set_training(model)
+    long = Encoded(list(range(5, 35)), [-100, *range(6, 26)], 0, decoder=[2, *range(6, 26)])
+    short = Encoded([7, 8, 2], [-100, 9], 1, decoder=[2, 9])
+    with torch.no_grad():
+        before = token_loss(model, collate([long], 1))[0]
+        validate(model, [collate([short], 1)], "generation")
+        assert torch.equal(token_loss(model, collate([long], 1))[0], before)
+        model.eval()
+        token_loss(model, collate([short], 1))
+        set_training(model)
+        assert not torch.equal(token_loss(model, collate([long], 1))[0], before), "what there is to guard"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import pico_gpt2, pico_llama
 from forked_ranks import in_ranks, shards, undrawn  # noqa: F401
+from tiny_pairs import tiny_pairs_folder
 from tiny_run import BYTES, SPECIAL, one_thread, tiny_llama_folder, tiny_recipe, tiny_tokenizer  # noqa: F401
 
 from neuroada_cli import files, hub
@@ -328,3 +329,10 @@ def test_a_model_on_the_meta_device_has_its_buffers(bases: dict[str, Path]) -> N
     for name, buffer in planned.named_buffers():
         assert torch.equal(buffer, buffers[name])
     assert pico_llama is not None
+
+
+def test_layers_that_are_left_out_at_random_are_left_out_by_all(tmp_path: Path) -> None:
+    """One that leaves it out by itself does not send its rows, which the other waits for."""
+    tiny_pairs_folder(tmp_path / "bart", "bart", encoder_layerdrop=0.5, decoder_layerdrop=0.5)
+    recipe = tiny_recipe(tmp_path / "bart", tmp_path / "run", train={"max_steps": 4, **SHARD})
+    assert all("best" in told for told in run_in(2, recipe))

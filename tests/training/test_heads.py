@@ -158,3 +158,14 @@ def test_blocks_below_the_lowest_adapted_layer_get_no_backward_pass() -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         count = len(asks) // 3
         assert asks == [False, False, True] * count, "the first block, and the second block's own input"
+
+
+def test_a_model_whose_routers_draw_is_refused_and_draws_nothing_of_the_run() -> None:
+    """In evaluation, where the losses are compared, PhiMoE's do not."""
+    model = tiny("phimoe", attention_dropout=0.0)
+    before = torch.get_rng_state()
+    with pytest.raises(ModelError, match="routes tokens at random, which rows with one prefix"):
+        check_heads(model, ROWS, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not model.training
+    check_heads(tiny("mixtral", attention_dropout=0.0), ROWS, 0)
