@@ -66,6 +66,9 @@ def run(
         raise RecipeError("goes on with a run", "--extend", "add --resume")
     run_dir, stream = recipe.run_path, sys.stdout if as_json else None
     looks = dry_run or show_rows > 0
+    if looks and as_json:
+        shown = "--dry-run" if dry_run else "--preview"
+        raise RecipeError(f"tells the steps of a training, and {shown} takes none", "--json", "leave it out")
     if not looks:
         ranks.first_does(lambda: run_folder.check(run_dir, resume, overwrite, recipe_file))
     if resume:
@@ -89,7 +92,7 @@ def run(
         told = dry_run and ranks.first
         predicted = forecast.dry_run(checked, processes or ranks.size, origins, full) if told else None
         if dry_run and (problem := run_folder.problem(run_dir, resume, overwrite, recipe_file)):
-            tell([f"training would be refused: {problem}"], console.quiet)
+            tell([f"training would be refused: {problem}"], quiet=False)  # which is what went wrong
         return TrainResult(
             run_dir=run_dir,
             steps=plan.steps,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import datetime
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -33,6 +34,8 @@ def validate(
         error = errors[0]
         path = tuple(str(part) for part in error["loc"])
         what, fix = _explain(error, path, model)
+        if (deeper := _deeper(path, given)) is not None and error["type"] != "extra_forbidden":
+            fix = f"a name with dots stands in braces: {_in_braces(path, deeper)}"
         raise RecipeError(what, _place(path, where, lines, given), fix) from None
 
 
@@ -40,12 +43,24 @@ def _place(
     path: tuple[str, ...], where: str, lines: strict_yaml.Lines, given: dict[tuple[str, ...], str]
 ) -> str:
     """The override that set the value, or file:line of the key or of the nearest section around it."""
+    deeper = _deeper(path, given)
     for size in range(len(path), 0, -1):
         if path[:size] in given:
             return f"--set {given[path[:size]]}"
+        if size == len(path) and deeper is not None and path not in lines:
+            return f"--set {given[deeper]}"
         if path[:size] in lines:
             return f"{where}:{lines[path[:size]]}"
     return where
+
+
+def _deeper(path: tuple[str, ...], given: dict[tuple[str, ...], str]) -> tuple[str, ...] | None:
+    """The key of an override that stands below `path`, where its own dots have made it."""
+    return next((key for key in given if path and len(key) > len(path) and key[: len(path)] == path), None)
+
+
+def _in_braces(path: tuple[str, ...], deeper: tuple[str, ...]) -> str:
+    return f"{'.'.join(path[:-1])}={{{'.'.join(deeper[len(path) - 1 :])}: …}}"
 
 
 def _explain(error: Any, path: tuple[str, ...], model: type[BaseModel]) -> tuple[str, str | None]:
@@ -60,9 +75,38 @@ def _explain(error: Any, path: tuple[str, ...], model: type[BaseModel]) -> tuple
         return f"{key} is missing", "add it"
     if error["type"] == "value_error":  # our own combination checks already say what and what to do
         return str(error["ctx"]["error"]), None
-    shown = repr(value) if not isinstance(value, dict | list) else f"a {type(value).__name__}"
+    shown = f"a {type(value).__name__}" if isinstance(value, dict | list) else _shown(value)
+    if error["type"] in _WANTED:
+        wanted, fix = _WANTED[error["type"]]
+        return f"{key}={shown[:80]}: input should be {wanted}", fix(value)
     message = str(error["msg"])
     return f"{key}={shown[:80]}: {message[0].lower()}{message[1:]}", None
+
+
+def _as_list(value: Any) -> str | None:
+    return f"write [{value}]" if isinstance(value, str | int | float) else None
+
+
+def _quoted(value: Any) -> str | None:
+    """A word or number that YAML reads as something else than text."""
+    return "put it in quotes" if isinstance(value, bool | int | float | datetime.date) else None
+
+
+# pydantic's words for these name classes of Python
+_WANTED: dict[str, tuple[str, Callable[[Any], str | None]]] = {
+    "list_type": ("a list", _as_list),
+    "tuple_type": ("a list", _as_list),
+    "string_type": ("text", _quoted),
+    "dict_type": ("keys with values", lambda value: "write {key: value}"),
+    "model_type": ("a section with keys of its own", lambda value: "write them below it"),
+}
+
+
+def _shown(value: Any) -> str:
+    """As YAML writes it, but for text, which keeps its quotes."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value) if isinstance(value, datetime.date) else repr(value)
 
 
 def _fields_at(path: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from neuroada_cli.data.batch import Example
-from neuroada_cli.errors import RecipeError
+from neuroada_cli.errors import DataError, RecipeError
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.tasks.chat import ChatRows
 from neuroada_cli.tasks.chat_template import ChatTemplate, today, use_template
@@ -50,6 +50,7 @@ def asking(recipe: Recipe | None, tokenizer: Any, form: str | None = None) -> As
     Raises RecipeError for a task whose rows are no question in words, DataError for a form that needs a chat
     template and a tokenizer without one.
     """
+    asked_for = form is not None
     if recipe is not None and form is None:
         task = recipe_task(recipe.data)
         if task.kind != "generation" or task.pictures:
@@ -61,6 +62,10 @@ def asking(recipe: Recipe | None, tokenizer: Any, form: str | None = None) -> As
     has_template = bool(getattr(tokenizer, "chat_template", None))
     form = form or ("chat" if has_template else "text")
     if form == "chat":
+        own = recipe is not None and recipe.data.chat_template is not None
+        if asked_for and not (has_template or own):
+            others = ", ".join(each for each in FORMS if each != "chat")
+            raise DataError("the model's tokenizer has no chat template", "--format", f"choose {others}")
         return _as_chat(recipe, tokenizer)
     if form == "alpaca":
         return Asking(

@@ -167,7 +167,8 @@ def test_what_cannot_be_asked_is_refused(base: Path) -> None:
         recipe = recipe_from({"name": "x", "model": {"path": "x"}, "data": {"task": task}})
         with pytest.raises(RecipeError, match=why):
             asking(recipe, tokenizer)
-    with pytest.raises(DataError, match="no chat template"):
+    told = "--format: the model's tokenizer has no chat template; choose alpaca, prompt-completion, text"
+    with pytest.raises(DataError, match=f"^{told}$"):
         asking(None, tokenizer, "chat")
     with pytest.raises(DataError, match="nothing to ask"):
         command.run(str(base), [" "], quiet=True)

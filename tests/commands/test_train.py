@@ -234,6 +234,10 @@ def test_a_dry_run_of_a_run_that_is_there_says_that_training_would_be_refused(
     assert train.run(recipe, dry_run=True).steps == 1
     assert "training would be refused: " in (said := capsys.readouterr().err)
     assert "--resume goes on, --overwrite starts again" in said
+    train.run(recipe, dry_run=True, quiet=True)
+    assert "training would be refused: " in capsys.readouterr().err, "quiet says what went wrong"
+    with pytest.raises(RecipeError, match=r"--json: tells the steps of a training, and --dry-run takes none"):
+        train.run(recipe, dry_run=True, as_json=True)
     train.run(recipe, dry_run=True, overwrite=True)
     assert "refused" not in capsys.readouterr().err
     assert tree(tmp_path / "run") == before

@@ -209,3 +209,32 @@ def test_no_override_gives_anything_but_a_recipe_or_a_recipe_error(key: str, val
 def test_values_of_a_program_are_checked_like_a_file() -> None:
     with pytest.raises(RecipeError, match=r"adapter: data is missing; add it"):
         recipe_from({"name": "a", "model": {"path": "b"}}, where="adapter")
+
+
+def test_numbers_are_read_in_tens_as_yaml_12_has_it(write) -> None:
+    recipe = load_recipe(write(GOOD), ["train.max_steps=010", "seed=0x10", "optim.eps=.5", "optim.clip=1."])
+    assert (recipe.train.max_steps, recipe.seed, recipe.optim.eps, recipe.optim.clip) == (10, 16, 0.5, 1.0)
+    assert "seed='12:30': input should be a valid integer" in message(write(GOOD), "seed=12:30")  # not 750
+    named = load_recipe(write(GOOD.replace("task: rte", "task: text_classes\n  labels: [010, 1:30, 1.5e]")))
+    assert named.data.labels == ["010", "1:30", "1.5e"]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("name=on", "name=true: input should be text; put it in quotes"),
+        ("name=2024-01-01", "name=2024-01-01: input should be text; put it in quotes"),
+        ("select.targets=q_proj", "select.targets='q_proj': input should be a list; write [q_proj]"),
+        ("optim.betas=0.9,0.95", "optim.betas='0.9,0.95': input should be a list; write [0.9,0.95]"),
+        ("optim=1", "optim=1: input should be a section with keys of its own; write them below it"),
+        ("select.k_per=3", "select.k_per=3: input should be keys with values; write {key: value}"),
+        (
+            "select.k_per.layers.0.q_proj=2",
+            "select.k_per.layers=a dict: input should be a valid integer; "
+            "a name with dots stands in braces: select.k_per={layers.0.q_proj: …}",
+        ),
+        ("-optim.lr=1", "-optim is not a key; did you mean optim?"),
+    ],
+)
+def test_a_wrong_override_says_how_it_is_written(write, override: str, told: str) -> None:
+    assert message(write(GOOD), override) == f"--set {override}: {told}"
