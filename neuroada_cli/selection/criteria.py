@@ -101,8 +101,8 @@ def low_rank(weight_OI: Tensor, rank: int = LIFT_RANK) -> Tensor:
     wide = weight_OI.shape[0] <= weight_OI.shape[1]
     exact = weight_OI.to("cpu" if device.type == "mps" else device, torch.float64)  # mps has no fp64
     exact = exact if wide else exact.T
-    top_NR = torch.linalg.eigh(exact @ exact.T).eigenvectors[:, -rank:]
-    found = top_NR @ (top_NR.T @ exact)
+    top_NR: Tensor = torch.linalg.eigh(exact @ exact.T).eigenvectors[:, -rank:]
+    found: Tensor = top_NR @ (top_NR.T @ exact)
     return (found if wide else found.T).to(device, torch.float32)
 
 
