@@ -121,11 +121,11 @@ class Choice:
             return {}
         sums = {name: int(count_O.sum()) for name, count_O in self.counts.items()}
         if self.spread.tile is not None:
-            return dict.fromkeys(sums, Pool(tiles_of(sum(sums.values()), self.spread.tile)))
+            return dict.fromkeys(sums, Pool(tiles_of(sum(sums.values()), self.spread.tile), sums))
         totals: dict[object, int] = {}
         for name, count in sums.items():
             totals[self._group(name)] = totals.get(self._group(name), 0) + count
-        by_group = {key: Pool(total) for key, total in totals.items()}
+        by_group = {key: Pool(total, sums) for key, total in totals.items()}
         return {name: by_group[self._group(name)] for name in sums}
 
     def _group(self, name: str) -> object:

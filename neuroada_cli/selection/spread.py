@@ -11,7 +11,7 @@ from __future__ import annotations
 import fnmatch
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -123,15 +123,20 @@ def by_counts(count_O: Tensor, choose_rows: Callable[[Tensor, int], Tensor]) -> 
 
 
 class Pool:
-    """The highest scores over several layers that compete for one total, matrix by matrix.
+    """The highest scores over several layers that compete for one total, matrix by matrix. Of equal scores
+    the one in the earlier layer is taken, and within a matrix the one in the upper row, then further left:
+    so it does not matter in which order layers come, and what a total takes a larger one takes, too.
 
+    names  the layers from the first to the last; those that are not named follow as they come
     Never more than `total` candidates stand in memory beside one matrix' scores.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, names: Iterable[str] = ()) -> None:
         self.total = total
+        self._rank = {name: rank for rank, name in enumerate(names)}
         self._names: list[str] = []
         self._shapes: list[tuple[int, int]] = []
+        # the candidates, those of earlier layers first
         self._score_N = torch.empty(0)
         self._matrix_N = torch.empty(0, dtype=torch.int32)
         self._place_N = torch.empty(0, dtype=torch.int64)
@@ -140,15 +145,19 @@ class Pool:
         """The next matrix of a layer. Raises ValueError where a score is NaN or infinite."""
         if not torch.isfinite(score_OI).all():
             raise ValueError("a score is NaN or infinite")
-        top = score_OI.reshape(-1).float().topk(min(self.total, score_OI.numel()), sorted=False)
-        matrix_N = torch.full((len(top.values),), len(self._names), dtype=torch.int32)
+        score_N = score_OI.reshape(-1).float()
+        place_N = _highest(score_N, self.total)
+        rank = self._rank.setdefault(name, len(self._rank))
+        earlier = torch.tensor([self._rank[other] <= rank for other in self._names], dtype=torch.bool)
+        at = int(earlier[self._matrix_N].sum())
+        matrix_N = torch.full((len(place_N),), len(self._names), dtype=torch.int32)
         self._names.append(name)
         self._shapes.append((score_OI.shape[0], score_OI.shape[1]))
-        score_N = torch.cat([self._score_N, top.values.cpu()])
-        kept = score_N.topk(min(self.total, len(score_N)), sorted=False).indices
-        self._score_N = score_N[kept]
-        self._matrix_N = torch.cat([self._matrix_N, matrix_N])[kept]
-        self._place_N = torch.cat([self._place_N, top.indices.cpu()])[kept]
+        joined_N = torch.cat([self._score_N[:at], score_N[place_N].cpu(), self._score_N[at:]])
+        kept = _highest(joined_N, self.total)
+        self._score_N = joined_N[kept]
+        self._matrix_N = torch.cat([self._matrix_N[:at], matrix_N, self._matrix_N[at:]])[kept]
+        self._place_N = torch.cat([self._place_N[:at], place_N.cpu(), self._place_N[at:]])[kept]
 
     def matrices(self) -> dict[str, list[Tensor]]:
         """Layer -> of each of its matrices int32 [O, K], K of the longest row; one that won nothing has an
@@ -156,7 +165,7 @@ class Pool:
         """
         found: dict[str, list[Tensor]] = {}
         for number, (name, (outputs, inputs)) in enumerate(zip(self._names, self._shapes, strict=True)):
-            place_N = self._place_N[self._matrix_N == number].sort().values
+            place_N = self._place_N[self._matrix_N == number]  # ascending
             row_N, column_N = place_N // inputs, place_N % inputs
             count_O = torch.bincount(row_N, minlength=outputs)
             start_O = count_O.cumsum(0) - count_O
@@ -168,6 +177,17 @@ class Pool:
     def indices(self) -> dict[str, Tensor]:
         """Layer -> int32 [O, K], K of the longest row; a layer that won nothing has one empty column."""
         return {name: joined(matrices) for name, matrices in self.matrices().items()}
+
+
+def _highest(score_N: Tensor, count: int) -> Tensor:
+    """Places of the highest scores, ascending; of equal scores the lower places."""
+    if count >= len(score_N):
+        return torch.arange(len(score_N), device=score_N.device)
+    lowest = score_N.topk(count, sorted=False).values.min()
+    kept_N = score_N > lowest
+    equal_N = (score_N == lowest).nonzero()[:, 0]
+    kept_N[equal_N[: count - int(kept_N.sum())]] = True
+    return kept_N.nonzero()[:, 0]
 
 
 def joined(indices: Sequence[Tensor]) -> Tensor:

@@ -193,11 +193,12 @@ def test_a_cache_is_known_under_any_name(name: str | None) -> None:
         cache.update(torch.zeros(1, 1, 6, 4), torch.zeros(1, 1, 6, 4), 0)
 
 
-def test_rows_stay_orthonormal_and_the_base_stays() -> None:
+@pytest.mark.parametrize("decay", [0.0, 0.1])  # torch's own parametrization makes zeros of decayed rows
+def test_rows_stay_orthonormal_and_the_base_stays(decay: float) -> None:
     model = pico_llama()
     before = {name: p.clone() for name, p in model.named_parameters()}
     method = edited(model)
-    optimizer = torch.optim.AdamW(method.parameters(model), lr=0.02)
+    optimizer = torch.optim.AdamW(method.parameters(model), lr=0.02, weight_decay=decay)
     model.train()
     ids = [5, 6, 7, 8, 9, 10, 11]
     batch = collate([Encoded(ids, [-100] * 4 + ids[4:], 0, prompt=4)], pad=0)

@@ -93,6 +93,31 @@ def test_a_pool_takes_the_highest_scores_of_all_its_layers() -> None:
         assert torch.equal(chosen_OI, score_OI >= threshold)
 
 
+@pytest.mark.parametrize("levels", [1, 4, 30])
+def test_of_equal_scores_the_first_ones_whatever_comes_first_and_each_total_within_the_next(
+    levels: int,
+) -> None:
+    """Weights of 16 bits have many equals, and gradients of what no row reaches are all zero."""
+    generator = torch.Generator().manual_seed(0)
+    scores = {n: torch.randint(levels, shape, generator=generator).bfloat16() for n, shape in SHAPES.items()}
+    everything = torch.cat([score_OI.flatten() for score_OI in scores.values()])
+    order_N = everything.float().argsort(descending=True, stable=True)
+    sizes = [score_OI.numel() for score_OI in scores.values()]
+    for total in (1, 7, 40, 41, len(everything) - 1):
+        expected_N = torch.zeros(len(everything), dtype=torch.bool)
+        expected_N[order_N[:total]] = True
+        parts = dict(zip(scores, expected_N.split(sizes), strict=True))
+        for names in (list(scores), list(scores)[::-1]):
+            pool = Pool(total, scores)
+            for name in names:
+                pool.add(name, scores[name])
+            for name, index_OK in pool.indices().items():
+                chosen_OI = torch.zeros(scores[name].shape, dtype=torch.bool)
+                for row, columns in enumerate(index_OK.tolist()):
+                    chosen_OI[row, [column for column in columns if column >= 0]] = True
+                assert torch.equal(chosen_OI.flatten(), parts[name])
+
+
 def ragged() -> torch.Tensor:
     count_O = torch.tensor([0, 3, 1, 8, 2, 0])
     weight_OI = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
