@@ -5,8 +5,10 @@ B = rows of a batch, S = sequence length
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -294,6 +296,13 @@ def epoch_order(
     longest = max(range(len(batches)), key=lambda b: lengths[batches[b][0]]) if batches else 0
     shuffled = [b for b in torch.randperm(len(batches), generator=chance).tolist() if b != longest]
     return [batches[b] for b in [longest, *shuffled]] if batches else []
+
+
+def share_of(share: float, count: int) -> int:
+    """So many of `count`, a part rounded up, of the share as it is written: 0.07 of 100 are 7, though the
+    product of the two floats is a little more, and 1.1 of 100 are 110.
+    """
+    return math.ceil(Fraction(str(share)) * count)
 
 
 def listed(rows: Sequence[int]) -> str:

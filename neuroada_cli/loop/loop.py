@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from neuroada_cli.data.batch import Batch, Encoded, Features, collate, epoch_order, pack, with_head
+from neuroada_cli.data.batch import Batch, Encoded, Features, collate, epoch_order, pack, share_of, with_head
 from neuroada_cli.data.stored import lengths_of
 from neuroada_cli.delta.reselection import Choose
 from neuroada_cli.errors import NumericsError, Stopped
@@ -55,7 +55,7 @@ class Settings:
 
     def total_steps(self, rows: int) -> int:
         """Optimizer steps of the whole run over so many training rows."""
-        steps = math.ceil(self.epochs * math.ceil(rows / self.batch_size))
+        steps = share_of(self.epochs, math.ceil(rows / self.batch_size))
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from neuroada_cli.data.batch import share_of
 from neuroada_cli.methods.protocol import Method
 from neuroada_cli.ranks.group import ALONE, Ranks
 
@@ -51,11 +52,11 @@ def lr_factor(
 ) -> float:
     """Share of the peak learning rate at optimizer step `step` (0 is the first) of `total`.
 
-    A pure function, so resuming needs no scheduler state. `warmup_steps`, without them ceil(warmup_ratio x
-    total), rise linearly; the first is not wasted on a rate of 0, as it is in transformers' schedules,
-    otherwise the curves are theirs: linear and cosine would reach 0 one step after the last.
+    A pure function, so resuming needs no scheduler state. `warmup_steps`, without them the share
+    `warmup_ratio` of all, rise linearly; the first is not wasted on a rate of 0, as it is in transformers'
+    schedules, otherwise the curves are theirs: linear and cosine would reach 0 one step after the last.
     """
-    warmup = math.ceil(warmup_ratio * total) if warmup_steps is None else warmup_steps
+    warmup = share_of(warmup_ratio, total) if warmup_steps is None else warmup_steps
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)

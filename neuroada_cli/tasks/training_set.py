@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from rich.console import Console
 
+from neuroada_cli.data.batch import share_of
 from neuroada_cli.data.sources import (
     KNOWN_SETS,
     Rows,
@@ -154,7 +154,7 @@ def _named(source: str) -> tuple[str, str]:
 def held_out_of(section: DataSection, rows: int) -> int:
     """How many of so many training rows `data.validation_rows` holds out; a share is rounded up."""
     asked = section.validation_rows
-    return math.ceil(asked * rows) if isinstance(asked, float) else asked
+    return share_of(asked, rows) if isinstance(asked, float) else asked
 
 
 def _default_held_out(section: DataSection, task: Task) -> int:

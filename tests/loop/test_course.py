@@ -11,10 +11,12 @@ from tiny_run import one_thread  # noqa: F401
 
 from neuroada_cli.delta.targets import find_targets
 from neuroada_cli.loop.loop import Progress, Schedule, Settings, TrainData, train
-from neuroada_cli.loop.optim import OptimSettings
+from neuroada_cli.loop.optim import OptimSettings, lr_factor
 from neuroada_cli.loop.validate import Evaluation
 from neuroada_cli.methods import METHODS
+from neuroada_cli.recipe.load import recipe_from
 from neuroada_cli.selection.criteria import choose
+from neuroada_cli.tasks.training_set import held_out_of
 
 OPTIM = OptimSettings(1e-2)
 
@@ -109,6 +111,18 @@ def test_a_part_of_an_epoch_counts_whole_batches() -> None:
     assert Settings(OPTIM, epochs=1, batch_size=4).total_steps(9) == 3
     assert Settings(OPTIM, epochs=0.5, batch_size=4).total_steps(9) == 2
     assert Settings(OPTIM, epochs=5, batch_size=4, max_steps=7).total_steps(9) == 7
+
+
+def test_a_share_counts_as_it_is_written() -> None:
+    """1.1 x 100 and 0.07 x 100 as floats are a little more than 110 and 7."""
+    assert Settings(OPTIM, epochs=1.1, batch_size=4).total_steps(400) == 110
+    assert Settings(OPTIM, epochs=1e-05, batch_size=1).total_steps(10) == 1
+    assert lr_factor(7, 100, "constant", 0.07) == lr_factor(6, 100, "constant", 0.07) == 1
+    assert lr_factor(5, 100, "constant", 0.07) == 6 / 7
+    section = recipe_from({
+        "name": "a", "model": {"path": "b"}, "data": {"task": "due_dates", "validation_rows": 0.07},
+    }).data  # fmt: skip
+    assert held_out_of(section, 100) == 7
 
 
 def test_dropout_is_the_seed_s() -> None:

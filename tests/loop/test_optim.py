@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
-from neuroada_cli.data.batch import Encoded
+from neuroada_cli.data.batch import Encoded, share_of
 from neuroada_cli.loop import optimizer_state
 from neuroada_cli.loop.loop import Schedule, TrainData
 from neuroada_cli.loop.optim import SCHEDULES, OptimSettings, adamw, clip_gradients, lr_factor, set_lr
@@ -25,7 +25,7 @@ from neuroada_cli.training.settings import loop_settings
 @given(st.integers(1, 400), st.sampled_from(sorted(SCHEDULES)), st.floats(0, 1))
 def test_rises_to_the_peak_and_never_leaves_the_bounds(total: int, schedule: str, ratio: float) -> None:
     factors = [lr_factor(step, total, schedule, ratio) for step in range(total)]
-    warmup = math.ceil(ratio * total)
+    warmup = share_of(ratio, total)
     assert all(0 < factor <= 1 for factor in factors)
     assert factors[: warmup + 1] == sorted(factors[: warmup + 1])
     assert factors[warmup:] == sorted(factors[warmup:], reverse=True)
@@ -49,7 +49,7 @@ def test_a_warmup_in_steps_rises_for_so_many_and_goes_on_like_a_share(
     assert factors[:warmup] == [(step + 1) / warmup for step in range(min(total, warmup))]
     if warmup <= total:
         share = warmup / total
-        if math.ceil(share * total) == warmup:  # 0.07 x 100 is a little more than 7
+        if share_of(share, total) == warmup:  # not of 1/3 of 3, which is written with too few digits
             assert factors == [lr_factor(step, total, schedule, share) for step in range(total)]
         assert max(factors) == 1
 
