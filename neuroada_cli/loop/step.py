@@ -21,6 +21,11 @@ from neuroada_cli.methods.protocol import Fuses, Method, Shards
 from neuroada_cli.ranks.gradients import sum_gradients
 from neuroada_cli.ranks.group import ALONE, Ranks
 
+# What a loss of fp16 is divided by in the backward pass at most. A token's own gradients fit fp16 as they
+# are; divided by the thousands of targets of a step they fall below its smallest numbers (6e-8). 8 leaves room
+# for large ones: they overflow from half a million on.
+FP16_DIVISOR = 8
+
 
 @dataclass(frozen=True)
 class StepStats:
@@ -65,6 +70,8 @@ def train_step(
     learns         False where nothing may (a floor for measurements, layers left out at random): gradients
                    may all be zero
     A mean of per-micro-batch means would weigh tokens by the company they keep; this does not.
+    A model in fp16 goes backward from a larger loss, so that no gradient gets lost on the way; gradients are
+    divided by the rest where they are fp32.
     Raises DataError without a single target; NumericsError, before anything is updated, for a loss or
     gradient that is not finite, and where every gradient is zero though there is a loss.
     """
@@ -75,13 +82,14 @@ def train_step(
     if not targets:
         raise DataError(f"step {step + 1} has no token to learn", f"rows {listed(rows)}")
     device = next(model.parameters()).device
+    scale = _loss_scale(model, targets)
     losses: list[Tensor] = []
     for turn in turns(micro_batches, ranks):
         loss_sum, _ = loss(model, turn.batch.to(device))
         if not turn.counts:
             loss_sum = loss_sum * 0.0
         if loss_sum.requires_grad:  # a micro-batch may hold no target at all
-            (loss_sum / targets).backward()  # type: ignore[no-untyped-call]
+            (loss_sum / (targets / scale)).backward()  # type: ignore[no-untyped-call]
         if turn.own:
             losses.append(loss_sum.detach())
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -89,6 +97,8 @@ def train_step(
         method.take_gradients(model)
     else:
         sum_gradients(parameters, ranks)
+    if scale > 1.0:
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1.0 / scale)
     fused = None
     if isinstance(method, Fuses) and isinstance(optimizer, torch.optim.AdamW):
         fused = method.fused_step(optimizer)
@@ -110,6 +120,17 @@ def train_step(
     seconds = time.perf_counter() - started
     mean = sum(sums) / targets
     return StepStats(step + 1, mean, grad_norm, lr, targets, tokens, len(rows), seconds, tuple(rows), missed)
+
+
+def _loss_scale(model: nn.Module, targets: int) -> float:
+    """A power of two, so that to multiply and divide by it rounds nothing. 1 where it would not help, or a
+    gradient that is itself fp16 (of a head that trains whole, say) would have to hold the sum of all tokens.
+    """
+    if next(model.parameters()).dtype is not torch.float16:
+        return 1.0
+    if any(weight.requires_grad and weight.dtype is torch.float16 for weight in model.parameters()):
+        return 1.0
+    return 2.0 ** max(0, math.floor(math.log2(targets / FP16_DIVISOR)))
 
 
 def _told(own: Sequence[Tensor], count: int, ranks: Ranks) -> list[float]:

@@ -99,13 +99,21 @@ class SelectSection(Section):
 
 class OptimSection(Section):
     lr: float = Field(7e-4, gt=0, description="Peak learning rate of the deltas.")
-    head_lr: float | None = Field(None, gt=0, description="Learning rate of a fresh head; empty: same as lr.")
+    head_lr: float | None = Field(
+        None,
+        gt=0,
+        description="Learning rate of what trains whole (a fresh head, biases); empty: same as lr.",
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="After the warmup.")
     warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of all steps that warm up.")
     warmup_steps: int | None = Field(
         None, ge=1, description="Steps that warm up, as a number instead of a share."
     )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay, applied to the deltas.")
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="AdamW's decoupled decay, applied to the deltas (other methods: to all their weights).",
+    )
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's betas.")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; empty turns clipping off.")
@@ -130,7 +138,9 @@ class TrainSection(Section):
         None,
         ge=1,
         description="Choose the connections anew every N steps by the weights as they are then (LIFT's way: "
-        "magnitude, lift, reverse); what was learnt stays. Growing by gradients (SpIEL's) is not offered.",
+        "magnitude, lift, reverse); what was learnt stays. New connections begin with empty moments at the "
+        "run's step count, so Adam's first updates of them are several times the rate. Growing by gradients "
+        "(SpIEL's) is not offered.",
     )
     epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps.")

@@ -75,6 +75,32 @@ def run(
     return stats
 
 
+@pytest.mark.parametrize("repeats", [1, 8192])
+def test_gradients_in_fp16_do_not_get_lost_among_many_targets(repeats: int) -> None:
+    """The same rows many times over have the same mean gradient. Divided by all their targets on the way, it
+    would lie below the smallest numbers of fp16.
+    """
+    torch.manual_seed(0)
+    model = pico_llama()
+    wide, indices = copy.deepcopy(model), select(model)
+
+    def gradients(of: nn.Module, micro_batches: Sequence[Batch]) -> Tensor:
+        method = METHODS["neuroada"].build()
+        method.attach(of, indices)
+        optimizer = adamw(of, method, OptimSettings(lr=1e-3))
+        kept: list[Tensor] = []
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer.register_step_pre_hook(
+            lambda *_: kept.extend(p.grad.flatten().clone() for p in parameters if p.grad is not None)
+        )
+        train_step(of, method, optimizer, micro_batches, LOSSES["generation"], step=0, clip=None)
+        return torch.cat(kept)
+
+    expected = gradients(wide, batches_of(rows(4), 4))
+    found = gradients(model.half(), batches_of(rows(4) * repeats, 1024))
+    assert float((found - expected).norm() / expected.norm()) < 0.005
+
+
 def dense_reference(
     base: nn.Module, indices: dict[str, Tensor], kind: str
 ) -> tuple[list[float], dict[str, Tensor]]:
