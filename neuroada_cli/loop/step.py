@@ -22,8 +22,8 @@ from neuroada_cli.ranks.gradients import sum_gradients
 from neuroada_cli.ranks.group import ALONE, Ranks
 
 # What a loss of fp16 is divided by in the backward pass at most. A token's own gradients fit fp16 as they
-# are; divided by the thousands of targets of a step they fall below its smallest numbers (6e-8). 8 leaves room
-# for large ones: they overflow from half a million on.
+# are; divided by the thousands of targets of a step they fall below its smallest numbers (6e-8). 8 leaves
+# room for large ones: they overflow from half a million on.
 FP16_DIVISOR = 8
 
 
