@@ -24,7 +24,7 @@ from neuroada_cli.evaluation.greedy import can_leave
 from neuroada_cli.evaluation.rounds import in_rounds
 from neuroada_cli.evaluation.vllm_engine import VllmEngine
 from neuroada_cli.hub.embeddings import refuse_unknown
-from neuroada_cli.hub.positions import positions_of
+from neuroada_cli.hub.positions import answer_positions_of, positions_of
 from neuroada_cli.loop.loss import on_model
 from neuroada_cli.loop.modes import evaluating
 from neuroada_cli.loop.numerics import not_numbers
@@ -94,7 +94,8 @@ def generate(
                 also = {} if beside is None else beside(numbers)
                 return _complete(model, tokenizer, rows, room, special, also, writer)
 
-        batches = _batches(encoded, batch_size, max_new_tokens, context_of(model))
+        shared = None if pairs else context_of(model)  # an answer with a decoder of its own takes none of it
+        batches = _batches(encoded, batch_size, max_new_tokens, shared)
         for (numbers, _), (texts, count) in in_rounds(batches, texts_of, ranks):
             for number, text in zip(numbers, texts, strict=True):
                 completions[number] = text
@@ -258,7 +259,8 @@ def _refuse_unfit(model: Any, encoded: list[list[int]], max_new_tokens: int) -> 
     if context is None or not lengths:
         return
     if is_encoder_decoder(model):
-        return _refuse_longer(max(lengths), max_new_tokens, context)
+        answers = answer_positions_of(model) or context
+        return _refuse_longer(max(lengths), max_new_tokens, context, answers)
     if max(lengths) >= context:
         raise DataError(
             f"the longest prompt has {max(lengths)} tokens, which fill the model's context of {context}",
@@ -287,15 +289,15 @@ def is_encoder_decoder(model: Any) -> bool:
     return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
-def _refuse_longer(longest: int, max_new_tokens: int, context: int) -> None:
+def _refuse_longer(longest: int, max_new_tokens: int, context: int, answers: int) -> None:
     """Each side of an encoder-decoder has positions of its own."""
     if longest > context:
         raise DataError(
             f"the longest prompt has {longest} tokens, and the encoder takes {context}",
             fix="shorten the prompts, or choose a model with a longer context",
         )
-    if max_new_tokens >= context:
+    if max_new_tokens >= answers:
         raise DataError(
-            f"{max_new_tokens} new tokens do not fit into the decoder's {context}",
+            f"{max_new_tokens} new tokens do not fit into the decoder's {answers}",
             fix="lower eval.max_new_tokens (--max-new-tokens)",
         )

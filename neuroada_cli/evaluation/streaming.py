@@ -24,6 +24,7 @@ from neuroada_cli.evaluation.generate import (
     own_settings,
 )
 from neuroada_cli.hub.embeddings import refuse_unknown
+from neuroada_cli.hub.positions import answer_positions_of
 from neuroada_cli.loop.modes import evaluating
 from neuroada_cli.loop.numerics import not_numbers
 from neuroada_cli.tasks.task import Decoding
@@ -69,7 +70,9 @@ def answer(
     from transformers.generation import StoppingCriteriaList
 
     context, pairs = context_of(model), is_encoder_decoder(model)
-    room = max_new_tokens if context is None or pairs else min(max_new_tokens, context - len(prompt))
+    # each side of an encoder-decoder has positions of its own, and an answer begins with a token
+    whole = (answer_positions_of(model), 1) if pairs else (context, len(prompt))
+    room = max_new_tokens if whole[0] is None else min(max_new_tokens, whole[0] - whole[1])
     if not prompt or room < 1 or (pairs and context is not None and len(prompt) > context):
         raise DataError(
             f"the prompt has {len(prompt)} tokens, and the model takes {context}"

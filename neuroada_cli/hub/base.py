@@ -22,7 +22,7 @@ from neuroada_cli.hub.loading import body_of, is_pooler, model_task, skeleton
 from neuroada_cli.hub.packed_base import refuse_packed
 from neuroada_cli.hub.places import Places, Run
 from neuroada_cli.hub.plausible import refuse_missing_blocks, refuse_other_shapes
-from neuroada_cli.hub.positions import positions_of
+from neuroada_cli.hub.positions import answer_positions_of, positions_of
 from neuroada_cli.hub.ties import held_apart, untie
 from neuroada_cli.hub.weights import WEIGHT_DTYPES, Weights, open_weights
 from neuroada_cli.ranks.group import Ranks
@@ -108,6 +108,11 @@ class Base:
     def positions(self) -> int | None:
         """How many tokens a row may have; None where the model sets no bound."""
         return positions_of(self.graph)
+
+    @cached_property
+    def answer_positions(self) -> int | None:
+        """How many tokens an encoder-decoder's answer may have; None where the model sets no bound."""
+        return answer_positions_of(self.graph)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:

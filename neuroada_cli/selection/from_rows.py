@@ -22,6 +22,7 @@ from neuroada_cli.data.batch import Batch
 from neuroada_cli.delta.targets import Target, matrices_of, target_of
 from neuroada_cli.errors import NumericsError
 from neuroada_cli.loop.loss import LOSSES, logits_are_final
+from neuroada_cli.loop.modes import evaluating
 from neuroada_cli.loop.recomputing import recomputing
 from neuroada_cli.selection import from_files
 from neuroada_cli.selection.choice import Choice
@@ -68,8 +69,7 @@ def select_from_rows(
     choice.check()
     criterion, spread = choice.criterion, choice.spread
     targets = {name: target_of(model, name) for name in choice.targets}
-    was_training = model.training
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     evidence = _inputs if criterion == "activation" else _gradients
     indices: dict[str, Tensor] = {}
     competing = choice.pools()
@@ -79,7 +79,7 @@ def select_from_rows(
             here = ((neurons, weight_OI.cpu()) for neurons, weight_OI in matrices_of(targets[name]))
             on_layer(from_files.described(name, indices[name], here))
 
-    with recomputing(model, gradient_checkpointing and evidence is _gradients):
+    with evaluating(model), recomputing(model, gradient_checkpointing and evidence is _gradients):
         for name, measured in evidence(model, targets, batches, kind, budget):
             chosen = []
             try:
@@ -101,7 +101,6 @@ def select_from_rows(
         indices |= from_files.winners(choice, competing)
         for name in indices:
             tell(name)
-    model.train(was_training)
     return from_files.as_selection(indices, choice, fingerprint, model)
 
 

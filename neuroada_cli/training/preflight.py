@@ -109,11 +109,17 @@ def check(
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=known)})
     if recipe.train.early_stop is not None and not rows.data.validation:
         raise RecipeError("train.early_stop needs validation rows", fix="set data.validation_rows")
-    longest = max(rows.train_report.longest, rows.validation_report.longest if rows.validation_report else 0)
+    reports = [report for report in (rows.train_report, rows.validation_report) if report is not None]
+    longest, answer = (max(getattr(r, name) for r in reports) for name in ("longest", "longest_answer"))
     if limit is not None and longest > limit:
         raise RecipeError(
             f"a row has {longest} tokens, but the model takes {limit}",
             fix=f"set data.max_length: {limit}, or data.too_long: drop (or cut)",
+        )
+    if base.answer_positions is not None and answer > base.answer_positions:
+        raise RecipeError(
+            f"an answer has {answer} tokens, but the model's decoder takes {base.answer_positions}",
+            fix=f"set data.max_length: {base.answer_positions}, or leave out rows with longer answers",
         )
     _check_tokens(base.graph, rows, str(folder))
     choice = choice_of(recipe.select, base, recipe.seed)

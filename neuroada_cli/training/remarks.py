@@ -12,6 +12,7 @@ from neuroada_cli.data.encoding import EncodeReport
 from neuroada_cli.delta.targets import ALL_LINEAR, parameter_name, target_of, targets_of
 from neuroada_cli.hub.outline import is_outline, weights_of
 from neuroada_cli.hub.stored import main_dtype, own_dtype, rounded_by
+from neuroada_cli.loop.modes import CAPACITY
 from neuroada_cli.methods.facts import facts_of
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.show.numbers import describe_dtype, size
@@ -24,6 +25,7 @@ from neuroada_cli.training.settings import dtype_of
 TIME_CONSTANTS = ("A_log", "D")  # as Mamba names them, by channel and state
 SMALLEST_FALL = 2**-8  # of a bf16 number, that is never rounded away
 EQUAL_PARTS = {"bf16": 2**8, "fp16": 2**11}  # one more is rounded away
+SHARED_BOUND = "moe_eval_capacity_token_fraction"  # of NLLB-MoE alone, which bounds all rows together
 LEAST = 0.01  # share of a model's parameters that is worth a line
 KEPT_BY_CUTTING = "data.too_long: cut keeps what the model takes of them"
 KEPT = "a larger data.max_length or data.too_long: cut keeps them"
@@ -50,6 +52,8 @@ def remarks(checked: Checked) -> Iterator[str]:
     yield from _of_weights(checked)
     if (experts := unpacked_experts(checked)) is not None:
         yield experts
+    if (shared := shared_capacity(checked)) is not None:
+        yield shared
     if (stuck := stuck_moment(checked.recipe)) is not None:
         yield stuck
     if (coarse := coarse_sums(checked)) is not None:
@@ -111,6 +115,21 @@ def unpacked_experts(checked: Checked) -> str | None:
     return (
         f"{kind} packs linear layers only: the experts, {100 * share:.2g} % of the parameters, share a "
         f"tensor in each block and stay in {dtype}, {size(held)}"
+    )
+
+
+def shared_capacity(checked: Checked) -> str | None:
+    """That the rows of a micro-batch compete for experts; None: what is computed of a row is its own.
+
+    NLLB-MoE's experts take so many tokens of all rows together, padding among them, and pass over the rest.
+    In evaluation the bound is a share of the tokens; Switch Transformers' bound is a row's.
+    """
+    config = checked.base.graph.config
+    if not hasattr(config, SHARED_BOUND) or (bound := getattr(config, CAPACITY, None)) is None:
+        return None
+    return (
+        f"each expert takes at most {bound} tokens of a micro-batch and passes over the others, so that loss "
+        "and gradients depend on train.micro_batch_size and on the rows beside one; 1 leaves each to itself"
     )
 
 

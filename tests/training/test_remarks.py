@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_pairs import VOCABULARY, pairs_tokenizer
 from tiny_run import tiny_bert_folder, tiny_llama_folder, tiny_recipe, tiny_rte_folder
+from transformers import NllbMoeConfig, NllbMoeForConditionalGeneration
 
 from neuroada_cli.commands import train
+from neuroada_cli.data.batch import Encoded, collate
 from neuroada_cli.hub import TORCH_DTYPES
+from neuroada_cli.loop.loss import token_loss
+from neuroada_cli.loop.modes import set_training
 from neuroada_cli.training.preflight import check
 from neuroada_cli.training.remarks import remarks, stuck_moment
 
@@ -99,3 +104,28 @@ def summed(kind: type[torch.nn.Module], dtype: torch.dtype) -> dict[str, float]:
         out_TD = layer(torch.tensor([1.0, -1.0, 1.0, -1.0]).to(dtype).expand(5000, 4))
     out_TD.sum().backward()
     return {name: float(p.grad.abs().max()) for name, p in layer.named_parameters() if p.grad is not None}
+
+
+def test_rows_that_compete_for_experts_are_told(tmp_path: Path) -> None:
+    """By the loss of a long row, with short ones beside it and alone."""
+    torch.manual_seed(0)
+    sizes = {name: 2 for name in ("encoder_attention_heads", "decoder_attention_heads")}
+    config = NllbMoeConfig(
+        vocab_size=VOCABULARY, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16,
+        decoder_ffn_dim=16, num_experts=2, expert_capacity=16, encoder_sparse_step=1, decoder_sparse_step=1,
+        dropout=0.0, attention_dropout=0.0, moe_token_dropout=0.0, activation_dropout=0.0,
+        encoder_layerdrop=0.0, decoder_layerdrop=0.0, init_std=0.3, decoder_start_token_id=2, **sizes,
+    )  # fmt: skip
+    model = NllbMoeForConditionalGeneration(config)
+    model.save_pretrained(tmp_path / "base")
+    pairs_tokenizer("bart").save_pretrained(tmp_path / "base")
+    said = remarks(check(tiny_recipe(tmp_path / "base", tmp_path / "run"), False))
+    [line] = [each for each in said if "expert" in each]
+    assert "at most 16 tokens of a micro-batch" in line
+    assert "train.micro_batch_size" in line
+    rows = [Encoded([*range(5, 17), n], [-100, 9, n], n, decoder=[2, 9, n]) for n in range(20, 24)]
+    set_training(model)
+    with torch.no_grad():
+        together = sum(float(token_loss(model, collate(rows[at : at + 2], 1))[0]) for at in (0, 2))
+        alone = sum(float(token_loss(model, collate([row], 1))[0]) for row in rows)
+    assert abs(together - alone) > 1e-3
