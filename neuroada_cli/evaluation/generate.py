@@ -22,6 +22,7 @@ from neuroada_cli.data.seams import Coder
 from neuroada_cli.errors import DataError
 from neuroada_cli.evaluation.greedy import can_leave
 from neuroada_cli.evaluation.rounds import in_rounds
+from neuroada_cli.evaluation.together import can_be_together
 from neuroada_cli.evaluation.vllm_engine import VllmEngine
 from neuroada_cli.hub.embeddings import refuse_unknown
 from neuroada_cli.hub.positions import answer_positions_of, positions_of
@@ -63,7 +64,8 @@ def generate(
     engine   writes in place of the model, of which then only its settings are used
 
     Whatever the model's own generation settings say, `decoding` is what happens. Rows of similar length share
-    a batch, longest first, and a batch ends with its last row's end token. Where the most likely token is
+    a batch, longest first, and a batch ends with its last row's end token; rows of one length, or
+    each by itself, where others would change what is written. Where the most likely token is
     taken and the model allows it (`greedy.can_leave`), rows leave when they end, a prefix that the prompts
     share is computed once, and what a text already held is guessed and asked at once.
     Sampling starts anew in every batch, from `seed` and the batch's tokens: the same rows in the same batches
@@ -95,7 +97,10 @@ def generate(
                 return _complete(model, tokenizer, rows, room, special, also, writer)
 
         shared = None if pairs else context_of(model)  # an answer with a decoder of its own takes none of it
-        batches = _batches(encoded, batch_size, max_new_tokens, shared)
+        tried = writer is None and engine is None and beside is None and batch_size > 1
+        together = can_be_together(model, encoded, pad_id(tokenizer)) if tried else "all"
+        batch_size, alike = 1 if together == "none" else batch_size, together != "all"
+        batches = _batches(encoded, batch_size, max_new_tokens, shared, alike)
         for (numbers, _), (texts, count) in in_rounds(batches, texts_of, ranks):
             for number, text in zip(numbers, texts, strict=True):
                 completions[number] = text
@@ -105,11 +110,17 @@ def generate(
 
 
 def _batches(
-    encoded: list[list[int]], batch_size: int, most: int, context: int | None
+    encoded: list[list[int]], batch_size: int, most: int, context: int | None, alike: bool
 ) -> Iterator[tuple[list[int], int]]:
-    """(numbers of rows, how many tokens they may write), longest first; a batch has one room for all."""
+    """(numbers of rows, how many tokens they may write), longest first; a batch has one room for all, and
+    one length of prompts where these are to be `alike`.
+    """
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
-    for room, group in groupby(order, lambda i: min(most, (context or math.inf) - len(encoded[i]))):
+
+    def kind(i: int) -> tuple[float, int]:
+        return min(most, (context or math.inf) - len(encoded[i])), alike * len(encoded[i])
+
+    for (room, _), group in groupby(order, kind):
         numbers = list(group)
         for start in range(0, len(numbers), batch_size):
             yield numbers[start : start + batch_size], int(room)

@@ -14,7 +14,7 @@ from neuroada_cli.data.batch import Batch, Encoded, Example, collate, listed, to
 from neuroada_cli.data.encoding import answer_in, end_ids, end_texts
 from neuroada_cli.data.inputs import aligned_padding, encode_for, features_for, padding_for, prompts_for
 from neuroada_cli.data.seams import Coder
-from neuroada_cli.evaluation.generate import context_of, generate
+from neuroada_cli.evaluation.generate import context_of, generate, is_encoder_decoder
 from neuroada_cli.evaluation.results import Prediction, TaskResult
 from neuroada_cli.evaluation.rounds import in_rounds
 from neuroada_cli.evaluation.vllm_engine import VllmEngine
@@ -105,7 +105,8 @@ def predict(
     scoring, coder = task.scoring[protocol], Coder(reader.tokenizer)
     ends = end_texts(reader.tokenizer)
     prompts, context = prompts_for(reader, examples, task.published), context_of(model)
-    fit = [n for n, prompt in enumerate(prompts) if context is None or len(prompt) < context]
+    answer = 0 if is_encoder_decoder(model) else 1  # which has positions of its own there
+    fit = [n for n, prompt in enumerate(prompts) if context is None or len(prompt) + answer <= context]
     if not fit:
         fit = list(range(len(prompts)))  # which is refused
     unfit = sorted({*range(len(prompts))} - {*fit})

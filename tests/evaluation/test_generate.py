@@ -10,13 +10,14 @@ import torch
 from conftest import pico_llama
 from tiny_run import one_thread  # noqa: F401
 from tiny_tokenizer import EOS, SIZE, byte_tokenizer
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from neuroada_cli import hub
 from neuroada_cli.data.seams import token_ids
 from neuroada_cli.errors import DataError, NumericsError
 from neuroada_cli.evaluation import greedy
 from neuroada_cli.evaluation.generate import generate
+from neuroada_cli.evaluation.together import can_be_together
 from neuroada_cli.tasks.task import Decoding
 
 PROMPTS = ["What is it?\n", "a", "A much longer prompt than the others, to pad them.", "What was it?\n", "éü"]
@@ -45,6 +46,27 @@ def test_it_equals_the_obvious_loop_in_the_order_given() -> None:
     assert len(set(expected)) == len(PROMPTS)
     for batch_size in (1, 2, 16):
         assert generate(model, tokenizer, PROMPTS, NEW, batch_size) == expected
+
+
+@pytest.mark.parametrize("kind", ["rwkv", "xlnet"])
+def test_a_model_that_looks_beside_a_row_writes_the_same_in_every_batch(kind: str) -> None:
+    """RWKV mixes the rows of a batch where they go on by a token, and XLNet attends to what is padded."""
+    torch.manual_seed(0)
+    sizes = {
+        "rwkv": {"hidden_size": 32, "num_hidden_layers": 2, "context_length": 128},
+        "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64, "initializer_range": 0.4},
+    }[kind]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=SIZE, **sizes)).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(1 if kind == "xlnet" else 3)
+    tokenizer = byte_tokenizer()
+    alone = [generate(model, tokenizer, [prompt], NEW)[0] for prompt in PROMPTS]
+    assert len(set(alone)) > 2
+    for prompts in (PROMPTS, [*PROMPTS, "b", "c"]):
+        assert generate(model, tokenizer, prompts, NEW, 16)[: len(PROMPTS)] == alone
+    expected = {"rwkv": "none", "xlnet": "of one length"}[kind]
+    assert can_be_together(model, [[5, 6], [5, 6, 7]], 0) == expected
+    assert can_be_together(writer(), [[5, 6], [5, 6, 7]], 0) == "all"
 
 
 def test_the_models_own_settings_do_not_matter_and_come_back() -> None:
