@@ -24,9 +24,9 @@ def can_be_together(model: Any, rows: Sequence[Sequence[int]], pad: int) -> Toge
     Recurrences that take no mask go over padding, and XLNet attends to it: only prompts of one length can be
     together. RWKV's of transformers mixes rows, whatever their length.
     """
-    short = list(min(rows, key=len, default=()))
     if len(rows) < 2:
         return "all"
+    short = list(min(rows, key=len))
     weight = model.get_input_embeddings().weight
     try:
         alone_NV = _logits(model, [short], 0, pad)
