@@ -26,7 +26,7 @@ def can_be_together(model: Any, rows: Sequence[Sequence[int]], pad: int) -> Toge
     """
     if len(rows) < 2:
         return "all"
-    short = list(min(rows, key=len))
+    short = list(sorted(rows, key=len)[0])
     weight = model.get_input_embeddings().weight
     try:
         alone_NV = _logits(model, [short], 0, pad)
