@@ -41,6 +41,7 @@ TYPES = {
     "BOOL": ("bool", 1),
     "C64": ("complex64", 8),
 }
+PACKED_TYPES = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # less than a byte each: bits per number
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,12 @@ def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
             raise ValueError("no tensor has such a shape")
     except (KeyError, TypeError, ValueError):
         raise ModelError(f"{name} has a broken header entry", str(path)) from None
+    if code in PACKED_TYPES:
+        raise ModelError(
+            f"{name} is stored packed ({code}: {PACKED_TYPES[code]} bits each), which cannot be trained on",
+            str(path),
+            "take a copy in 16 bits; model.quantization: nf4 trains that in 4 bits",
+        )
     if code not in TYPES:
         raise ModelError(f"{name} has the data type {code}, which is not supported", str(path))
     if end - begin != math.prod(shape) * TYPES[code][1]:

@@ -33,12 +33,13 @@ def measure(
 
     Returns {rows, source, positions, mean_difference, largest_difference, logit_spread, same_first_choice,
     kind}: positions are compared; differences are absolute, spread is the standard deviation of the trained
-    logits, kind the task's.
+    logits, kind the task's. Raises ModelError also where the base was written to meanwhile.
     """
     trained = adapted.load(target, device=device, base=base, trust_remote_code=trust_remote_code)
     assert trained.adapter is not None
     rows, source, kind = _rows(target, trained.adapter, trained.reader)
     before = _logits(trained.model, rows, trained.reader, device)
+    trained.refuse_written_to()
     dtype = next(p.dtype for p in trained.model.parameters() if p.is_floating_point())
     task, labels = trained.adapter.task, trained.adapter.settings.get("num_labels")
     reader = trained.reader

@@ -92,3 +92,39 @@ def test_plain_weights_that_the_config_calls_quantised(settings: dict[str, Any],
     pico_llama().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"no packed weight.*take quantization_config out of config\.json"):
         hub.open_base(told(tmp_path, **settings))
+
+
+def with_tensor(folder: Path, name: str, tensor: torch.Tensor) -> Path:
+    held = load_file(folder / "model.safetensors") | {name: tensor}
+    del held["model.layers.0.mlp.up_proj.weight"]
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_packed_layout_that_the_config_does_not_tell(tmp_path: Path) -> None:
+    """As tools leave it that write GPTQ's settings to a quantize_config.json alone."""
+    pico_llama().save_pretrained(tmp_path)
+    with_tensor(tmp_path, "model.layers.0.mlp.up_proj.qweight", torch.ones(2, 16, dtype=torch.int32))
+    with pytest.raises(ModelError, match=r"up_proj\.qweight and 0 more packed .*no quant.*a copy in 16 bits"):
+        hub.open_base(tmp_path)
+
+
+def test_settings_of_the_text_part(tmp_path: Path) -> None:
+    pico_llama().save_pretrained(tmp_path)
+    with_tensor(tmp_path, "model.layers.0.mlp.up_proj.codes", torch.ones(2, 16, dtype=torch.int32))
+    file = tmp_path / "config.json"
+    text = {"text_config": {"quantization_config": {"quant_method": "aqlm"}}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | text))
+    with pytest.raises(ModelError, match=r"'aqlm' in config\.json's text_config\.quant.*a copy in 16 bits"):
+        hub.open_base(tmp_path)
+
+
+@pytest.mark.parametrize(("code", "nbytes"), [("F4", 16), ("F6_E2M3", 24)])
+def test_numbers_of_less_than_a_byte(code: str, nbytes: int, tmp_path: Path) -> None:
+    pico_llama().save_pretrained(tmp_path)
+    entry = {"w": {"dtype": code, "shape": [4, 8], "data_offsets": [0, nbytes]}}
+    header = json.dumps(entry).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(nbytes)
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(ModelError, match=rf"w is stored packed \({code}: .*a copy in 16 bits"):
+        hub.open_base(tmp_path)
