@@ -116,9 +116,10 @@ def check(
             f"a row has {longest} tokens, but the model takes {limit}",
             fix=f"set data.max_length: {limit}, or data.too_long: drop (or cut)",
         )
-    if base.answer_positions is not None and answer > base.answer_positions:
+    learnt = answer - 1  # the decoder is not given the last token
+    if base.answer_positions is not None and learnt > base.answer_positions:
         raise RecipeError(
-            f"an answer has {answer} tokens, but the model's decoder takes {base.answer_positions}",
+            f"an answer has {learnt} tokens, but the model's decoder takes {base.answer_positions}",
             fix=f"set data.max_length: {base.answer_positions}, or leave out rows with longer answers",
         )
     _check_tokens(base.graph, rows, str(folder))
