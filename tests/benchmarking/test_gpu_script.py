@@ -37,6 +37,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_it_imports_and_measures_without_pydantic_rich_and_typer(tmp_path: Path) -> None:
     script = f"""{HIDDEN}
 from pathlib import Path

@@ -71,6 +71,7 @@ def test_no_library_finds_the_package_unless_the_user_trusts_remote_code(site: P
     assert (site / "asked").exists()
 
 
+@pytest.mark.slow
 def test_training_dora_asks_for_none(site: Path) -> None:
     """PEFT imports bitsandbytes for it, which asks at its import on a processor with AVX-512 bfloat16."""
     small = {"limit": 4, "validation_limit": 2}

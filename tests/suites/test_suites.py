@@ -160,6 +160,7 @@ def test_a_suite_may_show_validation_values_instead_of_scores(
     assert (tmp_path / "bars.png").stat().st_size > 1_000
 
 
+@pytest.mark.slow
 def test_a_suite_may_show_the_loss_of_reference_answers(tmp_path: Path, recipe: Path) -> None:
     """Against the model itself, row by row, by transformers' own loss."""
     import torch
@@ -342,6 +343,7 @@ def test_a_second_runner_in_the_folder_is_refused(tmp_path: Path, recipe: Path) 
         runner.run(load_suite(suite_file(tmp_path, recipe)), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_stopped_and_started_again_it_ends_as_if_never_stopped(tmp_path: Path, recipe: Path) -> None:
     changes = {"tune": None, "seeds": [0], "variants": {"K=1": {"train.epochs": 40}}}
     file = suite_file(tmp_path, recipe, **changes)
