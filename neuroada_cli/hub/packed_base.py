@@ -36,8 +36,6 @@ def refuse_packed(folder: Path, weights: Weights) -> None:
     packed = [name for name in weights if _is_packed(weights, name)]
     if packed:
         raise _packed(folder, packed, by)
-    if "." in place:
-        return  # not looked at by transformers where the model is loaded as a whole
     by = by.removesuffix(" in config.json")
     if method is not None and is_known(method):
         raise ModelError(

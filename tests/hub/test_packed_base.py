@@ -119,6 +119,16 @@ def test_settings_of_the_text_part(tmp_path: Path) -> None:
         hub.open_base(tmp_path)
 
 
+def test_plain_weights_that_the_text_part_calls_quantised(tmp_path: Path) -> None:
+    """transformers takes the part's settings where it loads the text part alone."""
+    pico_llama().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    text = {"text_config": {"quantization_config": {"quant_method": "gptq", "bits": 4}}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | text))
+    with pytest.raises(ModelError, match=r"text_config\.quantization_config\), and its files hold no packed"):
+        hub.open_base(tmp_path)
+
+
 @pytest.mark.parametrize(("code", "nbytes"), [("F4", 16), ("F6_E2M3", 24)])
 def test_numbers_of_less_than_a_byte(code: str, nbytes: int, tmp_path: Path) -> None:
     pico_llama().save_pretrained(tmp_path)
