@@ -97,8 +97,9 @@ def train_step(
         method.take_gradients(model)
     else:
         sum_gradients(parameters, ranks)
-    if scale > 1.0:
-        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1.0 / scale)
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if scale > 1.0 and grads:
+        torch._foreach_mul_(grads, 1.0 / scale)
     fused = None
     if isinstance(method, Fuses) and isinstance(optimizer, torch.optim.AdamW):
         fused = method.fused_step(optimizer)
