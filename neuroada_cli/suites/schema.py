@@ -24,7 +24,7 @@ class TuneSection(Section):
 
 
 class Suite(Section):
-    name: str = Field(pattern=r"^[\w.-]+$", description="Names the results folder.")
+    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=200, description="Names the results folder.")
     description: str = Field("", description="One line: what the experiment asks.")
     recipes: dict[str, str] = Field(min_length=1, description="Label -> recipe (file or bundled name).")
     set: Overrides = Field({}, description="Recipe keys changed in every cell.")

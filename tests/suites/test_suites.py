@@ -70,6 +70,7 @@ def test_every_bundled_suite_makes_whole_recipes() -> None:
     [
         ({"variant": {}}, "did you mean variants"),
         ({"seeds": []}, "seeds"),
+        ({"name": ".."}, "name='..'"),  # it names a folder
         ({"untuned": {"K=1": "K=3"}}, "does not name two variants"),
         ({"per_recipe": {"date": {}}}, "per_recipe.date is not one of recipes"),
     ],
