@@ -9,14 +9,19 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from neuroada_cli import hub
+from neuroada_cli import files, hub
 from neuroada_cli.errors import ModelError, RecipeError
 from neuroada_cli.foreign_text import printable
+from neuroada_cli.show.notes import tell
 
+UNKNOWN = "not compared with the model"  # how a comparison that could not be made begins
 SHOWN = 3  # last lines of a converter that fails
 LARGE = 1800 << 20  # a protobuf file ends at 2 GiB; beyond, ONNX keeps weights beside the graph
 # The classifiers that an engine computes as the model does. CTranslate2's converter reads a classifier as the
@@ -64,8 +69,9 @@ def gguf(order: Order) -> str:
     order.out.mkdir()
     kind = {"bf16": "bf16", "fp16": "f16", "fp32": "f32"}[order.dtype]
     file = f"{order.name}-{kind}.gguf"
-    words = [str(order.model), "--outfile", str(order.out / file), "--outtype", kind]
-    _run("convert_hf_to_gguf", words, order)
+    with _staged(order.model, "tokenizer_config.json", _without_old_template) as model:
+        words = [str(model), "--outfile", str(order.out / file), "--outtype", kind]
+        _run("convert_hf_to_gguf", words, order)
     return f"{_program(order.model)} -m OUT/{file}"
 
 
@@ -83,8 +89,10 @@ def _program(model: Path) -> str:
 def mlx(order: Order) -> str:
     """By mlx-lm's converter."""
     kind = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[order.dtype]
-    words = ["convert", "--hf-path", str(order.model), "--mlx-path", str(order.out), "--dtype", kind]
-    _run("mlx_lm", words + ["--trust-remote-code"] * order.trust, order)
+    with _staged(order.model, "config.json", _with_old_rotary) as model:
+        words = ["convert", "--hf-path", str(model), "--mlx-path", str(order.out), "--dtype", kind]
+        _run("mlx_lm", words + ["--trust-remote-code"] * order.trust, order)
+    _compare("mlx", order)
     return "mlx_lm.generate --model OUT --prompt …"
 
 
@@ -96,7 +104,10 @@ def ctranslate2(order: Order) -> str:
     words += ["--copy_files", *there] if there else []
     words += ["--trust_remote_code"] * order.trust
     _run("ctranslate2.converters.transformers", words, order)
-    return f'ctranslate2.{_run_by(order.out / "model.bin")}("OUT")'
+    engine = _run_by(order.out / "model.bin")
+    if engine == "Generator":
+        _compare("ctranslate2", order)
+    return f'ctranslate2.{engine}("OUT")'
 
 
 def _run_by(file: Path) -> str:
@@ -125,7 +136,59 @@ ENGINES: dict[str, Callable[[Order], str]] = {
 }
 
 
-def _run(module: str, words: list[str], order: Order) -> str:
+def _compare(engine: str, order: Order) -> None:
+    """Says where it could not be done. Raises ModelError for a result that answers otherwise."""
+    words = [engine, str(order.model), str(order.out), order.dtype, str(int(order.trust))]
+    found = _run("neuroada_cli.export.answers", words, order, engine).splitlines()[-1]
+    tell([found] if found.startswith(UNKNOWN) else [])
+
+
+@contextmanager
+def _staged(
+    model: Path, name: str, change: Callable[[Path, dict[str, Any]], dict[str, Any]]
+) -> Iterator[Path]:
+    """The folder for a converter: as it is, or links to its files beside a changed JSON file."""
+    stated = files.read_json(model / name) if (model / name).is_file() else None
+    changed = change(model, stated) if isinstance(stated, dict) else stated
+    if changed == stated:
+        yield model
+        return
+    with tempfile.TemporaryDirectory(prefix="neuroada-") as place:
+        staged = Path(place) / model.resolve().name
+        staged.mkdir()
+        for entry in model.resolve().iterdir():
+            if entry.name != name:
+                (staged / entry.name).symlink_to(entry)
+        files.write_json(staged / name, changed)
+        yield staged
+
+
+def _without_old_template(model: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Where transformers reads a file of the template, llama.cpp's converter prefers this older entry."""
+    both = (model / "chat_template.jinja").is_file()
+    return {key: value for key, value in settings.items() if not (both and key == "chat_template")}
+
+
+def _with_old_rotary(model: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """transformers 5 writes rope_parameters, and most models of mlx-lm read the keys from before it, or take
+    a base of 10,000.
+    """
+    inner = {
+        key: _with_old_rotary(model, value) for key, value in settings.items()
+        if key == "text_config" and isinstance(value, dict)
+    }  # fmt: skip
+    rotary = settings.get("rope_parameters")
+    if not isinstance(rotary, dict) or "rope_theta" not in rotary:
+        return settings | inner
+    older = {"rope_theta": rotary["rope_theta"]}
+    if "partial_rotary_factor" in rotary:
+        older["partial_rotary_factor"] = rotary["partial_rotary_factor"]
+    if rotary.get("rope_type", "default") != "default":
+        older["rope_scaling"] = {key: value for key, value in rotary.items() if key not in older}
+    return settings | older | inner  # what counts for transformers where both are there
+
+
+def _run(module: str, words: list[str], order: Order, engine: str | None = None) -> str:
     """What the converter printed. Raises ModelError with its last lines where it fails."""
     done = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True)
     if done.returncode == 0 and order.out.exists():
@@ -133,6 +196,6 @@ def _run(module: str, words: list[str], order: Order) -> str:
     lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip(" ^~")]
     said = " / ".join(printable(line)[:200] for line in lines[-SHOWN:]) or "no word about why"
     raise ModelError(
-        f"{module.partition('.')[0]} cannot convert {order.name}: {said}",
+        f"{engine or module.partition('.')[0]} cannot convert {order.name}: {said}",
         fix="the merged folder (neuroada merge) is a plain checkpoint for other converters",
     )
