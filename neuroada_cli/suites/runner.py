@@ -1,4 +1,4 @@
-"""Runs a suite: trials on validation rows, then every seed, each cell in a child process; and what came out.
+"""Runs a suite: trials on validation rows, then every seed, each cell in a process of its own; what came out.
 
 OUT/cells/<hash>/   recipe.yaml, run/, eval/, trained.json, forgetting.json, scored.json, log.txt
     results.json    every cell of this suite and what was tuned
@@ -8,6 +8,7 @@ OUT/cells/<hash>/   recipe.yaml, run/, eval/, trained.json, forgetting.json, sco
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from typing import Any
 
 from rich.console import Console
 
-from neuroada_cli import files, stopping
+from neuroada_cli import files, hub, stopping
 from neuroada_cli.errors import DataError, PeerError, Stopped
 from neuroada_cli.machine.load import machine
 from neuroada_cli.recipe.load import to_yaml
@@ -37,6 +38,7 @@ from neuroada_cli.suites import cell as cells
 from neuroada_cli.suites import grid, tables
 from neuroada_cli.suites.grid import Cell
 from neuroada_cli.suites.schema import Overrides, Suite
+from neuroada_cli.suites.warm import Forked, Warm
 from neuroada_cli.tasks.loss_mask import loss_mask_of
 from neuroada_cli.tasks.registry import get_protocol, get_task
 
@@ -50,7 +52,7 @@ class _Children:
     """The running processes, so that a signal reaches them all."""
 
     stopped: bool = False
-    running: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    running: set[subprocess.Popen[bytes] | Forked] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def stop(self) -> None:
@@ -85,10 +87,9 @@ def run(
         grid.trials(suite, label, variant, extra)
         grid.cell(suite, label, variant, suite.seeds[0], {}, extra)
     earlier = read_results(reuse) if reuse else None
-    with files.Lock(out):
+    with files.Lock(out), contextlib.closing(_Runner(out / CELLS, jobs, keep_runs, console)) as runner:
         if earlier:
             _take_over(earlier, out / CELLS)
-        runner = _Runner(out / CELLS, jobs, keep_runs, console)
         trials = [cell for place in grid.places(suite) for cell in grid.trials(suite, *place, extra)]
         runner.all(trials, "trial")
         chosen = {place: _chosen(runner, grid.trials(suite, *place, extra)) for place in grid.places(suite)}
@@ -122,6 +123,10 @@ class _Runner:
         self.folder, self.jobs, self.keep_runs, self.console = folder, jobs, keep_runs, console
         self.children = _Children()
         self.failed: dict[str, str] = {}
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        self.environment = os.environ | ({"OMP_NUM_THREADS": threads} if jobs > 1 else {})
+        self.warm: Warm | None = None
+        self.warming = threading.Lock()
 
     def all(
         self, todo: Sequence[Cell], kind: str, score: str | None = None, forgetting: bool = False
@@ -186,20 +191,13 @@ class _Runner:
         folder.mkdir(parents=True, exist_ok=True)
         recipe = cell.recipe.model_copy(update={"run_dir": str(folder / cells.RUN)})
         files.write_text(folder / cells.RECIPE, to_yaml(recipe))
-        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        environment = os.environ | ({"OMP_NUM_THREADS": threads} if self.jobs > 1 else {})
-        command = [sys.executable, "-m", "neuroada_cli.suites.cell", str(folder), *passes]
         started = time.perf_counter()
-        with files.open_log(folder / "log.txt") as log:
-            with self.children.lock:
-                if self.children.stopped:
-                    return None
-                # in a session of its own: Ctrl-C in the terminal reaches it through us, and only once
-                child = subprocess.Popen(
-                    command, stdout=log, stderr=log, env=environment, start_new_session=True
-                )
-                self.children.running.add(child)
-            code = child.wait()
+        with self.children.lock:
+            if self.children.stopped:
+                return None
+            child = self._start(recipe, [str(folder), *passes], folder / "log.txt")
+            self.children.running.add(child)
+        code = child.wait()
         with self.children.lock:
             self.children.running.discard(child)
         if self.stopped():
@@ -211,6 +209,34 @@ class _Runner:
         elif passes and not self.keep_runs:
             shutil.rmtree(folder / cells.RUN, ignore_errors=True)
         return time.perf_counter() - started
+
+    def _start(self, recipe: Recipe, words: Sequence[str], log: Path) -> subprocess.Popen[bytes] | Forked:
+        """The process of a cell, in a session of its own: Ctrl-C in the terminal reaches it by way of us, and
+        only once.
+        """
+        with files.open_log(log) as said:
+            if _forks(recipe):
+                with self.warming, contextlib.suppress(OSError):  # gone: killed where memory ran out
+                    self.warm = self.warm or Warm(self.environment)
+                    return self.warm.start(words, log)
+            command = [sys.executable, "-m", cells.__name__, *words]
+            return subprocess.Popen(
+                command, stdout=said, stderr=said, env=self.environment, start_new_session=True
+            )
+
+    def close(self) -> None:
+        """No more cells."""
+        if self.warm is not None:
+            self.warm.close()
+
+
+def _forks(recipe: Recipe) -> bool:
+    """Whether its cell may be forked from a process that has imported libraries already: not where one of
+    them may have touched a GPU meanwhile, nor where trusted code decides what they find (`machine.kernels`).
+    """
+    if sys.platform != "linux" or recipe.model.trust_remote_code:
+        return False
+    return recipe.device == "cpu" or (recipe.device is None and hub.choose_device() == "cpu")
 
 
 def read_results(path: Path) -> dict[str, Any]:
