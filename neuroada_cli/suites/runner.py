@@ -143,7 +143,8 @@ class _Runner:
         }
         left = [cell for key, cell in unique.items() if not self.done(key, passes[key])]
         if len(unique) > len(left):
-            self.console.print(f"{len(unique) - len(left)} of {len(unique)} {kind}s are done already")
+            done = f"{len(unique) - len(left)} of {len(unique)} {kind}s are done already"
+            self.console.print(done, highlight=False)
         with stopping.Noted(lambda _: self.children.stop()) as stop, ThreadPoolExecutor(self.jobs) as pool:
             futures = [pool.submit(self._one, cell, passes[cell.key]) for cell in left]
             for number, (cell, future) in enumerate(zip(left, futures, strict=True), start=1):
