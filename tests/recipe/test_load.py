@@ -226,8 +226,8 @@ def test_numbers_are_read_in_tens_as_yaml_12_has_it(write) -> None:
         ("device=gpu", "device='gpu': input should be cpu, mps, cuda or cuda:N"),
         (
             "optim.clip=none",
-            "optim.clip='none': input should be a valid number, unable to parse string as a number; write null "
-            "for none",
+            "optim.clip='none': input should be a valid number, unable to parse string as a number; "
+            "write null for none",
         ),
         (
             "model.quantization=None",
