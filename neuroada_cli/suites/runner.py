@@ -9,7 +9,6 @@ OUT/cells/<hash>/   recipe.yaml, run/, eval/, trained.json, forgetting.json, sco
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -37,6 +36,7 @@ from neuroada_cli.show.numbers import counted
 from neuroada_cli.suites import cell as cells
 from neuroada_cli.suites import grid, tables
 from neuroada_cli.suites.grid import Cell
+from neuroada_cli.suites.inputs import changed, inputs
 from neuroada_cli.suites.schema import Overrides, Suite
 from neuroada_cli.suites.warm import Forked, Warm
 from neuroada_cli.tasks.loss_mask import loss_mask_of
@@ -44,6 +44,7 @@ from neuroada_cli.tasks.registry import get_protocol, get_task
 
 CELLS, RESULTS = "cells", "results.json"
 SCORING: dict[bool | str, str] = {True: "tasks", "loss": "loss"}  # a suite's `score` -> a key of SCORED
+REUSED = "reused"  # marks what came out of a cell that was run elsewhere
 KEY = re.compile(r"[0-9a-f]{16}")
 
 
@@ -83,6 +84,7 @@ def run(
     out = out or Path("runs") / "suites" / suite.name
     extra = extra or {}
     console = Console(stderr=True)
+    suite.refuse(extra)
     for label, variant in grid.places(suite):  # every mistake shows before the first run
         grid.trials(suite, label, variant, extra)
         grid.cell(suite, label, variant, suite.seeds[0], {}, extra)
@@ -137,6 +139,8 @@ class _Runner:
         forgetting  measure `eval.forgetting` where the recipe has it; it decides nothing among trials
         """
         unique = {cell.key: cell for cell in todo}
+        for cell in unique.values():
+            self._look_at_inputs(cell)
         scored = [score] if score else []
         passes = {
             key: [cells.FORGETTING, *scored] if forgetting and cell.recipe.eval.forgetting else scored
@@ -144,7 +148,8 @@ class _Runner:
         }
         left = [cell for key, cell in unique.items() if not self.done(key, passes[key])]
         if len(unique) > len(left):
-            self.console.print(f"{len(unique) - len(left)} of {len(unique)} {kind}s are done already")
+            done = f"{len(unique) - len(left)} of {len(unique)} {kind}s are done already"
+            self.console.print(done, highlight=False)
         with stopping.Noted(lambda _: self.children.stop()) as stop, ThreadPoolExecutor(self.jobs) as pool:
             futures = [pool.submit(self._one, cell, passes[cell.key]) for cell in left]
             for number, (cell, future) in enumerate(zip(left, futures, strict=True), start=1):
@@ -158,6 +163,24 @@ class _Runner:
                 "start it again to go on from there",
             )
 
+    def _look_at_inputs(self, cell: Cell) -> None:
+        """A cell that was made of other files under the same names is no result of this suite: one of a
+        result file is not taken over. Raises DataError for one that was run here.
+        """
+        found = self.trained(cell.key)
+        now = inputs(cell.recipe) if found and found.get(cells.INPUTS) else {}
+        name = changed(found[cells.INPUTS], now) if found and now else None
+        if name is None or found is None:
+            return
+        if not found.get(REUSED):
+            raise DataError(
+                f"has changed since {self.folder / cell.key} was run with it", name,
+                "name another folder with --out",
+            )  # fmt: skip
+        files.remove_folder(self.folder / cell.key)
+        place = f"{cell.label}, {cell.variant}, seed {cell.seed}"
+        say(self.console, f"{place}: is not taken over, {name} has changed since", markup=False)
+
     def stopped(self) -> bool:
         return self.children.stopped
 
@@ -166,10 +189,6 @@ class _Runner:
 
     def trained(self, key: str) -> dict[str, Any] | None:
         return cells.trained(self.folder / key)
-
-    def read(self, key: str, name: str) -> Any:
-        file = self.folder / key / name
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def _tell(self, what: str, cell: Cell, seconds: float) -> None:
         trained = self.trained(cell.key)
@@ -243,7 +262,8 @@ def read_results(path: Path) -> dict[str, Any]:
     """A results.json. Raises DataError for a file that is none."""
     found: dict[str, Any] = files.read_json(path, DataError)
     runs = [*found.get("trials", ()), *found.get("runs", ())] if isinstance(found, dict) else []
-    if not runs or not all(isinstance(run, dict) and {"key", "trained"} <= run.keys() for run in runs):
+    whole = runs and {"suite", "trials", "runs"} <= found.keys() and "score" in found["suite"]
+    if not whole or not all(isinstance(run, dict) and {"key", "trained"} <= run.keys() for run in runs):
         raise DataError("is not the result file of a suite", str(path), "name the results.json of one")
     return found
 
@@ -257,7 +277,7 @@ def _take_over(earlier: dict[str, Any], folder: Path) -> None:
             continue
         place.mkdir(parents=True, exist_ok=True)
         if not (place / cells.TRAINED).is_file():
-            files.write_json(place / cells.TRAINED, run["trained"] | {"reused": True})
+            files.write_json(place / cells.TRAINED, run["trained"] | {REUSED: True})
         if scoring and run.get("scores") and not (place / cells.SCORED[scoring]).is_file():
             files.write_json(place / cells.SCORED[scoring], run["scores"])
 
@@ -303,7 +323,7 @@ def _results(
             "trained": runner.trained(cell.key),
             "failed": runner.failed.get(cell.key),
         }
-        return found | ({"scores": runner.read(cell.key, cells.SCORED[scores])} if scores else {})
+        return found | ({"scores": cells.scores(runner.folder / cell.key, scores)} if scores else {})
 
     return {
         "suite": suite.model_dump(mode="json"),

@@ -42,8 +42,7 @@ def dry_run(
     recipe, plan, console = checked.recipe, checked.plan, Console()
     console.print(_settings(recipe, origins or {}, full))
     _say(console, f"trains     {plan.trains(verb='')}")
-    rows = counted(recipe.train.batch_size, "row")
-    _say(console, f"steps      {counted(plan.steps, 'step')} of {rows}")
+    _say(console, f"steps      {plan.walks(recipe.train.batch_size, checked.rows.train_report.rows)}")
     if processes == 1:
         _say_time(checked, console)
         found = predicted_memory(recipe, plan, checked.rows, checked.base, checked.device)

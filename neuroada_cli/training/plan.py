@@ -15,7 +15,7 @@ from neuroada_cli.methods import MethodFacts, Sizes, facts_of
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.choice import Choice
 from neuroada_cli.selection.file import Selection
-from neuroada_cli.show.numbers import share
+from neuroada_cli.show.numbers import counted, share
 from neuroada_cli.training.rows import PreparedRows
 from neuroada_cli.training.settings import dtype_of, loop_settings
 
@@ -47,6 +47,14 @@ class Plan:
         """What trains of it all, as it is told."""
         told = f"{self.trainable:,} of {self.total:,} parameters{verb} ({share(self.trainable, self.total)})"
         return f"up to {told}" if self.up_to else told
+
+    def walks(self, batch_size: int, rows: int, one: str = "step") -> str:
+        """How many steps of how many of an epoch's rows: its last step has those that are left."""
+        told = f"{counted(self.steps, one)} of {counted(min(batch_size, rows), 'row')}"
+        rest = rows % batch_size
+        if not rest or rows < batch_size or self.steps <= rows // batch_size:
+            return told
+        return f"{told}, the last of an epoch of {rest}"
 
 
 def make_plan(
