@@ -12,7 +12,7 @@ from torch import nn
 
 from neuroada_cli import files, hub
 from neuroada_cli.adapter.config import method_of
-from neuroada_cli.adapter.folder import RECIPE, Adapter, AdapterFolder, how_trained
+from neuroada_cli.adapter.folder import RECIPE, TEMPLATES, Adapter, AdapterFolder, how_trained
 from neuroada_cli.errors import ModelError
 from neuroada_cli.hub.companions import companions, looked_for
 from neuroada_cli.hub.known import known
@@ -22,6 +22,8 @@ from neuroada_cli.methods import METHODS
 from neuroada_cli.show.numbers import describe_dtype, share
 
 TEMPLATE = "chat_template.jinja"
+# where else a folder may hold templates
+HOLD_TEMPLATE, OLD_TEMPLATE = ("tokenizer_config.json", "processor_config.json"), "chat_template.json"
 PROBE = "Wie viel?\n 12 + 30 = 42, naïve — 日本 <s> [INST]"  # what two tokenizers must read alike
 # the hub's words for what a model does; for an encoder-decoder it has several, and its config tells which
 PIPELINES: dict[hub.ModelTask, str] = {
@@ -99,10 +101,22 @@ def carry_recipe(adapter: AdapterFolder, folder: Path) -> None:
 
 
 def carry_template(adapter: AdapterFolder, folder: Path) -> None:
-    """The chat template of one's own that an adapter was trained under, in place of the base's."""
+    """The chat template of one's own that an adapter was trained under, in place of all of the base's.
+
+    transformers reads the file before an entry of the configs, and llama.cpp's converter the entry before the
+    file; a further template for tools would be taken where the trained one was.
+    """
     template = adapter.file(TEMPLATE)
-    if template is not None:
-        files.copy_file(template, folder / TEMPLATE)
+    if template is None:
+        return
+    files.copy_file(template, folder / TEMPLATE)
+    for name in HOLD_TEMPLATE:
+        settings = files.read_json(folder / name) if (folder / name).is_file() else {}
+        if settings.pop("chat_template", None) is not None:
+            files.write_json(folder / name, settings)
+    (folder / OLD_TEMPLATE).unlink(missing_ok=True)
+    if (folder / TEMPLATES).is_dir():
+        files.remove_folder(folder / TEMPLATES)
 
 
 def merged_config(
