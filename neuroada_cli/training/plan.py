@@ -151,10 +151,11 @@ def predicted_step(
         return "the pass over pictures cannot be gone through without numbers, and parts of it train"
     counts = rows.train_report
     micro, longest = largest_step(recipe, rows, processes)
+    packs = recipe.train.packing  # into one row, of which a mask tells what each token sees: [S, S] of all
     asked: dict[str, Any] = {
         "k": kept_per_neuron(recipe, plan),
-        "batch": micro,
-        "sequence": longest,
+        "batch": 1 if packs else micro,
+        "sequence": micro * longest if packs else longest,
         "dtype": dtype_of(recipe),
         "learnt": round(micro * (longest + counts.longest_answer) * counts.targets / max(1, counts.tokens)),
         "gradient_checkpointing": recipe.train.gradient_checkpointing,
@@ -189,7 +190,7 @@ def as_asked(recipe: Recipe, base: hub.Base, plan: Plan) -> list[Any] | None:
     if not ours or "auto_map" in hub.read_config(base.folder):
         return None
     code = code_of("delta", "loop", "memory", "methods", "training")
-    return [code, base.task, base.num_labels, base.apart, recipe.train.method]
+    return [code, base.task, base.num_labels, base.apart, base.attention, recipe.train.method]
 
 
 def _step_bytes(record: Any) -> memory.StepBytes:
