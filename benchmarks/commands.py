@@ -31,6 +31,13 @@ select: {k: 1}
 data: {task: due_dates, limit: 64, validation_limit: 16}
 train: {max_steps: 2, batch_size: 4}
 """
+SUITE = """
+name: bench
+recipes: {SmolLM2: r.yaml}
+variants: {K=1: {}}
+score: false
+seeds: SEEDS
+"""
 CLI = (sys.executable, "-m", "neuroada_cli")
 TRAIN = (*CLI, "train", "r.yaml", "--overwrite")
 NEVER_SEEN = "validate, a model never seen before"  # with an empty cache folder
@@ -49,6 +56,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ASKED: (*CLI, "train", "r.yaml", "--dry-run"),
     "train, 2 steps": TRAIN,
     "train, 4 steps": (*TRAIN, "--set", "train.max_steps=4"),
+    "bench --suite, 1 run": (*CLI, "bench", "--suite", "1.yaml", "--out", "suite-1"),
+    "bench --suite, 4 runs": (*CLI, "bench", "--suite", "4.yaml", "--out", "suite-4"),
     "merge": (*CLI, "merge", "runs/bench", "merged", "--overwrite"),
 }  # fmt: skip
 
@@ -63,8 +72,12 @@ def main() -> None:
         folder = Path(room)
         model = hub.resolve_model("smollm2-135m")  # the folder itself: an empty cache would unpack it anew
         (folder / "r.yaml").write_text(RECIPE.replace("MODEL", str(model)), encoding="utf-8")
+        for count in (1, 4):
+            text = SUITE.replace("SEEDS", str(list(range(count))))
+            (folder / f"{count}.yaml").write_text(text, encoding="utf-8")
         for number in range(given.rounds):
-            shutil.rmtree(folder / "runs", ignore_errors=True)  # checks tell of a run that is there
+            for made in ("runs", "suite-1", "suite-4"):  # checks tell of a run that is there
+                shutil.rmtree(folder / made, ignore_errors=True)
             for name, command in COMMANDS.items():
                 own = folder / f"cache-{number}"
                 if name == NEVER_ASKED:

@@ -38,6 +38,7 @@ SIGNALS = tuple(NAMES)
 SAME_WISH_SECONDS = {"same": 0.1, "other": 1.0}
 NOTHING_LOST = "nothing is left half written"
 SHOW_CURSOR = "\x1b[?25h"
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class _suppress:  # noqa: N801
@@ -96,6 +97,19 @@ def _deafen() -> None:
     if _state.owner == os.getpid() and not drives:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """Whoever started this process and is killed takes it along: it gets SIGTERM, as if it had been told to
+    end. On Linux; the thread that started it has to live as long as it does.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def exit_signalled(number: int) -> None:

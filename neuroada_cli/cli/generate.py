@@ -36,7 +36,7 @@ Temperature = Annotated[
 TopP = Annotated[
     float, typer.Option("--top-p", min=0.01, max=1.0, help="With a temperature: of the likeliest, so much.")
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of what a temperature draws.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Of what a temperature draws; default: 0.")]
 DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Load the weights as this.")]
 
 
@@ -51,7 +51,7 @@ def generate(
     max_new_tokens: New = 256,
     temperature: Temperature = None,
     top_p: TopP = 1.0,
-    seed: Seed = 0,
+    seed: Seed = None,
     as_json: Annotated[bool, typer.Option("--json", help="An object a prompt, for programs.")] = False,
     base: BaseOption = None,
     device: DeviceOption = None,
@@ -83,7 +83,7 @@ def chat(
     max_new_tokens: New = 256,
     temperature: Temperature = None,
     top_p: TopP = 1.0,
-    seed: Seed = 0,
+    seed: Seed = None,
     base: BaseOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -105,16 +105,17 @@ def chat(
 
 
 def _wishes(
-    form: str | None, system: str, new: int, temperature: float | None, top_p: float, seed: int
+    form: str | None, system: str, new: int, temperature: float | None, top_p: float, seed: int | None
 ) -> Wishes:
-    if temperature is None and top_p < 1:
-        raise RecipeError("draws nothing without a temperature", "--top-p", "add --temperature 0.7")
+    for option, given in (("--top-p", top_p < 1), ("--seed", seed is not None)):
+        if given and temperature is None:
+            raise RecipeError("draws nothing without a temperature", option, "add --temperature 0.7")
     from neuroada_cli.commands.generate import Wishes
     from neuroada_cli.tasks.asking import FORMS
 
     if form is not None and form not in FORMS:
         raise RecipeError(f"{form} is no format of rows", "--format", f"choose {', '.join(FORMS)}")
-    return Wishes(form, system, new, temperature, top_p, seed)
+    return Wishes(form, system, new, temperature, top_p, seed or 0)
 
 
 def _loading(base: str | None, device: str | None, dtype: str | None, trusted: bool) -> Loading:

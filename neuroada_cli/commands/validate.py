@@ -60,7 +60,7 @@ def run(recipe: Recipe, show_rows: int = 0) -> None:
         f"  model  {recipe.model.path} ({recipe.model.dtype or 'in its own data type'}), {model}",
         f"  data   {source} as {task.name}, protocol {protocol.name} (loss on {mask})",
         f"  train  {train.method}, lr {recipe.optim.lr:g} ({recipe.optim.schedule}), "
-        f"{train.batch_size} rows a step, {_length(train)}, into {recipe.run_path}",
+        f"{counted(train.batch_size, 'row')} a step, {_length(train)}, into {recipe.run_path}",
         f"  eval   {', '.join(each.name for each in scored)}",
     ):
         say(Console(), shown(public(line)))
@@ -73,7 +73,11 @@ def run(recipe: Recipe, show_rows: int = 0) -> None:
 
 
 def _length(train: TrainSection) -> str:
-    return f"{train.epochs:g} epochs" if train.max_steps is None else counted(train.max_steps, "step")
+    return (
+        f"{train.epochs:g} {'epoch' if train.epochs == 1 else 'epochs'}"
+        if train.max_steps is None
+        else counted(train.max_steps, "step")
+    )
 
 
 def _is_elsewhere(recipe: Recipe) -> bool:

@@ -236,6 +236,15 @@ def refuse_foreign(source: str, split: str, data_dir: str | os.PathLike[str] | N
         )
 
 
+def file_here(source: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Path | None:
+    """The file on this machine that `load_rows` would read; None for rows from elsewhere, or nowhere."""
+    try:
+        found = _find_here(*split_source(source, split), data_dir)[0]
+    except DataError:  # whoever reads it tells that
+        return None
+    return None if found is None else found.file
+
+
 def _find_here(
     name: str, split: str, data_dir: str | os.PathLike[str] | None
 ) -> tuple[Found | None, list[Path]]:

@@ -33,6 +33,7 @@ class Base:
     """folder holds the files, weights their tensors; graph is walked (`module_graph`).
 
     task, num_labels, trust_remote_code  of the model that is meant: which of transformers' classes it is
+    attention  implementation that the recipe asks for; None: transformers chooses
     apart   parameters that the config ties, but not the files: they are not tied in the graph
     hashes  of the tensors that were read whole so far
     """
@@ -44,12 +45,13 @@ class Base:
     num_labels: int | None = None
     trust_remote_code: bool = False
     apart: tuple[str, ...] = ()
+    attention: str | None = None
     hashes: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def skeleton(self) -> nn.Module:
         """The module graph with its code, on the meta device: what can be run on tensors without memory."""
-        model = skeleton(self.folder, self.task, self.num_labels, self.trust_remote_code)
+        model = skeleton(self.folder, self.task, self.num_labels, self.trust_remote_code, self.attention)
         untie(model, self.apart)
         return model
 
@@ -172,10 +174,12 @@ def open_base(
     task: ModelTask | Work = "causal-lm",
     num_labels: int | None = None,
     trust_remote_code: bool = False,
+    attention: str | None = None,
 ) -> Base:
     """The base in a checked local folder (`hub.resolve_model`).
 
-    task  the class of model, or what it has to do
+    task       the class of model, or what it has to do
+    attention  how it is going to compute it (`hub.load_model`)
     Raises ModelError, also for a model that cannot do it.
     """
     if isinstance(task, Work):
@@ -183,7 +187,7 @@ def open_base(
     weights = open_weights(folder)
     refuse_packed(folder, weights)
     graph = module_graph(folder, task, num_labels, trust_remote_code)
-    base = Base(folder, graph, weights, task, num_labels, trust_remote_code)
+    base = Base(folder, graph, weights, task, num_labels, trust_remote_code, attention=attention)
     inside = body_of(graph)
 
     def made_anew(name: str) -> bool:

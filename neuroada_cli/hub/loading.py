@@ -30,6 +30,7 @@ from neuroada_cli.machine.quiet import quiet_bitsandbytes
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 # The recipe's names of data types.
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+OF_TORCH = ("eager", "sdpa")  # attention without a package of its own
 
 
 def choose_device(wanted: str | None = None, number: int | None = None) -> str:
@@ -70,15 +71,24 @@ class LoadedModel:
 
 
 def skeleton(
-    folder: Path, task: ModelTask, num_labels: int | None = None, trust_remote_code: bool = False
+    folder: Path,
+    task: ModelTask,
+    num_labels: int | None = None,
+    trust_remote_code: bool = False,
+    attention: str | None = None,
 ) -> nn.Module:
     """The module graph on the meta device: names, classes, shapes and ties, no weights and no memory.
 
+    attention  as of `load_model`, but for one that needs a package: there transformers chooses, too
     Raises ModelError for a config that transformers cannot build.
     """
     with _explained(folder), bounded(open_weights(folder)), torch.device("meta"):
         config = _config(folder, num_labels, trust_remote_code)
-        model: nn.Module = _auto_class(task).from_config(config, trust_remote_code=trust_remote_code)
+        model: nn.Module = _auto_class(task).from_config(
+            config,
+            attn_implementation=attention if attention in OF_TORCH else None,
+            trust_remote_code=trust_remote_code,
+        )
         model.tie_weights()  # type: ignore[operator]
     return model
 

@@ -234,14 +234,18 @@ class Schedule:
             s = self._settings
             self._epoch = epoch, epoch_order(self._lengths, s.batch_size, s.seed, epoch, s.group_by_length)
         rows = [self._data.train[i] for i in self._epoch[1][position]]
-        size = min(self._settings.micro_batch_size or len(rows), -(-len(rows) // self._workers))
+        size = self._size(len(rows))
         return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+    def _size(self, count: int) -> int:
+        """Rows of a micro-batch, where so many rows are shared by all processes."""
+        return min(self._settings.micro_batch_size or count, -(-count // self._workers))
 
     def validation(self) -> Iterator[Batch]:
         """Micro-batches of similar length, the longest first: what does not fit fails at once."""
         rows, lengths = self._data.validation, lengths_of(self._data.validation)
         order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
-        size = self._settings.micro_batch_size or self._settings.batch_size
+        size = self._size(self._settings.batch_size)
         for start in range(0, len(rows), size):
             yield self._batch([rows[at] for at in order[start : start + size]])
 

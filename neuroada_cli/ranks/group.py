@@ -7,13 +7,10 @@ Tensors are summed on the device they are on (NCCL for CUDA, gloo for the CPU); 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import datetime
 import json
 import os
-import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from neuroada_cli import stopping
 from neuroada_cli.errors import Followed, PeerError, ResourceError, UserError
 from neuroada_cli.ranks.place import LAUNCHED, Place, place
 
@@ -34,7 +32,6 @@ STEP_TIMEOUT, WORK_TIMEOUT = datetime.timedelta(minutes=10), datetime.timedelta(
 ANSWER_TIMEOUT = datetime.timedelta(seconds=5)  # for a launcher that is there
 # in the store that all share: how many were about to tell why the run ends, and that it is told
 SPOKEN, TOLD = "neuroada/spoken", "neuroada/told"
-PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
@@ -220,7 +217,7 @@ def join() -> Ranks:
     if cuda:
         torch.cuda.set_device(here.local)
     if not dist.is_initialized():
-        _end_with_the_launcher()
+        stopping.end_with_parent()
         _connect(here, "cpu:gloo,cuda:nccl" if cuda else "gloo")
     patient = _hearing_signals(lambda: dist.new_group(timeout=WORK_TIMEOUT, backend="gloo"))
     return Ranks(here.number, here.size, here.local, here.local_size, patient)
@@ -291,12 +288,3 @@ def _store() -> Any:
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(address, port, is_master=False, timeout=ANSWER_TIMEOUT)  # type: ignore[attr-defined]
-
-
-def _end_with_the_launcher() -> None:
-    """A launcher that is killed takes its processes along: they get SIGTERM, and save."""
-    if not sys.platform.startswith("linux"):
-        return
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from neuroada_cli.errors import RecipeError, nearest
 from neuroada_cli.recipe import strict_yaml
 from neuroada_cli.recipe.keys import _section_type, all_keys
+from neuroada_cli.recipe.types import WORDS
 
 Valid = TypeVar("Valid", bound=BaseModel)
 
@@ -79,8 +80,28 @@ def _explain(error: Any, path: tuple[str, ...], model: type[BaseModel]) -> tuple
     if error["type"] in _WANTED:
         wanted, fix = _WANTED[error["type"]]
         return f"{key}={shown[:80]}: input should be {wanted}", fix(value)
+    pattern = error.get("ctx", {}).get("pattern")
+    if pattern in WORDS:
+        return f"{key}={shown[:80]}: input should be {WORDS[pattern]}", None
     message = str(error["msg"])
-    return f"{key}={shown[:80]}: {message[0].lower()}{message[1:]}", None
+    hint = "write null for none" if _is_no_value(value) and _takes_null(path, model) else None
+    return f"{key}={shown[:80]}: {message[0].lower()}{message[1:]}", hint
+
+
+def _is_no_value(value: Any) -> bool:
+    """Python's word for it, or `off`, which YAML reads as false."""
+    return value is False or (isinstance(value, str) and value.lower() in ("none", "nil"))
+
+
+def _takes_null(path: tuple[str, ...], model: type[BaseModel]) -> bool:
+    for part in path[:-1]:
+        field = model.model_fields.get(part)
+        below = _section_type(field.annotation) if field is not None else None
+        if below is None:
+            return False
+        model = below
+    field = model.model_fields.get(path[-1]) if path else None
+    return field is not None and type(None) in get_args(field.annotation)
 
 
 def _as_list(value: Any) -> str | None:

@@ -12,7 +12,7 @@ from neuroada_cli.errors import nearest
 from neuroada_cli.methods.facts import METHODS, MethodFacts
 from neuroada_cli.recipe.data_section import DataSection
 from neuroada_cli.recipe.section import Section
-from neuroada_cli.recipe.types import short_type
+from neuroada_cli.recipe.types import DEVICE, NAME, short_type
 
 __all__ = ["DataSection", "Recipe", "Section"]
 
@@ -217,12 +217,10 @@ class EvalSection(Section):
 
 
 class Recipe(Section):
-    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=200, description="Names the run folder.")
+    name: str = Field(pattern=NAME, max_length=200, description="Names the run folder.")
     description: str = Field("", description="One line shown by `neuroada recipes ls`.")
     seed: int = Field(42, ge=0, lt=2**32, description="Seeds data order, dropout, fresh heads.")
-    device: str | None = Field(
-        None, pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="Empty: cuda where there is one, else cpu."
-    )
+    device: str | None = Field(None, pattern=DEVICE, description="Empty: cuda where there is one, else cpu.")
     run_dir: str | None = Field(None, description="Where the run is written; empty: runs/<name>.")
     model: ModelSection
     select: SelectSection = SelectSection()  # type: ignore[call-arg]

@@ -1,10 +1,16 @@
-"""Names of data types: torch's own names mean the short ones. Nothing heavy is imported here."""
+"""Names of data types (torch's own mean the short ones), folders and devices. Nothing heavy is imported."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+# Patterns of text, and what they say in words.
+NAME, DEVICE = r"^\w[\w.-]*$", r"^(cpu|mps|cuda(:\d+)?)$"
+WORDS = {
+    NAME: "letters, digits, _, . and -, the first of them no . or -",
+    DEVICE: "cpu, mps, cuda or cuda:N",
+}
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
 
 

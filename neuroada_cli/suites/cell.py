@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from neuroada_cli import failures, files, stopping
+from neuroada_cli.errors import ModelError
 from neuroada_cli.machine import collector, kernels
 from neuroada_cli.recipe.load import load_recipe
 from neuroada_cli.recipe.schema import Recipe
+from neuroada_cli.suites.inputs import inputs
 from neuroada_cli.training.log import read_metrics
 
 RECIPE, TRAINED, RUN = "recipe.yaml", "trained.json", "run"
 FORGETTING = "forgetting"  # the word that asks for it, the key of what came out, and its file's stem
 SCORED = {"tasks": "scored.json", "loss": "loss.json"}  # how a cell is scored -> what came out
+INPUTS = "inputs"  # key of what it was made of
 ABOUT = ("protocol", "loss_mask", "decoding", "max_new_tokens", "data")  # of a score in a result file
 
 
@@ -41,8 +44,10 @@ def run(folder: Path, passes: Sequence[str] = ()) -> None:
         from neuroada_cli.commands import train
 
         began = (folder / RUN / "recipe.yaml").is_file()
+        made_of = inputs(recipe)
         result = train.run(recipe, resume=began)
-        files.write_json(folder / TRAINED, _trained(result, recipe.train.batch_size))
+        found = _trained(result, recipe.train.batch_size) | {INPUTS: made_of}
+        files.write_json(folder / TRAINED, found)
     for each in left:
         measure = {FORGETTING: _forgotten, "tasks": _scores, "loss": _loss}[each]
         files.write_json(folder / _file(each), measure(folder, recipe))
@@ -59,10 +64,32 @@ def trained(folder: Path) -> dict[str, Any] | None:
     """What came out of training, and what was forgotten where that was measured; None: not trained yet."""
     if not (folder / TRAINED).is_file():
         return None
-    found: dict[str, Any] = files.read_json(folder / TRAINED)
+    found = _read(folder / TRAINED)
+    if "best_value" not in found:
+        raise _damaged(folder / TRAINED)
     if (folder / _file(FORGETTING)).is_file():
-        found |= files.read_json(folder / _file(FORGETTING))
+        found |= _read(folder / _file(FORGETTING))
     return found
+
+
+def scores(folder: Path, part: str) -> dict[str, Any] | None:
+    """What a part of SCORED found; None: not scored yet."""
+    file = folder / _file(part)
+    return _read(file) if file.is_file() else None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = files.read_json(file)
+    except ModelError:
+        found = None
+    if not isinstance(found, dict):
+        raise _damaged(file)
+    return found
+
+
+def _damaged(file: Path) -> ModelError:
+    return ModelError("is not what a cell has written", str(file), f"remove {file.parent}: it runs anew")
 
 
 def _file(part: str) -> str:
@@ -169,6 +196,7 @@ def _trained(result: Any, batch_size: int) -> dict[str, Any]:
 
 def main() -> None:
     stopping.install()
+    stopping.end_with_parent()  # a suite that is killed leaves nobody training
     collector.spare()
     kernels.keep_out()
     words, code = sys.argv[1:], 0

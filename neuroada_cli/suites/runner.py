@@ -1,4 +1,4 @@
-"""Runs a suite: trials on validation rows, then every seed, each cell in a child process; and what came out.
+"""Runs a suite: trials on validation rows, then every seed, each cell in a process of its own; what came out.
 
 OUT/cells/<hash>/   recipe.yaml, run/, eval/, trained.json, forgetting.json, scored.json, log.txt
     results.json    every cell of this suite and what was tuned
@@ -8,7 +8,7 @@ OUT/cells/<hash>/   recipe.yaml, run/, eval/, trained.json, forgetting.json, sco
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import re
 import shutil
@@ -25,7 +25,7 @@ from typing import Any
 
 from rich.console import Console
 
-from neuroada_cli import files, stopping
+from neuroada_cli import files, hub, stopping
 from neuroada_cli.errors import DataError, PeerError, Stopped
 from neuroada_cli.machine.load import machine
 from neuroada_cli.recipe.load import to_yaml
@@ -36,12 +36,15 @@ from neuroada_cli.show.numbers import counted
 from neuroada_cli.suites import cell as cells
 from neuroada_cli.suites import grid, tables
 from neuroada_cli.suites.grid import Cell
+from neuroada_cli.suites.inputs import changed, inputs
 from neuroada_cli.suites.schema import Overrides, Suite
+from neuroada_cli.suites.warm import Forked, Warm
 from neuroada_cli.tasks.loss_mask import loss_mask_of
 from neuroada_cli.tasks.registry import get_protocol, get_task
 
 CELLS, RESULTS = "cells", "results.json"
 SCORING: dict[bool | str, str] = {True: "tasks", "loss": "loss"}  # a suite's `score` -> a key of SCORED
+REUSED = "reused"  # marks what came out of a cell that was run elsewhere
 KEY = re.compile(r"[0-9a-f]{16}")
 
 
@@ -50,7 +53,7 @@ class _Children:
     """The running processes, so that a signal reaches them all."""
 
     stopped: bool = False
-    running: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    running: set[subprocess.Popen[bytes] | Forked] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def stop(self) -> None:
@@ -81,14 +84,14 @@ def run(
     out = out or Path("runs") / "suites" / suite.name
     extra = extra or {}
     console = Console(stderr=True)
+    suite.refuse(extra)
     for label, variant in grid.places(suite):  # every mistake shows before the first run
         grid.trials(suite, label, variant, extra)
         grid.cell(suite, label, variant, suite.seeds[0], {}, extra)
     earlier = read_results(reuse) if reuse else None
-    with files.Lock(out):
+    with files.Lock(out), contextlib.closing(_Runner(out / CELLS, jobs, keep_runs, console)) as runner:
         if earlier:
             _take_over(earlier, out / CELLS)
-        runner = _Runner(out / CELLS, jobs, keep_runs, console)
         trials = [cell for place in grid.places(suite) for cell in grid.trials(suite, *place, extra)]
         runner.all(trials, "trial")
         chosen = {place: _chosen(runner, grid.trials(suite, *place, extra)) for place in grid.places(suite)}
@@ -122,6 +125,10 @@ class _Runner:
         self.folder, self.jobs, self.keep_runs, self.console = folder, jobs, keep_runs, console
         self.children = _Children()
         self.failed: dict[str, str] = {}
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        self.environment = os.environ | ({"OMP_NUM_THREADS": threads} if jobs > 1 else {})
+        self.warm: Warm | None = None
+        self.warming = threading.Lock()
 
     def all(
         self, todo: Sequence[Cell], kind: str, score: str | None = None, forgetting: bool = False
@@ -132,6 +139,8 @@ class _Runner:
         forgetting  measure `eval.forgetting` where the recipe has it; it decides nothing among trials
         """
         unique = {cell.key: cell for cell in todo}
+        for cell in unique.values():
+            self._look_at_inputs(cell)
         scored = [score] if score else []
         passes = {
             key: [cells.FORGETTING, *scored] if forgetting and cell.recipe.eval.forgetting else scored
@@ -139,7 +148,8 @@ class _Runner:
         }
         left = [cell for key, cell in unique.items() if not self.done(key, passes[key])]
         if len(unique) > len(left):
-            self.console.print(f"{len(unique) - len(left)} of {len(unique)} {kind}s are done already")
+            done = f"{len(unique) - len(left)} of {len(unique)} {kind}s are done already"
+            self.console.print(done, highlight=False)
         with stopping.Noted(lambda _: self.children.stop()) as stop, ThreadPoolExecutor(self.jobs) as pool:
             futures = [pool.submit(self._one, cell, passes[cell.key]) for cell in left]
             for number, (cell, future) in enumerate(zip(left, futures, strict=True), start=1):
@@ -153,6 +163,24 @@ class _Runner:
                 "start it again to go on from there",
             )
 
+    def _look_at_inputs(self, cell: Cell) -> None:
+        """A cell that was made of other files under the same names is no result of this suite: one of a
+        result file is not taken over. Raises DataError for one that was run here.
+        """
+        found = self.trained(cell.key)
+        now = inputs(cell.recipe) if found and found.get(cells.INPUTS) else {}
+        name = changed(found[cells.INPUTS], now) if found and now else None
+        if name is None or found is None:
+            return
+        if not found.get(REUSED):
+            raise DataError(
+                f"has changed since {self.folder / cell.key} was run with it", name,
+                "name another folder with --out",
+            )  # fmt: skip
+        files.remove_folder(self.folder / cell.key)
+        place = f"{cell.label}, {cell.variant}, seed {cell.seed}"
+        say(self.console, f"{place}: is not taken over, {name} has changed since", markup=False)
+
     def stopped(self) -> bool:
         return self.children.stopped
 
@@ -161,10 +189,6 @@ class _Runner:
 
     def trained(self, key: str) -> dict[str, Any] | None:
         return cells.trained(self.folder / key)
-
-    def read(self, key: str, name: str) -> Any:
-        file = self.folder / key / name
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def _tell(self, what: str, cell: Cell, seconds: float) -> None:
         trained = self.trained(cell.key)
@@ -186,20 +210,13 @@ class _Runner:
         folder.mkdir(parents=True, exist_ok=True)
         recipe = cell.recipe.model_copy(update={"run_dir": str(folder / cells.RUN)})
         files.write_text(folder / cells.RECIPE, to_yaml(recipe))
-        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        environment = os.environ | ({"OMP_NUM_THREADS": threads} if self.jobs > 1 else {})
-        command = [sys.executable, "-m", "neuroada_cli.suites.cell", str(folder), *passes]
         started = time.perf_counter()
-        with files.open_log(folder / "log.txt") as log:
-            with self.children.lock:
-                if self.children.stopped:
-                    return None
-                # in a session of its own: Ctrl-C in the terminal reaches it through us, and only once
-                child = subprocess.Popen(
-                    command, stdout=log, stderr=log, env=environment, start_new_session=True
-                )
-                self.children.running.add(child)
-            code = child.wait()
+        with self.children.lock:
+            if self.children.stopped:
+                return None
+            child = self._start(recipe, [str(folder), *passes], folder / "log.txt")
+            self.children.running.add(child)
+        code = child.wait()
         with self.children.lock:
             self.children.running.discard(child)
         if self.stopped():
@@ -212,12 +229,41 @@ class _Runner:
             shutil.rmtree(folder / cells.RUN, ignore_errors=True)
         return time.perf_counter() - started
 
+    def _start(self, recipe: Recipe, words: Sequence[str], log: Path) -> subprocess.Popen[bytes] | Forked:
+        """The process of a cell, in a session of its own: Ctrl-C in the terminal reaches it by way of us, and
+        only once.
+        """
+        with files.open_log(log) as said:
+            if _forks(recipe):
+                with self.warming, contextlib.suppress(OSError):  # gone: killed where memory ran out
+                    self.warm = self.warm or Warm(self.environment)
+                    return self.warm.start(words, log)
+            command = [sys.executable, "-m", cells.__name__, *words]
+            return subprocess.Popen(
+                command, stdout=said, stderr=said, env=self.environment, start_new_session=True
+            )
+
+    def close(self) -> None:
+        """No more cells."""
+        if self.warm is not None:
+            self.warm.close()
+
+
+def _forks(recipe: Recipe) -> bool:
+    """Whether its cell may be forked from a process that has imported libraries already: not where one of
+    them may have touched a GPU meanwhile, nor where trusted code decides what they find (`machine.kernels`).
+    """
+    if sys.platform != "linux" or recipe.model.trust_remote_code:
+        return False
+    return recipe.device == "cpu" or (recipe.device is None and hub.choose_device() == "cpu")
+
 
 def read_results(path: Path) -> dict[str, Any]:
     """A results.json. Raises DataError for a file that is none."""
     found: dict[str, Any] = files.read_json(path, DataError)
     runs = [*found.get("trials", ()), *found.get("runs", ())] if isinstance(found, dict) else []
-    if not runs or not all(isinstance(run, dict) and {"key", "trained"} <= run.keys() for run in runs):
+    whole = runs and {"suite", "trials", "runs"} <= found.keys() and "score" in found["suite"]
+    if not whole or not all(isinstance(run, dict) and {"key", "trained"} <= run.keys() for run in runs):
         raise DataError("is not the result file of a suite", str(path), "name the results.json of one")
     return found
 
@@ -231,7 +277,7 @@ def _take_over(earlier: dict[str, Any], folder: Path) -> None:
             continue
         place.mkdir(parents=True, exist_ok=True)
         if not (place / cells.TRAINED).is_file():
-            files.write_json(place / cells.TRAINED, run["trained"] | {"reused": True})
+            files.write_json(place / cells.TRAINED, run["trained"] | {REUSED: True})
         if scoring and run.get("scores") and not (place / cells.SCORED[scoring]).is_file():
             files.write_json(place / cells.SCORED[scoring], run["scores"])
 
@@ -277,7 +323,7 @@ def _results(
             "trained": runner.trained(cell.key),
             "failed": runner.failed.get(cell.key),
         }
-        return found | ({"scores": runner.read(cell.key, cells.SCORED[scores])} if scores else {})
+        return found | ({"scores": cells.scores(runner.folder / cell.key, scores)} if scores else {})
 
     return {
         "suite": suite.model_dump(mode="json"),

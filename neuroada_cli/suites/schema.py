@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,11 @@ from neuroada_cli.recipe import strict_yaml
 from neuroada_cli.recipe.explain import validate
 from neuroada_cli.recipe.load import bundled_folder
 from neuroada_cli.recipe.schema import Section
+from neuroada_cli.recipe.types import NAME
 
 Overrides = dict[str, Any]  # recipe key, as in --set -> value
+# what each cell is given by the suite itself -> what to write instead
+GIVEN = {"seed": "list them under seeds", "run_dir": "name a folder with --out"}
 
 
 class TuneSection(Section):
@@ -24,7 +28,7 @@ class TuneSection(Section):
 
 
 class Suite(Section):
-    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=200, description="Names the results folder.")
+    name: str = Field(pattern=NAME, max_length=200, description="Names the results folder.")
     description: str = Field("", description="One line: what the experiment asks.")
     recipes: dict[str, str] = Field(min_length=1, description="Label -> recipe (file or bundled name).")
     set: Overrides = Field({}, description="Recipe keys changed in every cell.")
@@ -54,7 +58,39 @@ class Suite(Section):
             unknown = other is not None and (other not in self.variants or other in self.untuned)
             if label not in self.variants or unknown:
                 raise ValueError(f"untuned.{label}: {other} does not name two variants, the second one tuned")
+        for where, overrides in self._overrides():
+            for key in overrides:
+                if key in GIVEN:
+                    raise ValueError(f"{where}: {key} is the suite's own to give; {GIVEN[key]}")
+        for label, overrides in self.variants.items():
+            for key in overrides:
+                if self.tune and key in self.tune.values and label not in self.untuned:
+                    raise ValueError(
+                        f"variants.{label}: {key} is tuned, so that this value would never train; remove it, "
+                        f"or add untuned: {{{label}: null}}"
+                    )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds}: a run counts once; name each seed once")
         return self
+
+    def _overrides(self) -> Iterator[tuple[str, Overrides]]:
+        yield "set", self.set
+        for section, each in (("per_recipe", self.per_recipe), ("variants", self.variants)):
+            for label, overrides in each.items():
+                yield f"{section}.{label}", overrides
+        if self.tune is not None:
+            yield "tune.values", self.tune.values
+
+    def refuse(self, extra: Overrides) -> None:
+        """Raises RecipeError for overrides of all cells that the suite itself decides."""
+        for key in extra:
+            if key in GIVEN:
+                raise RecipeError("is the suite's own to give", f"--set {key}", GIVEN[key])
+            if self.tune is not None and key in self.tune.values:
+                raise RecipeError(
+                    "is tuned by this suite: all its trials would be one", f"--set {key}",
+                    "change tune.values in a copy of its file",
+                )  # fmt: skip
 
 
 def bundled_suites() -> dict[str, Path]:

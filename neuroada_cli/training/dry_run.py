@@ -34,7 +34,7 @@ def show(
         f"validation: {counted(held.rows, 'row')} from {rows.validation_source}"
         if held
         else "no validation rows",
-        f"{counted(plan.steps, 'optimizer step')} of {counted(recipe.train.batch_size, 'row')}",
+        plan.walks(recipe.train.batch_size, counts.rows, "optimizer step"),
     ]
     if not ranks.alone:
         holds = "its share of every layer's neurons" if ranks.sharded else "the whole model"

@@ -42,8 +42,7 @@ def dry_run(
     recipe, plan, console = checked.recipe, checked.plan, Console()
     console.print(_settings(recipe, origins or {}, full))
     _say(console, f"trains     {plan.trains(verb='')}")
-    rows = counted(recipe.train.batch_size, "row")
-    _say(console, f"steps      {counted(plan.steps, 'step')} of {rows}")
+    _say(console, f"steps      {plan.walks(recipe.train.batch_size, checked.rows.train_report.rows)}")
     if processes == 1:
         _say_time(checked, console)
         found = predicted_memory(recipe, plan, checked.rows, checked.base, checked.device)
@@ -179,10 +178,17 @@ def _most_rows(checked: Checked, room: int, rows: int, peak: int) -> int | None:
     slope = max(1, (twice - peak) // rows)
     about = rows + (room - peak) // slope
     if about <= 2 * rows:
-        there = _peak_of(checked, about) if about > 0 else 0
-        if there is None:
-            return None
-        return max(0, about if there <= room else about - 1 - (there - room) // slope)
+        size, taken = rows, peak
+        while about > 0:
+            there = _peak_of(checked, about)
+            if there is None:
+                return None
+            if there <= room:
+                return about
+            # the line bends where rows are packed, since a mask is of all their tokens squared
+            slope = max(1, (taken - there) // (size - about)) if size > about else slope
+            size, taken, about = about, there, about - 1 - (there - room) // slope
+        return 0
     beyond = min(MANY, _rounded_up(about))
     there = _peak_of(checked, beyond)
     if there is None:
@@ -220,6 +226,9 @@ def _say_of_what(checked: Checked, processes: int, console: Console) -> None:
         _say(console, "rows are stored as long as the longest of their layer, known after `neuroada select`")
     if sees:
         _say(console, "the pass over the pictures themselves comes on top")
+    held = checked.rows.validation_report
+    if held is not None and held.longest > longest:
+        _say(console, f"validation rows have up to {held.longest} tokens: what these take is not looked at")
 
 
 def _memory_table(ways: Ways, method: str, own: int) -> Table:

@@ -15,7 +15,7 @@ from neuroada_cli.methods import MethodFacts, Sizes, facts_of
 from neuroada_cli.recipe.schema import Recipe
 from neuroada_cli.selection.choice import Choice
 from neuroada_cli.selection.file import Selection
-from neuroada_cli.show.numbers import share
+from neuroada_cli.show.numbers import counted, share
 from neuroada_cli.training.rows import PreparedRows
 from neuroada_cli.training.settings import dtype_of, loop_settings
 
@@ -47,6 +47,14 @@ class Plan:
         """What trains of it all, as it is told."""
         told = f"{self.trainable:,} of {self.total:,} parameters{verb} ({share(self.trainable, self.total)})"
         return f"up to {told}" if self.up_to else told
+
+    def walks(self, batch_size: int, rows: int, one: str = "step") -> str:
+        """How many steps of how many of an epoch's rows: its last step has those that are left."""
+        told = f"{counted(self.steps, one)} of {counted(min(batch_size, rows), 'row')}"
+        rest = rows % batch_size
+        if not rest or rows < batch_size or self.steps <= rows // batch_size:
+            return told
+        return f"{told}, the last of an epoch of {rest}"
 
 
 def make_plan(
@@ -143,10 +151,11 @@ def predicted_step(
         return "the pass over pictures cannot be gone through without numbers, and parts of it train"
     counts = rows.train_report
     micro, longest = largest_step(recipe, rows, processes)
+    packs = recipe.train.packing  # into one row, of which a mask tells what each token sees: [S, S] of all
     asked: dict[str, Any] = {
         "k": kept_per_neuron(recipe, plan),
-        "batch": micro,
-        "sequence": longest,
+        "batch": 1 if packs else micro,
+        "sequence": micro * longest if packs else longest,
         "dtype": dtype_of(recipe),
         "learnt": round(micro * (longest + counts.longest_answer) * counts.targets / max(1, counts.tokens)),
         "gradient_checkpointing": recipe.train.gradient_checkpointing,
@@ -181,7 +190,7 @@ def as_asked(recipe: Recipe, base: hub.Base, plan: Plan) -> list[Any] | None:
     if not ours or "auto_map" in hub.read_config(base.folder):
         return None
     code = code_of("delta", "loop", "memory", "methods", "training")
-    return [code, base.task, base.num_labels, base.apart, recipe.train.method]
+    return [code, base.task, base.num_labels, base.apart, base.attention, recipe.train.method]
 
 
 def _step_bytes(record: Any) -> memory.StepBytes:

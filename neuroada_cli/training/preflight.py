@@ -99,7 +99,7 @@ def check(
     reader = hub.load_reader(folder, model_task, model.trust_remote_code, task.pictures)
     use_template(reader.tokenizer, recipe.data)
     scored = scored_tasks(recipe.eval.tasks, recipe.data.task)
-    base = hub.open_base(folder, model_task, task.num_labels, model.trust_remote_code)
+    base = hub.open_base(folder, model_task, task.num_labels, model.trust_remote_code, model.attention)
     recipe, limit = with_own_dtype(recipe, base), base.positions
     rows = prepare(recipe.data, task, reader, recipe.seed, scored, limit, console)
     if recipe.eval.forgetting is not None:  # found missing after hours of training, it would cost them

@@ -270,10 +270,11 @@ def test_on_the_command_line(base: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert json.loads(shown.out) == {"prompt": "One?", "answer": expected}
     assert "asked as it stands" in shown.err
     assert "cut after 12 tokens" in shown.err
-    with pytest.raises(SystemExit) as end:
-        main(["generate", str(base), "One?", "--top-p", "0.5"])
-    assert end.value.code == 2
-    assert "--temperature" in capsys.readouterr().err
+    for option, value in (("--top-p", "0.5"), ("--seed", "0")):
+        with pytest.raises(SystemExit) as end:
+            main(["generate", str(base), "One?", option, value])
+        assert end.value.code == 2
+        assert f"{option}: draws nothing without a temperature" in capsys.readouterr().err
 
 
 def test_what_is_drawn_depends_on_the_seed_alone(base: Path) -> None:

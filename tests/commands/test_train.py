@@ -559,6 +559,7 @@ def wait_for_steps(run_dir: Path, process: subprocess.Popen[str], count: int = 3
     pytest.fail(f"no training: {process.communicate()[1]}")
 
 
+@pytest.mark.slow  # tests/faults/test_kills.py stops trainings by each signal in every run of the tests
 def test_sigterm_ends_with_143_and_resumes(llama_folder: Path, tmp_path: Path) -> None:
     long = {"epochs": 50_000, "max_steps": 300_000, "save_every": 200_000, "eval_every": 200_000}
     recipe = tiny_recipe(llama_folder, tmp_path / "run", train=long)

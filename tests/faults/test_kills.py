@@ -39,7 +39,7 @@ def run_cases(script: str, kind: str, count: int, room: Path) -> dict[str, int]:
 
 
 def test_killed_at_any_moment_what_was_said_to_be_saved_loads(tmp_path: Path) -> None:
-    count = scale(250, 10_000)
+    count = scale(150, 10_000)
     found = run("saves", count, tmp_path)
     assert sum(found.values()) == count
     assert found["recovered"] > count / 4
@@ -47,14 +47,14 @@ def test_killed_at_any_moment_what_was_said_to_be_saved_loads(tmp_path: Path) ->
 
 
 def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    count = scale(6, 100)
+    count = scale(3, 100)
     found = run("training", count, tmp_path)
     assert found["resumed, same end"] == count
     record("random kills: training, resumed", found)
 
 
 def test_signals_stop_with_their_code_and_resume_to_the_same_bits(tmp_path: Path) -> None:
-    count = scale(6, 200)
+    count = scale(3, 200)
     found = run("signals", count, tmp_path)
     assert found["resumed, same end"] == count
     record("random signals in training, resumed", found)

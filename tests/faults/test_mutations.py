@@ -134,7 +134,7 @@ def test_mutated_adapters_are_refused_or_read_right(folder: Path, part: str) -> 
     (length,) = struct.unpack("<Q", good[:8])
     manifest = json.loads((folder / files.MANIFEST).read_text())
     outcomes: Counter[str] = Counter()
-    for seed in range(scale(10_000, 225_000)):
+    for seed in range(scale(6_000, 225_000)):
         chance = random.Random(f"{part} {seed}")
         damaged = mutate(good, chance, 0, 8 + length if part == "header" else None)
         if part == "header":
@@ -163,7 +163,7 @@ def test_tensors_of_other_sizes_are_refused_or_read_right(folder: Path) -> None:
     outcomes: Counter[str] = Counter()
     good, metadata = files.read_tensors(folder / TENSORS)
     names = sorted(good)
-    for seed in range(scale(2_000, 100_000)):
+    for seed in range(scale(1_400, 100_000)):
         chance = random.Random(seed)
         tensors = {name: tensor.clone() for name, tensor in good.items()}
         for _ in range(chance.choice((1, 1, 2))):
@@ -206,7 +206,7 @@ def test_mutated_selections_are_refused_or_read_right(memory: Path) -> None:
     good = file.read_bytes()
     (length,) = struct.unpack("<Q", good[:8])
     outcomes: Counter[str] = Counter()
-    for seed in range(scale(5_000, 100_000)):
+    for seed in range(scale(3_500, 100_000)):
         chance = random.Random(seed)
         damaged = mutate(good, chance)
         file.write_bytes(_with_its_length(damaged, len(good) - 8 - length, chance) if seed % 2 else damaged)
@@ -296,7 +296,7 @@ def test_mutated_recipes_are_refused_or_valid(memory: Path) -> None:
     recipes = sorted((file.read_bytes() for file in bundled.values()), key=len)[:6]  # the others repeat them
     file = memory / "recipe.yaml"
     outcomes: Counter[str] = Counter()
-    for seed in range(scale(4_000, 1_000_000)):
+    for seed in range(scale(3_000, 1_000_000)):
         chance = random.Random(seed)
         file.write_bytes(mutate(chance.choice(recipes), chance))
         try:
@@ -325,7 +325,7 @@ def test_mutated_rows_are_refused_or_read_right(memory: Path, name: str) -> None
     good = text.encode()
     file = memory / name
     outcomes: Counter[str] = Counter()
-    for seed in range(scale(5_000, 100_000) if name == "rows.jsonl" else scale(1_000, 20_000)):
+    for seed in range(scale(3_500, 100_000) if name == "rows.jsonl" else scale(1_000, 20_000)):
         chance = random.Random(seed)
         packed = name.endswith(".xz")
         file.write_bytes(mutate(lzma.compress(good) if packed else good, chance))

@@ -130,3 +130,13 @@ def test_dropout_is_the_seed_s() -> None:
     losses = [run(4, 0, 0.3, max_steps=1, seed=seed)[0].losses[0] for seed in (1, 1, 2)]
     assert losses[0] == losses[1]
     assert abs(losses[0] - losses[2]) > 1e-4
+
+
+def test_validation_rows_are_shared_by_processes_as_training_rows_are() -> None:
+    """Else one process has them all, in a forward pass as many times as large as those of training."""
+    data = TrainData(rows(False, False, 12), rows(False, False, 7, 4), "generation", 0)
+    sizes = {
+        workers: [len(b.rows) for b in Schedule(data, Settings(OPTIM, batch_size=8), workers).validation()]
+        for workers in (1, 4)
+    }
+    assert sizes == {1: [7], 4: [2, 2, 2, 1]}

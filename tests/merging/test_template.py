@@ -1,4 +1,4 @@
-"""A chat template of one's own takes the place of all that the base brings, whoever reads the merged folder."""
+"""A chat template of one's own takes the place of all that the base brings, whoever reads the result."""
 
 from __future__ import annotations
 

@@ -222,6 +222,21 @@ def test_numbers_are_read_in_tens_as_yaml_12_has_it(write) -> None:
 @pytest.mark.parametrize(
     ("override", "told"),
     [
+        ("name=a/b", "name='a/b': input should be letters, digits, _, . and -, the first of them no . or -"),
+        ("device=gpu", "device='gpu': input should be cpu, mps, cuda or cuda:N"),
+        (
+            "optim.clip=none",
+            "optim.clip='none': input should be a valid number, unable to parse string as a number; "
+            "write null for none",
+        ),
+        (
+            "model.quantization=None",
+            "model.quantization='None': input should be 'nf4', 'fp4' or 'int8'; write null for none",
+        ),
+        (
+            "train.eval_every=off",
+            "train.eval_every=false: input should be greater than or equal to 1; write null for none",
+        ),
         ("name=on", "name=true: input should be text; put it in quotes"),
         ("name=2024-01-01", "name=2024-01-01: input should be text; put it in quotes"),
         ("select.targets=q_proj", "select.targets='q_proj': input should be a list; write [q_proj]"),

@@ -184,3 +184,18 @@ def test_the_most_rows_that_fit(room: int, bend: int, monkeypatch: pytest.Monkey
     exact = max((rows for rows in range(4096) if rows == 0 or peak(rows) <= room), default=0)
     assert found is not None
     assert 0.8 * exact - 1 <= found <= exact
+
+
+@pytest.mark.parametrize(
+    ("batch", "rows", "steps", "told"),
+    [
+        (16, 64, 4, "4 steps of 16 rows"),
+        (16, 70, 5, "5 steps of 16 rows, the last of an epoch of 6"),
+        (16, 70, 4, "4 steps of 16 rows"),  # train.max_steps: the last one is not reached
+        (16, 70, 11, "11 steps of 16 rows, the last of an epoch of 6"),
+        (16, 5, 3, "3 steps of 5 rows"),
+        (1, 1, 1, "1 step of 1 row"),
+    ],
+)
+def test_rows_of_a_step_are_those_that_there_are(batch: int, rows: int, steps: int, told: str) -> None:
+    assert plan.Plan.walks(SimpleNamespace(steps=steps), batch, rows) == told  # type: ignore[arg-type]
