@@ -100,10 +100,8 @@ def ctranslate2(order: Order) -> str:
     """By CTranslate2's converter; the tokenizer goes along."""
     kind = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[order.dtype]
     there = [name for name in TOKENIZER if (order.model / name).is_file()]
-    words = ["--model", str(order.model), "--output_dir", str(order.out), "--quantization", kind]
-    words += ["--copy_files", *there] if there else []
-    words += ["--trust_remote_code"] * order.trust
-    _run("ctranslate2.converters.transformers", words, order)
+    words = [str(order.model), str(order.out), kind, str(int(order.trust)), *there]
+    _run("neuroada_cli.export.ctranslate2_file", words, order, "ctranslate2")
     engine = _run_by(order.out / "model.bin")
     if engine == "Generator":
         _compare("ctranslate2", order)

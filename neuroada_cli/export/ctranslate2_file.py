@@ -1,0 +1,61 @@
+"""CTranslate2's own converter, with what it leaves out:
+
+    python -m neuroada_cli.export.ctranslate2_file MODEL OUT DTYPE TRUST FILE...
+
+The FILEs of the model's folder are copied. Its converter looks for settings where transformers 5 no longer has
+them, and says nothing; the engine itself computes what is put in here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import numpy as np
+
+
+def convert(model: str, out: str, dtype: str, trust_remote_code: bool, copied: list[str]) -> None:
+    """Whatever the converter raises for a model that it does not know."""
+    its: Any = importlib.import_module("ctranslate2.converters.transformers")
+
+    class Converter(its.TransformersConverter):  # type: ignore[misc]
+        def load_model(self, model_class: Any, name: str, **settings: Any) -> Any:
+            loaded = super().load_model(model_class, name, **settings)
+            self.config = loaded.config
+            _older_names(self.config)
+            return loaded
+
+        def _load(self) -> Any:
+            spec = super()._load()
+            _scaling_of_llama3(spec, self.config)
+            return spec
+
+    Converter(model, copy_files=copied, trust_remote_code=trust_remote_code).convert(out, quantization=dtype)
+
+
+def _older_names(config: Any) -> None:
+    """T5 v1.1 does not scale its head's inputs. The converter reads that off tie_word_embeddings, which is
+    true for every T5 by now; and Gemma's rotary base off rope_theta.
+    """
+    if hasattr(config, "scale_decoder_outputs"):
+        config.tie_word_embeddings = config.scale_decoder_outputs
+    rotary = getattr(config, "rope_parameters", None)
+    if isinstance(rotary, dict) and "rope_theta" in rotary:
+        config.rope_theta = rotary["rope_theta"]
+
+
+def _scaling_of_llama3(spec: Any, config: Any) -> None:
+    """The converter says that angles are scaled, and not by how much: they stay as they are."""
+    rotary = getattr(config, "rope_parameters", None)
+    if not isinstance(rotary, dict) or rotary.get("rope_type") != "llama3":
+        return
+    for layer in spec.decoder.layer:
+        # its class takes no new names, and is read through its __dict__
+        held = vars(layer.self_attention)
+        held["rotary_scaling_factor"] = np.float32(rotary["factor"])
+        held["original_max_position_embeddings"] = np.int32(rotary["original_max_position_embeddings"])
+
+
+if __name__ == "__main__":
+    convert(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4] == "1", sys.argv[5:])
