@@ -6,6 +6,7 @@ print is shown only where they fail.
 
 from __future__ import annotations
 
+import math
 import struct
 import subprocess
 import sys
@@ -17,11 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from neuroada_cli import files, hub
-from neuroada_cli.errors import ModelError, RecipeError
+from neuroada_cli.errors import ModelError, NumericsError, RecipeError
 from neuroada_cli.foreign_text import printable
+from neuroada_cli.machine.memory import available_memory
 from neuroada_cli.show.notes import tell
+from neuroada_cli.show.numbers import size
 
 UNKNOWN = "not compared with the model"  # how a comparison that could not be made begins
+NOTICED = 8 << 30  # bytes: from there on a comparison takes memory and time that one should know of
+SPARE = 1.2  # of the weights' memory, with what computing takes
 SHOWN = 3  # last lines of a converter that fails
 LARGE = 1800 << 20  # a protobuf file ends at 2 GiB; beyond, ONNX keeps weights beside the graph
 # The classifiers that an engine computes as the model does. CTranslate2's converter reads a classifier as the
@@ -69,7 +74,7 @@ def gguf(order: Order) -> str:
     order.out.mkdir()
     kind = {"bf16": "bf16", "fp16": "f16", "fp32": "f32"}[order.dtype]
     file = f"{order.name}-{kind}.gguf"
-    with _staged(order.model, "tokenizer_config.json", _without_old_template) as model:
+    with staged(order.model, "tokenizer_config.json", _without_old_template) as model:
         words = [str(model), "--outfile", str(order.out / file), "--outtype", kind]
         _run("convert_hf_to_gguf", words, order)
     return f"{_program(order.model)} -m OUT/{file}"
@@ -89,7 +94,7 @@ def _program(model: Path) -> str:
 def mlx(order: Order) -> str:
     """By mlx-lm's converter."""
     kind = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[order.dtype]
-    with _staged(order.model, "config.json", _with_old_rotary) as model:
+    with staged(order.model, "config.json", _with_old_rotary) as model:
         words = ["convert", "--hf-path", str(model), "--mlx-path", str(order.out), "--dtype", kind]
         _run("mlx_lm", words + ["--trust-remote-code"] * order.trust, order)
     _compare("mlx", order)
@@ -102,13 +107,11 @@ def ctranslate2(order: Order) -> str:
     there = [name for name in TOKENIZER if (order.model / name).is_file()]
     words = [str(order.model), str(order.out), kind, str(int(order.trust)), *there]
     _run("neuroada_cli.export.ctranslate2_file", words, order, "ctranslate2")
-    engine = _run_by(order.out / "model.bin")
-    if engine == "Generator":
-        _compare("ctranslate2", order)
-    return f'ctranslate2.{engine}("OUT")'
+    _compare("ctranslate2", order)
+    return f'ctranslate2.{run_by(order.out / "model.bin")}("OUT")'
 
 
-def _run_by(file: Path) -> str:
+def run_by(file: Path) -> str:
     """The name of what the file holds stands behind four bytes of its version, with its length before it."""
     with file.open("rb") as held:
         _, length = struct.unpack("<IH", held.read(6))
@@ -135,14 +138,28 @@ ENGINES: dict[str, Callable[[Order], str]] = {
 
 
 def _compare(engine: str, order: Order) -> None:
-    """Says where it could not be done. Raises ModelError for a result that answers otherwise."""
+    """Says what could not be told. Raises ModelError for a result that answers otherwise."""
+    weights = hub.open_weights(order.model)
+    needed = 4 * sum(math.prod(weights.info(name).shape) for name in weights)  # in fp32, one after the other
+    if SPARE * needed > available_memory():
+        tell([f"{UNKNOWN}: in fp32 it takes {size(needed)} of memory, more than there is now"])
+        return
+    if needed > NOTICED:
+        tell([f"comparing the result with the model, which takes {size(needed)} of memory"])
     words = [engine, str(order.model), str(order.out), order.dtype, str(int(order.trust))]
-    found = _run("neuroada_cli.export.answers", words, order, engine).splitlines()[-1]
-    tell([found] if found.startswith(UNKNOWN) else [])
+    module = "neuroada_cli.export.answers"
+    done = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True)
+    if done.returncode == NumericsError.exit_code:
+        raise _failed(engine, done.stderr, order)
+    if done.returncode:
+        lines = done.stderr.splitlines() or [f"the comparison ended with {done.returncode}"]
+        tell([f"{UNKNOWN}: {printable(lines[-1])[:200]}"])
+    else:
+        tell(filter(None, done.stdout.splitlines()[-1:]))
 
 
 @contextmanager
-def _staged(
+def staged(
     model: Path, name: str, change: Callable[[Path, dict[str, Any]], dict[str, Any]]
 ) -> Iterator[Path]:
     """The folder for a converter: as it is, or links to its files beside a changed JSON file."""
@@ -178,7 +195,7 @@ def _with_old_rotary(model: Path, settings: dict[str, Any]) -> dict[str, Any]:
     rotary = settings.get("rope_parameters")
     if not isinstance(rotary, dict) or "rope_theta" not in rotary:
         return settings | inner
-    older = {"rope_theta": rotary["rope_theta"]}
+    older: dict[str, Any] = {"rope_theta": rotary["rope_theta"]}
     if "partial_rotary_factor" in rotary:
         older["partial_rotary_factor"] = rotary["partial_rotary_factor"]
     if rotary.get("rope_type", "default") != "default":
@@ -191,9 +208,13 @@ def _run(module: str, words: list[str], order: Order, engine: str | None = None)
     done = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True)
     if done.returncode == 0 and order.out.exists():
         return done.stdout
-    lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip(" ^~")]
-    said = " / ".join(printable(line)[:200] for line in lines[-SHOWN:]) or "no word about why"
-    raise ModelError(
-        f"{engine or module.partition('.')[0]} cannot convert {order.name}: {said}",
+    raise _failed(engine or module.partition(".")[0], done.stderr or done.stdout, order)
+
+
+def _failed(engine: str, output: str, order: Order) -> ModelError:
+    lines = [line.strip() for line in output.splitlines() if line.strip(" ^~")]
+    said = " / ".join(printable(line)[:300] for line in lines[-SHOWN:]) or "no word about why"
+    return ModelError(
+        f"{engine} cannot convert {order.name}: {said}",
         fix="the merged folder (neuroada merge) is a plain checkpoint for other converters",
     )

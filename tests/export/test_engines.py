@@ -216,7 +216,7 @@ def test_the_class_that_is_named_runs_the_model(spec: str, name: str, tmp_path: 
     specs: Any = pytest.importorskip("ctranslate2.specs.transformer_spec")
     said: str = getattr(specs, spec).name.fget(None)
     (tmp_path / "model.bin").write_bytes(struct.pack("<IH", 6, len(said) + 1) + said.encode() + b"\0\7\0")
-    assert engines._run_by(tmp_path / "model.bin") == name
+    assert engines.run_by(tmp_path / "model.bin") == name
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_converter_is_given_the_older_names_that_it_reads(tmp_path: Path) -> N
     rotary = {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5, "partial_rotary_factor": 0.5}
     (tmp_path / "config.json").write_text(json.dumps({"rope_parameters": rotary}))
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "base"}')
-    with engines._staged(tmp_path, "config.json", engines._with_old_rotary) as staged:
+    with engines.staged(tmp_path, "config.json", engines._with_old_rotary) as staged:
         read = json.loads((staged / "config.json").read_text())
         assert (staged / "tokenizer_config.json").is_file()
     assert read == {
@@ -251,10 +251,10 @@ def test_a_converter_is_given_the_older_names_that_it_reads(tmp_path: Path) -> N
         "rope_scaling": {"rope_type": "linear", "factor": 4.0},
     }  # fmt: skip
     assert engines._with_old_rotary(tmp_path, read) == read
-    with engines._staged(tmp_path, "tokenizer_config.json", engines._without_old_template) as staged:
+    with engines.staged(tmp_path, "tokenizer_config.json", engines._without_old_template) as staged:
         assert staged == tmp_path
     (tmp_path / "chat_template.jinja").write_text("own")
-    with engines._staged(tmp_path, "tokenizer_config.json", engines._without_old_template) as staged:
+    with engines.staged(tmp_path, "tokenizer_config.json", engines._without_old_template) as staged:
         assert json.loads((staged / "tokenizer_config.json").read_text()) == {}
 
 
