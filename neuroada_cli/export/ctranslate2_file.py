@@ -2,8 +2,8 @@
 
     python -m neuroada_cli.export.ctranslate2_file MODEL OUT DTYPE TRUST FILE...
 
-The FILEs of the model's folder are copied. The converter looks for settings where transformers 5 no longer has
-them, and says nothing; the engine computes what is put in here.
+The FILEs of the model's folder are copied. The converter looks for settings where transformers 5 has them no
+longer, and says nothing; the engine computes what is put in here.
 """
 
 from __future__ import annotations
