@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from neuroada_cli import hub
-from neuroada_cli.errors import NumericsError, UserError
+from neuroada_cli.errors import ModelError, NumericsError, UserError
 from neuroada_cli.export.engines import UNKNOWN, run_by, staged
 from neuroada_cli.files.folders import CONFIG
 from neuroada_cli.hub.positions import answer_positions_of, positions_of
@@ -189,7 +189,7 @@ def _model(pair: Pair, stated: Settings) -> tuple[Tensor, Tensor]:
             return tokens_S, model(input_ids=tokens_S[None]).last_hidden_state[0]
         if pair.kind == "Generator":
             return tokens_S, model(input_ids=tokens_S[None], use_cache=False).logits[0]
-        source_S, target_S = _as_translated(pair.out, tokens_S)
+        source_S, target_S = _as_translated(pair.out, model.config.decoder_start_token_id, tokens_S)
         given = {"input_ids": source_S[None], "decoder_input_ids": target_S[None]}
         likely_SV = model(**given, use_cache=False).logits[0].log_softmax(-1)
     return tokens_S, likely_SV.gather(1, tokens_S[:, None])
@@ -206,14 +206,15 @@ def _tokens(config: Any, length: int) -> Tensor:
     return from_V[torch.randint(len(from_V), (length,), generator=chance)]
 
 
-def _as_translated(out: Path, tokens_S: Tensor) -> tuple[Tensor, Tensor]:
+def _as_translated(out: Path, start: int | None, tokens_S: Tensor) -> tuple[Tensor, Tensor]:
     """(what CTranslate2 hands the encoder, and the decoder), of one row that is both."""
     settings = json.loads((out / CONFIG).read_text(encoding="utf-8"))
     number = {name: place for place, name in reversed(list(enumerate(_vocabulary(out, "source"))))}
     source = tokens_S.tolist()
     source = [number[settings["bos_token"]]] * bool(settings.get("add_source_bos")) + source
     source = source + [number[settings["eos_token"]]] * bool(settings.get("add_source_eos"))
-    start = number[settings["decoder_start_token"]]
+    if start is None or settings["decoder_start_token"] is None:
+        raise ModelError("each text says by which token its answer begins")
     return torch.tensor(source), torch.tensor([start, *tokens_S.tolist()[:-1]])
 
 

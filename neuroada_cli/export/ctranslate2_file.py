@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+# whether a block's norms come first, and whether there is one behind the embedding
+NORMS = {"bart": (False, True), "mbart": (True, True), "pegasus": (True, False)}
+
 
 def convert(model: str, out: str, dtype: str, trust_remote_code: bool, copied: list[str]) -> None:
     """Whatever the converter raises for a model that it does not know."""
@@ -35,14 +38,20 @@ def convert(model: str, out: str, dtype: str, trust_remote_code: bool, copied: l
 
 
 def _older_names(config: Any) -> None:
-    """T5 v1.1 does not scale its head's inputs. The converter reads that off tie_word_embeddings, which is
-    true for every T5 by now; and Gemma's rotary base off rope_theta.
+    """What transformers computes for the type of model, under the names that the converter reads.
+
+    T5 v1.1 and mT5 do not scale what their head is given: the converter goes by tie_word_embeddings, which
+    is true for every T5 by now. Gemma's rotary base it looks for in rope_theta, and finds none.
     """
-    if hasattr(config, "scale_decoder_outputs"):
-        config.tie_word_embeddings = config.scale_decoder_outputs
+    if config.model_type in ("t5", "mt5"):
+        config.tie_word_embeddings = getattr(config, "scale_decoder_outputs", False)
     rotary = getattr(config, "rope_parameters", None)
     if isinstance(rotary, dict) and "rope_theta" in rotary:
         config.rope_theta = rotary["rope_theta"]
+    if config.model_type in NORMS:
+        config.normalize_before, config.normalize_embedding = NORMS[config.model_type]
+    if not hasattr(config, "position_embedding_type"):
+        config.position_embedding_type = "absolute"  # the only one of BERT and its kin that is left
 
 
 def _scaling_of_llama3(spec: Any, config: Any) -> None:
