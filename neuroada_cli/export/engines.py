@@ -193,13 +193,17 @@ def _with_old_rotary(model: Path, settings: dict[str, Any]) -> dict[str, Any]:
         if key == "text_config" and isinstance(value, dict)
     }  # fmt: skip
     rotary = settings.get("rope_parameters")
-    if not isinstance(rotary, dict) or "rope_theta" not in rotary:
+    rotary = rotary if isinstance(rotary, dict) else {}
+    turned, local = rotary.get("full_attention", rotary), rotary.get("sliding_attention")  # Gemma 3 has two
+    if not isinstance(turned, dict) or "rope_theta" not in turned:
         return settings | inner
-    older: dict[str, Any] = {"rope_theta": rotary["rope_theta"]}
-    if "partial_rotary_factor" in rotary:
-        older["partial_rotary_factor"] = rotary["partial_rotary_factor"]
-    if rotary.get("rope_type", "default") != "default":
-        older["rope_scaling"] = {key: value for key, value in rotary.items() if key not in older}
+    older: dict[str, Any] = {"rope_theta": turned["rope_theta"]}
+    if "partial_rotary_factor" in turned:
+        older["partial_rotary_factor"] = turned["partial_rotary_factor"]
+    if turned.get("rope_type", "default") != "default":
+        older["rope_scaling"] = {key: value for key, value in turned.items() if key not in older}
+    if isinstance(local, dict) and "rope_theta" in local:
+        older["rope_local_base_freq"] = local["rope_theta"]
     return settings | older | inner  # what counts for transformers where both are there
 
 

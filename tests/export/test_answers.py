@@ -15,6 +15,8 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     BertModel,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     MistralConfig,
     MistralForCausalLM,
     MT5Config,
@@ -107,6 +109,26 @@ def test_mlx_turns_as_the_model_does_by_the_older_names_alone(
     model = pico_llama_512(rope_parameters={"rope_type": "default", "rope_theta": 5e5} | scaling)
     assert check(for_mlx(model, tmp_path / "with")) == ""
     with pytest.raises(NumericsError, match="answers otherwise than the model"):
+        check(for_mlx(model, tmp_path / "without", older_names=False))
+
+
+def test_mlx_turns_by_both_bases_of_gemma_3(tmp_path: Path) -> None:
+    """Its larger sizes scale the angles of the layers that see everything."""
+    pytest.importorskip("mlx_lm")
+    turned = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+    }
+    sizes = _sizes() | {
+        "num_hidden_layers": 6,
+        "head_dim": 8,
+        "num_key_value_heads": 2,
+        "sliding_window": 512,
+    }
+    torch.manual_seed(0)
+    model = Gemma3ForCausalLM(Gemma3TextConfig(**sizes, query_pre_attn_scalar=8, rope_parameters=turned))
+    assert check(for_mlx(model, tmp_path / "with")) == ""
+    with pytest.raises(NumericsError, match="answers otherwise"):
         check(for_mlx(model, tmp_path / "without", older_names=False))
 
 
