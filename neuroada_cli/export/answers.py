@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def check(pair: Pair) -> str:
         try:
             tokens_S, wanted_SV = _model(pair, stated | {WINDOW: SHORT})
             if _off(_mlx(pair.out, tokens_S, SHORT), wanted_SV)[0] <= ODD:
-                return _unseen(stated, len(tokens_S), but=WINDOW)
+                return _unseen(pair.engine, stated, len(tokens_S), but=WINDOW)
             overlooked = True
         except (Exception, SystemExit):  # neither need take another one
             pass
@@ -90,7 +91,7 @@ def check(pair: Pair) -> str:
             f"{pair.engine} passes over {WINDOW}={window}: it answers longer texts otherwise than the model"
         )
     if share <= ODD:
-        return _unseen(stated, len(found_SV))
+        return _unseen(pair.engine, stated, len(found_SV))
     name = next(_unheeded(pair, stated, found_SV), None)
     said = f"as the model would without {name}" if name else "as where a setting is not heeded"
     raise NumericsError(
@@ -115,7 +116,7 @@ def _window(stated: Settings) -> int:
     return window if type(window) is int else 0
 
 
-def _unseen(stated: Settings, length: int, but: str = "") -> str:
+def _unseen(engine: str, stated: Settings, length: int, but: str = "") -> str:
     """What shows in longer texts only."""
     inner = stated.get("text_config")
     stated = inner if isinstance(inner, dict) else stated
@@ -126,7 +127,8 @@ def _unseen(stated: Settings, length: int, but: str = "") -> str:
         found.append(f"{WINDOW}={_window(stated)}")
     if not found:
         return ""
-    return f"compared with the model over {length} tokens: whether it heeds {' and '.join(found)} shows later"
+    said = f"whether {engine} heeds {' and '.join(found)} shows later"
+    return f"compared with the model over {length} tokens: {said}"
 
 
 def _unheeded(pair: Pair, stated: Settings, found_SV: Tensor) -> Iterator[str]:
@@ -170,14 +172,7 @@ def _model(pair: Pair, stated: Settings) -> tuple[Tensor, Tensor]:
     """(tokens [S], what the model makes of them under these settings [S, V])."""
     with staged(pair.folder, CONFIG, lambda *_: stated) as folder:
         if pair.kind == "Encoder":
-            from transformers import AutoModel
-
-            model: Any = AutoModel.from_pretrained(
-                folder,
-                dtype=hub.TORCH_DTYPES[pair.dtype],
-                local_files_only=True,
-                trust_remote_code=pair.trust,
-            )
+            model: Any = hub.load_headless(folder, pair.dtype, pair.trust)
         else:
             task: hub.ModelTask = "seq2seq-lm" if pair.kind == "Translator" else "causal-lm"
             model = hub.load_model(folder, task, pair.dtype, trust_remote_code=pair.trust).model
@@ -238,6 +233,7 @@ def _engine(pair: Pair, tokens_S: Tensor, window: int) -> Tensor:
 
 
 def _mlx(out: Path, tokens_S: Tensor, window: int | None = None) -> Tensor:
+    os.environ["MLX_ENABLE_TF32"] = "0"  # some GPUs would round fp32 factors to 10 bits
     mx: Any = importlib.import_module("mlx.core")
     utils: Any = importlib.import_module("mlx_lm.utils")
     model = utils.load_model(out, model_config={} if window is None else {WINDOW: window})[0]

@@ -174,7 +174,10 @@ def test_what_shows_in_longer_texts_only_is_said(shared: Path, tmp_path: Path) -
     """Where CTranslate2 has a window it gives the logits of one window at most."""
     pytest.importorskip("ctranslate2")
     said = check(for_ctranslate2(pico_mistral(window=24), tmp_path, shared))
-    assert said == "compared with the model over 24 tokens: whether it heeds sliding_window=24 shows later"
+    assert (
+        said
+        == "compared with the model over 24 tokens: whether ctranslate2 heeds sliding_window=24 shows later"
+    )
 
 
 def test_an_engine_that_cannot_run_here_says_nothing_of_its_file(tmp_path: Path) -> None:
