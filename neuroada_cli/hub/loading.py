@@ -84,11 +84,8 @@ def skeleton(
     """
     with _explained(folder), bounded(open_weights(folder)), torch.device("meta"):
         config = _config(folder, num_labels, trust_remote_code)
-        model: nn.Module = _auto_class(task).from_config(
-            config,
-            attn_implementation=attention if attention in OF_TORCH else None,
-            trust_remote_code=trust_remote_code,
-        )
+        asked = {"attn_implementation": attention} if attention in OF_TORCH else {}
+        model: nn.Module = _auto_class(task).from_config(config, trust_remote_code=trust_remote_code, **asked)
         model.tie_weights()  # type: ignore[operator]
     return model
 
