@@ -69,7 +69,7 @@ def _settled(tokenizer: Any, named: dict[str, list[int]]) -> Endings:
     said = " and ".join(f"{file} names {', '.join(map(str, numbers))}" for file, numbers in named.items())
     usable = next((number for number in ids if _is_token(tokenizer, number)), None)
     if usable is None:
-        others = f"{said}, which the tokenizer has not" if ids else "and no config names another"
+        others = f"{said}, {_why_none(tokenizer, set(ids))}" if ids else "and no config names another"
         why = f"the tokenizer's end token is {held}, {others}"
         return Endings(frozenset(ids), problem=why)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(usable)
@@ -78,6 +78,14 @@ def _settled(tokenizer: Any, named: dict[str, list[int]]) -> Endings:
         f"({usable}), where the model stops"
     )
     return Endings(frozenset({usable, *ids}), remark)
+
+
+def _why_none(tokenizer: Any, ids: set[int]) -> str:
+    """Of numbers that are all no usable token."""
+    unknown = tokenizer.unk_token_id
+    if unknown not in ids:
+        return "which the tokenizer has not"
+    return "its unknown token" if len(ids) == 1 else f"of which it has {unknown} alone, its unknown token"
 
 
 def _of_few(named: dict[str, list[int]], own: int, token: str) -> str | None:

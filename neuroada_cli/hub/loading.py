@@ -144,6 +144,25 @@ def load_model(
         return LoadedModel(model if packed else model.to(device), fresh, folder)
 
 
+def load_headless(folder: Path, dtype: str, trust_remote_code: bool = False) -> nn.Module:
+    """The model up to its last hidden states, without a head, its weights rounded to `dtype`; on the CPU.
+
+    Raises ModelError (not loadable), ResourceError (out of memory).
+    """
+    from transformers import AutoModel
+
+    check_folder(folder, trust_remote_code)
+    with _explained(folder), bounded(open_weights(folder)), _silent_transformers():
+        model: nn.Module = AutoModel.from_pretrained(
+            folder,
+            dtype=TORCH_DTYPES[dtype],
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+        )
+    return model
+
+
 def load_tokenizer(folder: Path, trust_remote_code: bool = False, model: Path | None = None) -> Any:
     """The folder's tokenizer (a PreTrainedTokenizerBase), its end token settled with the model's configs.
 

@@ -216,7 +216,7 @@ def test_the_class_that_is_named_runs_the_model(spec: str, name: str, tmp_path: 
     specs: Any = pytest.importorskip("ctranslate2.specs.transformer_spec")
     said: str = getattr(specs, spec).name.fget(None)
     (tmp_path / "model.bin").write_bytes(struct.pack("<IH", 6, len(said) + 1) + said.encode() + b"\0\7\0")
-    assert engines._run_by(tmp_path / "model.bin") == name
+    assert engines.run_by(tmp_path / "model.bin") == name
 
 
 @pytest.mark.parametrize(
@@ -234,3 +234,55 @@ def test_the_program_that_is_named_suits_the_model(
     monkeypatch.setattr(engines, "_run", lambda *_: None)  # the converter itself: the tests above
     use = engines.gguf(Order(tmp_path, tmp_path / "out", "tuned", "fp16"))
     assert use == f"{program} -m OUT/tuned-f16.gguf"
+
+
+def test_a_converter_is_given_the_older_names_that_it_reads(tmp_path: Path) -> None:
+    """mlx-lm's Llama takes a base of 10,000 where there is no rope_theta; llama.cpp's converter the template
+    of tokenizer_config.json, where transformers takes the file.
+    """
+    rotary = {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5, "partial_rotary_factor": 0.5}
+    (tmp_path / "config.json").write_text(json.dumps({"rope_parameters": rotary}))
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "base"}')
+    with engines.staged(tmp_path, "config.json", engines._with_old_rotary) as staged:
+        read = json.loads((staged / "config.json").read_text())
+        assert (staged / "tokenizer_config.json").is_file()
+    assert read == {
+        "rope_parameters": rotary, "rope_theta": 5e5, "partial_rotary_factor": 0.5,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    }  # fmt: skip
+    assert engines._with_old_rotary(tmp_path, read) == read
+    with engines.staged(tmp_path, "tokenizer_config.json", engines._without_old_template) as staged:
+        assert staged == tmp_path
+    (tmp_path / "chat_template.jinja").write_text("own")
+    with engines.staged(tmp_path, "tokenizer_config.json", engines._without_old_template) as staged:
+        assert json.loads((staged / "tokenizer_config.json").read_text()) == {}
+
+
+@pytest.mark.slow
+def test_mlx_turns_by_the_models_own_angles(shared: Path, tmp_path: Path) -> None:
+    mx: Any = pytest.importorskip("mlx.core")
+    from mlx_lm.utils import load_model
+
+    rotary = {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}
+    model = pico_llama(vocabulary=512, rope_parameters=rotary)
+    _with_stories_tokenizer(model, shared, tmp_path / "base")
+    export.run(tmp_path / "base", tmp_path / "tuned", "mlx", quiet=True)
+    found = torch.tensor(load_model(tmp_path / "tuned")[0](mx.array(TOKENS.numpy())).tolist())
+    with torch.inference_mode():
+        torch.testing.assert_close(found, model(TOKENS).logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["mlx", "ctranslate2"])
+def test_a_setting_that_an_engine_does_not_heed_is_told(to: str, shared: Path, tmp_path: Path) -> None:
+    """Both compute every Llama with SiLU."""
+    pytest.importorskip({"mlx": "mlx_lm"}.get(to, to))
+    _with_stories_tokenizer(pico_llama(vocabulary=512, hidden_act="gelu"), shared, tmp_path / "base")
+    with pytest.raises(ModelError, match=f"{to} cannot convert tuned: what it made answers otherwise"):
+        export.run(tmp_path / "base", tmp_path / "tuned", to, quiet=True)
+    assert not (tmp_path / "tuned").exists()
+
+
+def _with_stories_tokenizer(model: Any, shared: Path, folder: Path) -> None:
+    shutil.copytree(shared / "models" / "stories260K", folder)
+    model.save_pretrained(folder)

@@ -100,12 +100,14 @@ def test_an_answer_that_ends_in_one_of_the_models_ends_needs_no_other(folder: Pa
     ("tokens", "config", "message"),
     [
         ({"eos_token": ""}, 9999, r"end token is '' .*names 9999.*, which the tokenizer has not"),
+        ({"eos_token": ""}, 0, r"names 0, its unknown token"),
+        ({"eos_token": ""}, [0, 9999], r"names 0, 9999, of which it has 0 alone, its unknown token"),
         ({"eos_token": ""}, None, r"end token is '' .*no config names another"),
         ({"eos_token": "", "unk_token": ""}, 2, "unknown token is none of its tokens; mend unk_token"),
     ],
 )
 def test_what_no_text_can_end_in_is_refused(
-    folder: Path, tokens: dict[str, str], config: int | None, message: str
+    folder: Path, tokens: dict[str, str], config: int | list[int] | None, message: str
 ) -> None:
     edit(folder, "tokenizer_config.json", **tokens)
     for file in ("config.json", "generation_config.json"):
