@@ -180,10 +180,11 @@ def _fake_loss(
     original  what `model` is a copy of
     """
     tokens_BS = torch.zeros(batch, sequence, dtype=torch.int64)
+    # as rows are given: encoders make no mask without it, and T5 one per row and head
+    text = {"input_ids": tokens_BS, "attention_mask": torch.ones_like(tokens_BS)}
     head = cast(Any, model).get_output_embeddings()
     if head is None:
-        text = {"input_ids": tokens_BS} if sequence else {}
-        logits_BC = model(**text, **also).logits.float()
+        logits_BC = model(**(text if sequence else {}), **also).logits.float()
         return F.cross_entropy(logits_BC, torch.zeros(batch, dtype=torch.int64), reduction="sum")
     answers_BS = also.get("decoder_input_ids", tokens_BS)
     most = batch * (answers_BS.shape[1] - 1)
@@ -200,7 +201,7 @@ def _fake_loss(
 
     handle = head.register_forward_pre_hook(keep)
     try:
-        logits_NV = model(input_ids=tokens_BS, use_cache=False, **also).logits[0]
+        logits_NV = model(**text, use_cache=False, **also).logits[0]
     finally:
         handle.remove()
     if sliced:

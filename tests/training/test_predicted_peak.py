@@ -9,12 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import one_thread, tiny_llama_folder, tiny_recipe  # noqa: F401
+from tiny_run import (  # noqa: F401
+    one_thread,
+    tiny_bert_folder,
+    tiny_llama_folder,
+    tiny_recipe,
+    tiny_rte_folder,
+    tiny_tokenizer,
+)
+from transformers import T5Config, T5ForConditionalGeneration
 
 from neuroada_cli import hub
 from neuroada_cli.data.batch import collate
 from neuroada_cli.loop.loop import Schedule
-from neuroada_cli.loop.loss import token_loss
+from neuroada_cli.loop.loss import LOSSES, token_loss
 from neuroada_cli.loop.validate import validate
 from neuroada_cli.memory import Breakdown, StepMemory, TensorBytes
 from neuroada_cli.training.plan import predicted_memory
@@ -93,3 +101,36 @@ def test_validation_on_longer_rows_is_predicted(attention: str, tmp_path: Path) 
         validate(loaded, [padded], "generation")
     assert step.meter.peak > 1.5 * trained
     assert guess.peak == pytest.approx(step.meter.peak, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bert"])
+def test_the_masks_of_encoders_are_predicted(kind: str, tmp_path: Path, monkeypatch) -> None:
+    """Of rows of several lengths; T5 adds its bias of positions to them, per row and head."""
+    monkeypatch.setenv("NEUROADA_DATA", str(tiny_rte_folder(tmp_path / "data")))
+    folder, task = tmp_path / "base", "due_dates"
+    if kind == "bert":
+        tiny_bert_folder(folder)
+        task = "rte"
+    else:
+        config = T5Config(
+            vocab_size=len(tiny_tokenizer()), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+            dropout_rate=0.0, decoder_start_token_id=0, eos_token_id=2,
+        )  # fmt: skip
+        T5ForConditionalGeneration(config).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+    recipe = tiny_recipe(folder, tmp_path / "run", data={"task": task}, train={"micro_batch_size": 4})
+    checked = check(recipe, overwrite=False)
+    guess = predicted_memory(checked.recipe, checked.plan, checked.rows, checked.base, "cpu")
+    assert isinstance(guess, Breakdown)
+
+    loaded = hub.load_model(folder, checked.base.task, "fp32", num_labels=checked.task.num_labels).model
+    indices = {
+        name: torch.arange(2, dtype=torch.int32).repeat(rows, 1)
+        for name, (rows, _) in checked.plan.sizes.shapes.items()
+    }
+    method = checked.plan.facts.build()
+    step = StepMemory(loaded.train(), method, lambda: method.attach(loaded, indices), TensorBytes())
+    rows = sorted(checked.rows.data.train, key=lambda row: len(row.input_ids))
+    batch = collate([rows[-1], rows[-1], rows[-1], rows[0]], 0)
+    loss = LOSSES[checked.task.kind]
+    assert guess.peak == pytest.approx(step.run(lambda: loss(loaded, batch)[0]).peak, rel=0.05)
