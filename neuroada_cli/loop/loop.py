@@ -245,7 +245,7 @@ class Schedule:
         """Micro-batches of similar length, the longest first: what does not fit fails at once."""
         rows, lengths = self._data.validation, lengths_of(self._data.validation)
         order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
-        size = self._size(self._settings.batch_size)
+        size = self._size(min(self._settings.batch_size, len(rows) or 1))
         for start in range(0, len(rows), size):
             yield self._batch([rows[at] for at in order[start : start + size]])
 

@@ -26,7 +26,7 @@ from neuroada_cli.delta.targets import target_of
 from neuroada_cli.delta.trained_weight import Watching
 from neuroada_cli.loop.linear_cross_entropy import is_frozen_linear, linear_cross_entropy
 from neuroada_cli.loop.loss import logits_are_final
-from neuroada_cli.loop.modes import set_training
+from neuroada_cli.loop.modes import evaluating, set_training
 from neuroada_cli.loop.recomputing import enable_checkpointing
 from neuroada_cli.memory.depth import alike_blocks, by_depth
 from neuroada_cli.memory.tracker import Breakdown, StepBytes, StepMemory, TensorBytes, copy_structure
@@ -84,8 +84,12 @@ def predict_step(
     padded: bool = False,
     prepare: Callable[[nn.Module], None] | None = None,
     also: Mapping[str, Tensor] | None = None,
+    learns: bool = True,
 ) -> StepBytes:
-    """As `predict`: what lives in each part of the step."""
+    """As `predict`: what lives in each part of the step.
+
+    learns  False: a forward pass between two steps instead, without gradients (validation); its only part
+    """
     counts = {name: k if isinstance(k, int) else k[name] for name in targets}
 
     def forward_of(model: nn.Module) -> Callable[[], Tensor]:
@@ -97,7 +101,7 @@ def predict_step(
 
     def step_of(model: nn.Module, names: Iterable[str]) -> StepBytes:
         here = {name: counts[name] for name in names}
-        return _step(model, method, here, whole, prepare, gradient_checkpointing, forward_of)
+        return _step(model, method, here, whole, prepare, gradient_checkpointing, forward_of, learns)
 
     with _fake_tensors(device, padded):
 
@@ -111,7 +115,7 @@ def predict_step(
             )
 
         stack = alike_blocks(skeleton, counts, whole)
-        settings = (dtype, gradient_checkpointing, device, padded, learnt is None)
+        settings = (dtype, gradient_checkpointing, device, padded, learnt is None, learns)
         kind = (type(method), *counts.items(), *whole, *settings, *(also or {}))
         return by_depth(stack, copied, step_of, kind) or step_of(copied(), counts)
 
@@ -124,8 +128,9 @@ def _step(
     prepare: Callable[[nn.Module], None] | None,
     gradient_checkpointing: bool,
     forward_of: Callable[[nn.Module], Callable[[], Tensor]],
+    learns: bool,
 ) -> StepBytes:
-    """One step of a model of fake tensors, the optimizer's moments being there already."""
+    """One step of a model of fake tensors, the optimizer's moments being there already; or one look."""
     set_training(model)
     for module in model.modules():
         if hasattr(module, "layerdrop"):
@@ -146,7 +151,10 @@ def _step(
 
     step = StepMemory(model, method, attach, _FakeBytes())
     step.make_moments()
-    return step.step(forward_of(model))
+    if learns:
+        return step.step(forward_of(model))
+    with evaluating(model):
+        return step.look(forward_of(model))
 
 
 class _Never:
@@ -172,10 +180,11 @@ def _fake_loss(
     original  what `model` is a copy of
     """
     tokens_BS = torch.zeros(batch, sequence, dtype=torch.int64)
+    # as rows are given: encoders make no mask without it, and T5 one per row and head
+    text = {"input_ids": tokens_BS, "attention_mask": torch.ones_like(tokens_BS)}
     head = cast(Any, model).get_output_embeddings()
     if head is None:
-        text = {"input_ids": tokens_BS} if sequence else {}
-        logits_BC = model(**text, **also).logits.float()
+        logits_BC = model(**(text if sequence else {}), **also).logits.float()
         return F.cross_entropy(logits_BC, torch.zeros(batch, dtype=torch.int64), reduction="sum")
     answers_BS = also.get("decoder_input_ids", tokens_BS)
     most = batch * (answers_BS.shape[1] - 1)
@@ -192,7 +201,7 @@ def _fake_loss(
 
     handle = head.register_forward_pre_hook(keep)
     try:
-        logits_NV = model(input_ids=tokens_BS, use_cache=False, **also).logits[0]
+        logits_NV = model(**text, use_cache=False, **also).logits[0]
     finally:
         handle.remove()
     if sliced:

@@ -222,6 +222,13 @@ class StepMemory:
             end_part()
         return StepBytes(self.weights, gradients, self.meter.live, tuple(peaks))
 
+    def look(self, forward: Callable[[], Tensor]) -> StepBytes:
+        """A forward pass that nothing is learnt from, as in validation: its peak is the only part."""
+        with self.meter, torch.no_grad():
+            self.meter.restart()
+            forward()
+        return StepBytes(self.weights, 0, self.meter.live, (self.meter.peak,))
+
     def make_moments(self) -> None:
         """The optimizer's moments, without a step of the model."""
         with self.meter:

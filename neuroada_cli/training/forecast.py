@@ -228,7 +228,7 @@ def _say_of_what(checked: Checked, processes: int, console: Console) -> None:
         _say(console, "the pass over the pictures themselves comes on top")
     held = checked.rows.validation_report
     if held is not None and held.longest > longest:
-        _say(console, f"validation rows have up to {held.longest} tokens: what these take is not looked at")
+        _say(console, f"validation rows have up to {held.longest} tokens, and a look at them counts, too")
 
 
 def _memory_table(ways: Ways, method: str, own: int) -> Table:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from neuroada_cli import hub, memory
+from neuroada_cli.data.encoding import EncodeReport
 from neuroada_cli.errors import RecipeError, UserError
 from neuroada_cli.hub.known import code_of, known
 from neuroada_cli.methods import MethodFacts, Sizes, facts_of
@@ -97,7 +98,12 @@ def _counted(facts: MethodFacts, base: hub.Base, choice: Choice) -> int:
 
 def largest_step(recipe: Recipe, rows: PreparedRows, processes: int = 1) -> tuple[int, int]:
     """(rows, tokens of each) of the forward pass that takes the most memory."""
-    counts, train = rows.train_report, recipe.train
+    return _largest(recipe, rows.train_report, processes)
+
+
+def _largest(recipe: Recipe, counts: EncodeReport, processes: int) -> tuple[int, int]:
+    """The same of the rows that `counts` tells of, which are cut alike to train and to validate."""
+    train = recipe.train
     micro = min(train.micro_batch_size or train.batch_size, -(-train.batch_size // processes))
     return min(micro, counts.rows), counts.longest
 
@@ -142,15 +148,42 @@ def connections(recipe: Recipe, plan: Plan) -> dict[str, int]:
 def predicted_step(
     recipe: Recipe, plan: Plan, rows: PreparedRows, base: hub.Base, device: str, processes: int
 ) -> memory.StepBytes | str:
-    """As `predicted_memory`, part by part, and of a base that is not quantised."""
+    """As `predicted_memory`, part by part, and of a base that is not quantised. Where validation rows are
+    longer than the others, a look at them counts, too.
+    """
     if not plan.facts.predictable:
         return f"the steps of {recipe.train.method} cannot be gone through without numbers"
     language = {*hub.parts_of(base.graph).get("language", ())}
     if base.task == "image-text-to-text" and language and not {*plan.sizes.shapes} <= language:
         # how many places pictures take is known from values, which nothing has there
         return "the pass over pictures cannot be gone through without numbers, and parts of it train"
-    counts = rows.train_report
-    micro, longest = largest_step(recipe, rows, processes)
+    counts, held = rows.train_report, rows.validation_report
+    step = _predicted(recipe, plan, rows, counts, base, device, processes)
+    if isinstance(step, str) or held is None or not _longer(held, counts):
+        return step
+    look = _predicted(recipe, plan, rows, held, base, device, processes, learns=False)
+    if isinstance(look, str):
+        return look
+    forward, *rest = step.parts  # a pass between two steps, when as much lives as before a step's own
+    return replace(step, parts=(max(forward, look.peak), *rest))
+
+
+def _longer(held: EncodeReport, counts: EncodeReport) -> bool:
+    return held.longest > counts.longest or held.longest_answer > counts.longest_answer
+
+
+def _predicted(
+    recipe: Recipe,
+    plan: Plan,
+    rows: PreparedRows,
+    counts: EncodeReport,
+    base: hub.Base,
+    device: str,
+    processes: int,
+    learns: bool = True,
+) -> memory.StepBytes | str:
+    """The largest step on rows that `counts` tells of, or, where nothing learns, the largest look at them."""
+    micro, longest = _largest(recipe, counts, processes)
     packs = recipe.train.packing  # into one row, of which a mask tells what each token sees: [S, S] of all
     asked: dict[str, Any] = {
         "k": kept_per_neuron(recipe, plan),
@@ -160,7 +193,8 @@ def predicted_step(
         "learnt": round(micro * (longest + counts.longest_answer) * counts.targets / max(1, counts.tokens)),
         "gradient_checkpointing": recipe.train.gradient_checkpointing,
         "device": device.partition(":")[0],
-        "also": _beside(micro, rows),
+        "also": _beside(micro, counts, rows),
+        "learns": learns,
     }
     targets = list(plan.stored_k or plan.sizes.shapes)
 
@@ -198,10 +232,10 @@ def _step_bytes(record: Any) -> memory.StepBytes:
     return memory.StepBytes(int(record["weights"]), int(record["gradients"]), int(record["left"]), parts)
 
 
-def _beside(rows: int, prepared: PreparedRows) -> dict[str, torch.Tensor]:
+def _beside(rows: int, counts: EncodeReport, prepared: PreparedRows) -> dict[str, torch.Tensor]:
     """What the largest forward pass is given beside its tokens, by shape."""
-    longest, data = prepared.train_report.longest_answer, prepared.data
-    if data.features is not None and not prepared.train_report.tokens:
+    longest, data = counts.longest_answer, prepared.data
+    if data.features is not None and not counts.tokens:
         return data.features([max(data.train, key=len)] * rows)
     if not longest:
         return {}

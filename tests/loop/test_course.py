@@ -136,7 +136,9 @@ def test_validation_rows_are_shared_by_processes_as_training_rows_are() -> None:
     """Else one process has them all, in a forward pass as many times as large as those of training."""
     data = TrainData(rows(False, False, 12), rows(False, False, 7, 4), "generation", 0)
     sizes = {
-        workers: [len(b.rows) for b in Schedule(data, Settings(OPTIM, batch_size=8), workers).validation()]
-        for workers in (1, 4)
+        (workers, batch): [
+            len(b.rows) for b in Schedule(data, Settings(OPTIM, batch_size=batch), workers).validation()
+        ]
+        for workers, batch in [(1, 8), (4, 8), (4, 64)]
     }
-    assert sizes == {1: [7], 4: [2, 2, 2, 1]}
+    assert sizes == {(1, 8): [7], (4, 8): [2, 2, 2, 1], (4, 64): [2, 2, 2, 1]}

@@ -38,3 +38,10 @@ def test_always_wrong_is_the_opposite_of_always_right() -> None:
     labels = [0, 1, 1, 0, 1]
     assert metrics.matthews(labels, labels) == pytest.approx(1)
     assert metrics.matthews([1 - label for label in labels], labels) == pytest.approx(-1)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", metrics.METRICS)
+def test_a_single_class_in_rows_and_answers_is_no_warning(name: str) -> None:
+    assert metrics.METRICS[name]([1.0] * 4, [1.0] * 4) == (1.0 if name in ("accuracy", "f1") else 0.0)
+    assert metrics.METRICS[name]([0.0] * 4, [0.0] * 4) == (1.0 if name == "accuracy" else 0.0)
