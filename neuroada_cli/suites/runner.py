@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,8 +103,11 @@ def run(
             if tuned is not None
             for seed in suite.seeds
         ]
+        needed = {cell.key for cell in todo}
+        runner.drop_checkpoints(cell for cell in trials if cell.key not in needed)
         try:
             runner.all(todo, "run", _scoring(suite), forgetting=True)
+            runner.drop_checkpoints(todo)  # of what nothing was measured, too
         finally:  # what is done is shown, even if the rest was stopped
             found = _results(suite, runner, trials, todo, extra)
             files.write_json(out / RESULTS, found)
@@ -180,6 +183,12 @@ class _Runner:
         files.remove_folder(self.folder / cell.key)
         place = f"{cell.label}, {cell.variant}, seed {cell.seed}"
         say(self.console, f"{place}: is not taken over, {name} has changed since", markup=False)
+
+    def drop_checkpoints(self, finished: Iterable[Cell]) -> None:
+        """Of cells that nothing is left to be measured of; not of those that failed."""
+        for cell in finished:
+            if not self.keep_runs and cell.key not in self.failed and self.done(cell.key, ()):
+                shutil.rmtree(self.folder / cell.key / cells.RUN, ignore_errors=True)
 
     def stopped(self) -> bool:
         return self.children.stopped

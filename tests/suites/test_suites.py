@@ -134,6 +134,7 @@ def test_a_suite_tunes_on_validation_reuses_and_shows(done: tuple[Path, Path]) -
             assert "forgetting" not in other["trained"], "it decides nothing in a trial"
         assert all(run["scores"]["due_dates"]["n"] == 2 for run in runs)
         assert all(math.isfinite(run["trained"]["forgetting"]) for run in runs)
+    assert not list(out.glob("cells/*/run")), "nobody asked to keep checkpoints"
     assert "K=2" in (out / "table.md").read_text(encoding="utf-8")
     assert (out / "plot.png").stat().st_size > 5000
     files = {file: file.stat().st_mtime_ns for file in out.rglob("*.json") if "cells" in file.parts}
