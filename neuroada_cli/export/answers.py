@@ -29,6 +29,7 @@ from neuroada_cli.errors import ModelError, NumericsError, UserError
 from neuroada_cli.export.engines import UNKNOWN, run_by, staged
 from neuroada_cli.files.folders import CONFIG
 from neuroada_cli.hub.positions import answer_positions_of, positions_of
+from neuroada_cli.machine import kernels
 
 LENGTH = 64  # another base of rotary positions, and most of their scalings, show in nearly all of them
 # Of the spread of what is compared. In fp32 the engines differ from transformers by 1e-5, and by 3e-3 where
@@ -276,6 +277,8 @@ CTRANSLATE2: dict[str, Callable[[Path, Tensor], Tensor]] = {
 
 if __name__ == "__main__":
     words = sys.argv[1:]
+    if words[4] != "1":
+        kernels.keep_out()
     try:
         print("\n" + check(Pair(words[0], Path(words[1]), Path(words[2]), words[3], words[4] == "1")))
     except UserError as error:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from neuroada_cli.machine import kernels
+
 # whether a block's norms come first, and whether there is one behind the embedding
 NORMS = {"bart": (False, True), "mbart": (True, True), "pegasus": (True, False)}
 
@@ -67,4 +69,6 @@ def _scaling_of_llama3(spec: Any, config: Any) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[4] != "1":
+        kernels.keep_out()
     convert(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4] == "1", sys.argv[5:])
