@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from neuroada_cli import hub
 from neuroada_cli.errors import NumericsError, UserError
 from neuroada_cli.export.engines import LARGE
+from neuroada_cli.machine import kernels
 
 TYPES = "token_type_ids"
 TOLERANCE = 1e-3  # of the logits' spread, in fp32
@@ -122,6 +123,8 @@ def _compare(model: nn.Module, file: Path, dtype: str, typed: bool) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[4] != "1":
+        kernels.keep_out()
     try:
         inputs = write(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "1")
         print(f"\n{', '.join(inputs)}")

@@ -106,3 +106,14 @@ def test_what_a_host_program_has_imported_stays(monkeypatch: pytest.MonkeyPatch)
     kernels.keep_out()
     kernels.let_in()
     assert sys.modules["kernels"] is os
+
+
+def test_every_process_that_loads_models_keeps_it_out() -> None:
+    """What runs by `python -m` of its own begins as a command does, unless it imports nothing of ours."""
+    package = Path(kernels.__file__).parents[1]
+    starts = [file for file in package.rglob("*.py") if '__name__ == "__main__"' in file.read_text("utf-8")]
+    apart = {"__main__.py", "unpickle.py"}  # hands over to cli/app.py; imports neither torch nor us
+    without = [file.name for file in starts if "kernels.keep_out()" not in file.read_text("utf-8")]
+    assert set(without) == apart
+    assert "kernels.keep_out()" in (package / "cli" / "app.py").read_text("utf-8")
+    assert len(starts) > len(apart) + 3
